@@ -1,0 +1,1 @@
+"""Masked Token Optimization losses for masked image modeling."""

@@ -1,0 +1,54 @@
+"""Errors a person can act on, and the exit codes that are a promise.
+
+| code | meaning                                                                     |
+|------|-----------------------------------------------------------------------------|
+| 0    | done, and everything is as asked                                            |
+| 1    | not as asked: a check found a difference                                    |
+| 2    | the command line was wrong                                                  |
+| 3    | something is missing: a source, a program, data, a package, disk space      |
+| 4    | refused, because going on would overwrite something of yours                |
+| 5    | an object is not what its lock or its format says: corrupt or tampered with |
+| 6    | conflict: a person must decide                                              |
+"""
+
+from __future__ import annotations
+
+
+class MtoError(Exception):
+    """What failed, on which object, and the command that mends it.
+
+    Args:
+        message: One sentence that names the object, what was expected and what was found.
+        hint: A command or a short instruction that mends it; shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class MissingError(MtoError):
+    """Something needed is not there (source, program, data, disk space)."""
+
+    exit_code = 3
+
+
+class RefusedError(MtoError):
+    """Going on would overwrite something of the user's."""
+
+    exit_code = 4
+
+
+class CorruptError(MtoError):
+    """An object differs from its lock, or cannot be read in its format."""
+
+    exit_code = 5
+
+
+class ConflictError(MtoError):
+    """A person must decide."""
+
+    exit_code = 6
