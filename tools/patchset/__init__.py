@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Patch series over the official recipes: fetch, apply, check, revert; knows git, not torch."""

@@ -1,0 +1,258 @@
+"""git with everything taken away that would make its answer depend on who asks.
+
+A user's `diff.noprefix`, `core.autocrlf`, hooks or an exported `GIT_DIR` must not change what a
+series builds. Locations and credentials (ssh, proxies, `url.*.insteadOf`, `safe.directory`) stay
+the user's, because fetching needs them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mto_tools.errors import CorruptError, MissingError, MtoError
+
+OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+OLDEST = (2, 25)  # sparse-checkout; `mto upgrade` asks for 2.38 itself
+
+# Results never depend on these; last on the command line wins over every configuration file.
+_NEUTRAL = {
+    "advice.detachedHead": "false",
+    "apply.ignoreWhitespace": "no",
+    "apply.whitespace": "nowarn",
+    "color.ui": "false",
+    "commit.gpgSign": "false",
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.quotePath": "false",
+    "diff.algorithm": "default",
+    "diff.context": "3",
+    "diff.ignoreSubmodules": "none",
+    "diff.indentHeuristic": "true",
+    "diff.interHunkContext": "0",
+    "diff.mnemonicPrefix": "false",
+    "diff.noprefix": "false",
+    "diff.orderFile": os.devnull,
+    "diff.renames": "false",
+    "diff.srcPrefix": "a/",
+    "diff.dstPrefix": "b/",
+    "gc.auto": "0",
+    "i18n.commitEncoding": "UTF-8",
+    "log.showSignature": "false",
+    "maintenance.auto": "false",
+    "merge.conflictStyle": "merge",
+    "merge.renames": "true",
+    "rerere.enabled": "false",
+    "status.renames": "false",
+    "submodule.recurse": "false",
+    "user.useConfigOnly": "false",
+}
+# Line ends belong to the work tree, and the work tree to the user: a clone made elsewhere under
+# autocrlf=true holds CRLF on purpose. Blobs are compared without conversion, files with it.
+_NO_CONVERSION = {
+    "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.safecrlf": "false",
+}
+# Every other GIT_* variable is removed: it could name another repository, index or setting.
+_KEEP = re.compile(
+    r"GIT_(SSH|SSH_COMMAND|SSH_VARIANT|ASKPASS|SSL_\w+|HTTP_\w+|PROXY_\w+|ALLOW_PROTOCOL|PROTOCOL|"
+    r"EXEC_PATH|CURL_VERBOSE|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+)|"
+    r"PYTHON_\w+)"
+)
+_HINT_NO_GIT = (
+    "install git 2.25 or newer and see that it is on PATH; without root: conda install git"
+)
+
+
+class GitError(MtoError):
+    """git itself failed; `stderr` holds its own words."""
+
+    def __init__(self, message: str, *, hint: str = "", rc: int = 1, stderr: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.rc = rc
+        self.stderr = stderr
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Hide the `GIT_*` variables that redirect git; a child only ever adds to what it inherits."""
+    hidden = {
+        k: v for k, v in os.environ.items() if k.startswith("GIT_") and not _KEEP.fullmatch(k)
+    }
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+class Git:
+    """Runs git, by way of GitPython, bound to one folder.
+
+    Args:
+        folder: Work tree, bare repository, or the folder in which one will be made.
+        env: Variables added to every call, such as `GIT_INDEX_FILE`.
+    """
+
+    def __init__(self, folder: Path | str, env: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(folder).absolute()
+        self.env = dict(env or {})
+
+    def with_env(self, **env: str) -> Git:
+        """Return the same folder with more variables, e.g. another `GIT_INDEX_FILE`."""
+        return Git(self.folder, {**self.env, **env})
+
+    def try_run(
+        self,
+        *args: str,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        convert: bool = False,
+    ) -> tuple[int, bytes, str]:
+        """Run `git ARGS` and return (exit status, stdout, stderr); never raises on a status.
+
+        Args:
+            args: Arguments after `git`.
+            input: Bytes for stdin; without it stdin is empty.
+            env: Variables for this call only.
+            convert: Leave line-end conversion and attributes to the user's configuration; for
+                commands that read or write the work tree, such as `status` and `checkout`.
+
+        Raises:
+            MissingError: There is no git, or no such folder.
+        """
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        from git.cmd import Git as GitPython  # 0.2 s, and only some commands need it
+        from git.exc import GitCommandNotFound
+
+        if not self.folder.is_dir():
+            raise MissingError(f"there is no folder {self.folder}")
+        settings = dict(_NEUTRAL) if convert else {**_NEUTRAL, **_NO_CONVERSION}
+        # -C although cwd is given: GitPython falls back to its own cwd where it may not enter.
+        command = ["git", "-C", str(self.folder)]
+        for key, value in settings.items():
+            command += ["-c", f"{key}={value}"]
+        command += args
+        full_env = {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0", **self.env}
+        if args and args[0] in _READING:
+            full_env["GIT_OPTIONAL_LOCKS"] = "0"
+        full_env.update(env or {})
+        with clean_environment(), tempfile.TemporaryFile() as stdin:
+            if input is not None:
+                stdin.write(input)
+                stdin.seek(0)
+            try:
+                rc, out, err = GitPython(str(self.folder)).execute(
+                    command,
+                    istream=stdin,
+                    env=full_env,
+                    with_extended_output=True,
+                    with_exceptions=False,
+                    stdout_as_string=False,
+                    strip_newline_in_stdout=False,
+                )
+            except GitCommandNotFound as error:
+                raise MissingError("there is no git on PATH", hint=_HINT_NO_GIT) from error
+        return rc, out, err if isinstance(err, str) else err.decode(errors="replace")
+
+    def run(
+        self,
+        *args: str,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        convert: bool = False,
+    ) -> bytes:
+        """Run `git ARGS` and return its stdout; `try_run` explains the arguments.
+
+        Raises:
+            GitError: git left with a non-zero status, and `check` is true.
+            MissingError: There is no git, or no such folder.
+        """
+        rc, out, err = self.try_run(*args, input=input, env=env, convert=convert)
+        if rc and check:
+            raise _explain(self.folder, args, rc, err)
+        return out
+
+    def text(
+        self,
+        *args: str,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        convert: bool = False,
+    ) -> str:
+        """Run `git ARGS` and return its stdout as text without the last line feed."""
+        out = self.run(*args, input=input, env=env, check=check, convert=convert)
+        return out.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+    def ok(self, *args: str) -> bool:
+        """Whether `git ARGS` leaves with status 0."""
+        return self.try_run(*args)[0] == 0
+
+    def is_toplevel(self) -> bool:
+        """Whether the folder is itself a repository, not merely a folder inside one."""
+        rc, out, _ = self.try_run("rev-parse", "--show-toplevel")
+        top = out.decode("utf-8", "surrogateescape").removesuffix("\n")
+        return rc == 0 and bool(top) and Path(top).resolve() == self.folder.resolve()
+
+    def require_toplevel(self) -> None:
+        """Refuse a folder that is not a clone of its own.
+
+        Inside another repository `git apply` skips every file and leaves with status 0.
+
+        Raises:
+            MissingError: There is no folder.
+            CorruptError: The folder is no clone, or lies inside another one.
+        """
+        rc, out, err = self.try_run("rev-parse", "--show-toplevel")
+        top = out.decode("utf-8", "surrogateescape").removesuffix("\n")
+        if rc:
+            if "dubious ownership" in err:
+                raise _explain(self.folder, ("rev-parse",), rc, err)
+            raise CorruptError(
+                f"{self.folder} is not a git clone",
+                hint="give --repo the top folder of a clone, or move this folder away",
+            )
+        if Path(top).resolve() != self.folder.resolve():
+            raise CorruptError(
+                f"{self.folder} is not a clone of its own but a folder inside {top}",
+                hint="give --repo the top folder of a clone, or move this folder away",
+            )
+
+    def git_dir(self) -> Path:
+        """The repository's own folder; in a linked work tree the one under `worktrees/`."""
+        return Path(self.text("rev-parse", "--absolute-git-dir"))
+
+    def resolve(self, revision: str) -> str:
+        """Return the full OID of `revision`, or "" where there is none."""
+        rc, out, _ = self.try_run("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        return out.decode().strip() if rc == 0 else ""
+
+
+_READING = frozenset({"status", "diff", "diff-files", "diff-index", "ls-files", "rev-parse"})
+
+
+def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError:
+    """Turn git's own words into our error, keeping them."""
+    words = " ".join(line.strip() for line in err.splitlines() if line.strip()) or f"status {rc}"
+    what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
+    if "No space left" in err or "Disk quota exceeded" in err:
+        return MissingError(what, hint="free some disk space, then run the command again")
+    if "dubious ownership" in err:
+        hint = f"git config --global --add safe.directory {folder}"
+        return GitError(what, hint=hint, rc=rc, stderr=err)
+    if ".lock': File exists" in err:
+        hint = (
+            "another git is at work in this clone: wait for it, or remove the lock file if none is"
+        )
+        return GitError(what, hint=hint, rc=rc, stderr=err)
+    if "Permission denied" in err or "Read-only file system" in err:
+        return GitError(what, hint=f"see that you may write in {folder}", rc=rc, stderr=err)
+    return GitError(what, rc=rc, stderr=err)
