@@ -1,0 +1,194 @@
+"""Entropy of the rows of softmax(Q Kᵀ): the one computation behind heterogeneity and sparsity."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("auto", "dense", "recompute")
+SCALES = ("raw", "sqrt_dim", "layernorm")
+
+
+class MaskIndex(NamedTuple):
+    """Where the masked and the visible tokens are: made once per mask, used at every depth.
+
+    Index tensors are padded to the largest count in the batch; `*_valid` is False on the padding
+    and None where there is none. An index of None means every patch token, in its own order.
+    """
+
+    masked: Tensor | None  # [B, max |M|] int64, positions among the patch tokens
+    visible: Tensor | None  # [B, max |V|] int64
+    masked_valid: Tensor | None  # [B, max |M|] bool
+    visible_valid: Tensor | None  # [B, max |V|] bool
+    num_masked: Tensor  # [B] int64
+    num_visible: Tensor  # [B] int64
+    num_prefix_tokens: int  # leading tokens (cls) that are no patches
+
+
+def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskIndex:
+    """Splits a bool mask [B, N] into index tensors, at the price of one host sync on a GPU.
+
+    While `torch.compile` traces, counts are unknown and a size that depends on data would break the
+    graph: then every token is kept, in place, and only the `valid` masks tell the two sets apart.
+    """
+    num_masked = mask.sum(1)
+    num_visible = mask.shape[1] - num_masked
+    if torch.compiler.is_compiling():
+        return MaskIndex(None, None, mask, ~mask, num_masked, num_visible, num_prefix_tokens)
+    size = mask.shape[1]
+    low, high = torch.stack(num_masked.aminmax()).tolist() if mask.numel() else (0, 0)
+    order = mask.sort(dim=1, descending=True, stable=True)[1]
+    masked, visible = order[:, :high], order[:, low:]
+    ragged = low != high
+    return MaskIndex(
+        masked if high < size or ragged else None,
+        visible if low > 0 or ragged else None,
+        mask.gather(1, masked) if ragged else None,
+        ~mask.gather(1, visible) if ragged else None,
+        num_masked,
+        num_visible,
+        num_prefix_tokens,
+    )
+
+
+def row_entropy(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Entropy, in nats, of each row of softmax(scale · Q Kᵀ) over the keys that `key_mask` admits.
+
+    Args:
+        queries: [B, Q, D], floating.
+        keys: [B, K, D], same dtype and device.
+        query_mask: bool [B, Q]; rows where it is False give 0. None means all rows.
+        key_mask: bool [B, K]; keys where it is False take no part. None means all keys.
+        scale: factor on the logits.
+        backend: "auto", "dense" or "recompute".
+
+    Returns:
+        [B, Q], float64 for float64 tokens and float32 for any other. A row without keys gives 0.
+
+    Raises:
+        ValueError: a shape, dtype or name that does not fit.
+
+    Example:
+        >>> import torch
+        >>> round(row_entropy(torch.zeros(1, 2, 8), torch.zeros(1, 4, 8))[0, 0].item(), 4)  # ln 4
+        1.3863
+    """
+    check_tokens(queries, "queries")
+    check_tokens(keys, "keys")
+    if queries.shape[::2] != keys.shape[::2]:
+        raise ValueError(
+            "queries [B, Q, D] and keys [B, K, D] must agree in B and D, "
+            f"got {tuple(queries.shape)} and {tuple(keys.shape)}"
+        )
+    if queries.dtype != keys.dtype:
+        raise ValueError(f"queries are {queries.dtype}, keys are {keys.dtype}: they must be equal")
+    if query_mask is not None:
+        check_mask(query_mask, queries, "query_mask")
+    if key_mask is not None:
+        check_mask(key_mask, keys, "key_mask")
+    check_name("backend", backend, BACKENDS)
+    return dense(queries, keys, query_mask, key_mask, scale)
+
+
+def token_entropy(
+    tokens: Tensor,
+    index: MaskIndex,
+    *,
+    rows: str,
+    scale: str = "raw",
+    backend: str = "auto",
+) -> Tensor:
+    """Row entropy within one token tensor: masked rows over visible keys, or visible over all.
+
+    Returns:
+        [B, R]: one entropy per row of `index.masked` (or `index.visible`), 0 on padding.
+    """
+    x = tokens[:, index.num_prefix_tokens :].to(compute_dtype(tokens))
+    if scale == "layernorm":
+        x = F.layer_norm(x, x.shape[-1:])
+    visible = _gather(x, index.visible)
+    if rows == "masked":
+        masked = _gather(x, index.masked)
+        return dense(masked, visible, index.masked_valid, index.visible_valid, factor(scale, x))
+    return dense(visible, x, index.visible_valid, None, factor(scale, x))
+
+
+def dense(
+    queries: Tensor,
+    keys: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The plain autograd form, in float32 (or float64) whatever autocast says.
+
+    H = log Z - sum(z d) / Z with d = s - max s and z = exp(d): all terms are non-negative. Masked
+    logits get finite values, since -inf times a probability of 0 is NaN in the backward.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        dtype = compute_dtype(queries)
+        logits = (queries.to(dtype) * scale) @ keys.to(dtype).mT
+    if logits.shape[-1] == 0:
+        return logits.sum(-1)
+    if key_valid is None:
+        shifted = logits - logits.detach().amax(-1, keepdim=True)
+        weights = shifted.exp()
+    else:
+        out = ~key_valid[:, None, :]
+        top = logits.detach().masked_fill(out, torch.finfo(dtype).min).amax(-1, keepdim=True)
+        shifted = (logits - top).masked_fill(out, 0)
+        weights = shifted.exp().masked_fill(out, 0)
+    total = weights.sum(-1).clamp_min(1)  # at least exp(0), except over no keys at all
+    entropy = total.log() - (weights * shifted).sum(-1) / total
+    return entropy if query_valid is None else entropy.masked_fill(~query_valid, 0)
+
+
+def compute_dtype(tokens: Tensor) -> torch.dtype:
+    """float64 stays; all else is computed in float32."""
+    return torch.float64 if tokens.dtype == torch.float64 else torch.float32
+
+
+def factor(scale: str, tokens: Tensor) -> float:
+    """The factor on the logits for a named scale."""
+    return 1 / math.sqrt(tokens.shape[-1]) if scale == "sqrt_dim" else 1.0
+
+
+def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
+    """Raises ValueError unless `tokens` is floating [B, N, D]."""
+    if tokens.ndim != 3:
+        raise ValueError(f"{name} must be [B, N, D], got shape {tuple(tokens.shape)}")
+    if not tokens.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {tokens.dtype}")
+
+
+def check_mask(mask: Tensor, tokens: Tensor, name: str = "mask") -> None:
+    """Raises ValueError unless `mask` is bool and fits `tokens`."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool, True = taken, got {mask.dtype}: pass {name}.bool()")
+    if mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
+            f"(strip prefix tokens first), got {list(mask.shape)}"
+        )
+
+
+def check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless `name` is one of `known`."""
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+
+
+def _gather(tokens: Tensor, index: Tensor | None) -> Tensor:
+    return tokens if index is None else tokens.take_along_dim(index[:, :, None], 1)

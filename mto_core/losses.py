@@ -1,0 +1,186 @@
+"""The terms of Masked Token Optimization, each per image."""
+
+# For module.py: `index = split_mask(mask, num_prefix_tokens)` once per mask, then at every depth
+# `heterogeneity_of(tokens, index, scale=, backend=)` and at depth 0 `sparsity_of`, likewise.
+# Pass the whole tokens, prefix included: slicing them first costs a zero-padded copy per depth in
+# the backward. Arguments of these two are not checked again: call check_tokens / check_mask once.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mto_core.entropy import (
+    BACKENDS,
+    SCALES,
+    MaskIndex,
+    check_mask,
+    check_name,
+    check_tokens,
+    split_mask,
+    token_entropy,
+)
+
+REDUCTIONS = ("mean", "sum")
+DIRECTIONS = ("decreasing", "as_printed")
+
+
+def heterogeneity(
+    tokens: Tensor, mask: Tensor, *, scale: str = "raw", backend: str = "auto"
+) -> Tensor:
+    """Heterogeneity H of masked towards visible tokens (eq 2).
+
+    The mean, over masked tokens, of the entropy of softmax(X_M X_Vᵀ): how evenly a masked token
+    looks at the visible ones. At most ln |V|.
+
+    Args:
+        tokens: [B, N, D] patch tokens of one depth, without cls token, any floating dtype.
+        mask: bool [B, N], True = masked; any count per image.
+        scale: what the logits are: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or
+            "layernorm" (raw dot products of tokens that went through a LayerNorm without affine, so
+            that logits are at most D and the norm of a token plays no part).
+        backend: "auto", "dense" or "recompute"; see `row_entropy`.
+
+    Returns:
+        [B] in nats; 0 for an image without masked tokens or with fewer than two visible ones.
+
+    Raises:
+        ValueError: a shape, dtype or name that does not fit.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[True, True, False, False]])
+        >>> heterogeneity(torch.zeros(1, 4, 8), mask)  # ln 2
+        tensor([0.6931])
+    """
+    _check(tokens, mask, scale, backend)
+    return heterogeneity_of(tokens, split_mask(mask), scale=scale, backend=backend)
+
+
+def heterogeneity_of(
+    tokens: Tensor, index: MaskIndex, *, scale: str = "raw", backend: str = "auto"
+) -> Tensor:
+    """`heterogeneity` for a mask that is split already; `tokens` still has its prefix tokens."""
+    entropy = token_entropy(tokens, index, rows="masked", scale=scale, backend=backend)
+    return entropy.sum(1) / index.num_masked.clamp_min(1)
+
+
+def sparsity_loss(
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    reduction: str = "mean",
+    scale: str = "raw",
+    backend: str = "auto",
+) -> Tensor:
+    """Sparsity loss L_spa (eq 3): entropy of the visible tokens' affinity to all tokens.
+
+    Args:
+        tokens: [B, N, D] patch tokens at depth 0, any floating dtype.
+        mask: bool [B, N], True = masked.
+        reduction: over visible rows; "mean" (at most ln N), or "sum" as the paper prints it,
+            which is |V| times as large.
+        scale: as in `heterogeneity`.
+        backend: as in `heterogeneity`.
+
+    Returns:
+        [B] in nats; 0 for an image without visible tokens.
+
+    Raises:
+        ValueError: a shape, dtype or name that does not fit.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[True, True, False, False]])
+        >>> sparsity_loss(torch.zeros(1, 4, 8), mask)  # ln 4
+        tensor([1.3863])
+    """
+    _check(tokens, mask, scale, backend)
+    check_name("reduction", reduction, REDUCTIONS)
+    return sparsity_of(tokens, split_mask(mask), reduction=reduction, scale=scale, backend=backend)
+
+
+def sparsity_of(
+    tokens: Tensor,
+    index: MaskIndex,
+    *,
+    reduction: str = "mean",
+    scale: str = "raw",
+    backend: str = "auto",
+) -> Tensor:
+    """`sparsity_loss` for a mask that is split already; `tokens` still has its prefix tokens."""
+    entropy = token_entropy(tokens, index, rows="visible", scale=scale, backend=backend).sum(1)
+    return entropy if reduction == "sum" else entropy / index.num_visible.clamp_min(1)
+
+
+def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = None) -> Tensor:
+    """Singularity loss L_e = 1 / (H⁰ + eps) (eq 6).
+
+    Near a one-hot row the gradient of H⁰ by the logits is about H⁰ itself, so that of L_e reaches
+    1 / (4 eps) where H⁰ = eps: eps is the guard against a single degenerate image ruling the step.
+    The default keeps L_e under 100 and that gradient under 25, and moves L_e by less than 1 % where
+    H⁰ is above 1.
+
+    Args:
+        h0: [B] heterogeneity at depth 0, in nats.
+        eps: positive, in nats.
+        valid: bool [B]; images where it is False give 0. Pass `(|M| > 0) & (|V| > 1)`: elsewhere H⁰
+            can be nothing but 0, and 1 / eps would only say so.
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: `h0` or `valid` does not fit, or `eps` is not positive.
+
+    Example:
+        >>> import torch
+        >>> singularity_loss(torch.tensor([2.0, 0.0]), eps=0.5, valid=torch.tensor([True, False]))
+        tensor([0.4000, 0.0000])
+    """
+    if h0.ndim != 1:
+        raise ValueError(f"h0 must be [B], got shape {tuple(h0.shape)}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    loss = 1 / (h0 + eps)
+    if valid is None:
+        return loss
+    if valid.dtype != torch.bool or valid.shape != h0.shape:
+        raise ValueError(
+            f"valid must be bool {list(h0.shape)}, got {valid.dtype} {list(valid.shape)}"
+        )
+    return loss.masked_fill(~valid, 0)
+
+
+def ranking_loss(h: Tensor, *, direction: str = "decreasing") -> Tensor:
+    """Ranking loss L_r = Σ_l log(1 + exp(H^l - H^{l-1})) (eq 7): H should fall with depth.
+
+    Args:
+        h: [L+1, B] heterogeneity by depth, in nats, L >= 1.
+        direction: "decreasing", what the paper's text asks for; or "as_printed", its formula with
+            the opposite sign, which makes H rise: it can ruin a model, and is for replication.
+
+    Returns:
+        [B]; L ln 2 where H is the same at all depths.
+
+    Raises:
+        ValueError: `h` is not [L+1, B] with L >= 1, or the direction is unknown.
+
+    Example:
+        >>> import torch
+        >>> ranking_loss(torch.tensor([[3.0], [1.0]])), ranking_loss(torch.tensor([[1.0], [3.0]]))
+        (tensor([0.1269]), tensor([2.1269]))
+    """
+    check_name("direction", direction, DIRECTIONS)
+    if h.ndim != 2 or h.shape[0] < 2:
+        raise ValueError(f"h must be [L+1, B] with at least two depths, got {tuple(h.shape)}")
+    rise = h[1:] - h[:-1]
+    return F.softplus(rise if direction == "decreasing" else -rise).sum(0)
+
+
+def _check(tokens: Tensor, mask: Tensor, scale: str, backend: str) -> None:
+    check_tokens(tokens)
+    check_mask(mask, tokens)
+    check_name("scale", scale, SCALES)
+    check_name("backend", backend, BACKENDS)
