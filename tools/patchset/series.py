@@ -1,0 +1,197 @@
+"""A patch as data, and its one canonical text.
+
+A series is the sorted files `patches/NAME/000N-LAYER-SLUG.patch`. Each is a message in git's mail
+form and a diff that only inserts, with no line of upstream text: no context, nothing behind `@@`::
+
+    From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+    Subject: [PATCH] compat: one line
+
+    Why this patch exists.
+    ---
+    diff --git a/engine.py b/engine.py
+    index <40 hex digits>..<40 hex digits> 100644
+    --- a/engine.py
+    +++ b/engine.py
+    @@ -48,0 +49,2 @@
+    +loss = mto.add(loss, mask)
+    +assert loss.isfinite()
+
+A new file is an addition too. Renames, modes, binaries and files without a final newline are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mto_tools.errors import CorruptError
+
+ZERO = "0" * 40
+MODES = ("100644", "100755")
+FROM_LINE = f"From {ZERO} Mon Sep 17 00:00:00 2001"
+# Lines which `git apply` would take for the start of a diff.
+_DIFF_LIKE = ("diff --git ", "--- ", "+++ ", "@@ ", "From ")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong, at a place a person can go to."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Return it as compilers do, so that editors can jump to it."""
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class PatchFormatError(CorruptError):
+    """A patch file is not in the form this module writes; `problems` holds every finding."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        """Name the first of `problems`, of which there is at least one."""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(
+            f"{problems[0]}{more}",
+            hint="restore the file with git, or run `mto export` to write the series again",
+        )
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """Lines inserted behind line `after` of the file before the patch (0: before the first)."""
+
+    after: int
+    lines: tuple[bytes, ...]
+    where: int = field(default=0, compare=False)  # line of its `@@` in the patch file
+
+
+@dataclass(frozen=True)
+class FilePatch:
+    """All insertions into one file, with the blob OIDs before and after them."""
+
+    path: str
+    before: str
+    after: str
+    mode: str
+    hunks: tuple[Hunk, ...]
+    where: int = field(default=0, compare=False)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the patch creates the file."""
+        return self.before == ZERO
+
+    @property
+    def inserted(self) -> int:
+        """Number of inserted lines."""
+        return sum(len(hunk.lines) for hunk in self.hunks)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch file: its layer, what it does, why, and the insertions by file."""
+
+    layer: str
+    subject: str
+    body: str
+    files: tuple[FilePatch, ...]
+    name: str = field(default="", compare=False)
+
+    @property
+    def message(self) -> str:
+        """The commit message: layer and subject, then the reason."""
+        return f"{self.layer}: {self.subject}\n" + (f"\n{self.body}\n" if self.body else "")
+
+    @property
+    def inserted(self) -> int:
+        """Number of inserted lines."""
+        return sum(file.inserted for file in self.files)
+
+
+def file_name(number: int, layer: str, title: str, old: str = "") -> str:
+    """Return the name of the `number`-th patch (from 1): a patch that had a name keeps its slug."""
+    slug = (
+        old[5:]
+        if old
+        else "-".join([layer, *re.findall(r"[a-z0-9]+", title.lower())[:6]]) + ".patch"
+    )
+    return f"{number:04d}-{slug}"
+
+
+def split_lines(text: bytes) -> list[bytes]:
+    """Split at line feeds only, each line keeping its own; a CR belongs to its line."""
+    return re.findall(rb"[^\n]*\n|[^\n]+", text)
+
+
+def insert(text: bytes, hunks: Iterable[Hunk]) -> bytes:
+    """Insert `hunks` into `text`.
+
+    Raises:
+        ValueError: A hunk lies behind the end, or behind a last line that has no line feed.
+    """
+    old, new, done = split_lines(text), [], 0
+    for hunk in hunks:
+        if not done <= hunk.after <= len(old):
+            raise ValueError(f"line {hunk.after} is outside of the file, which has {len(old)}")
+        if hunk.after == len(old) and text and not text.endswith(b"\n"):
+            raise ValueError("the last line has no line feed: inserting behind it would change it")
+        new += old[done : hunk.after]
+        new += [line + b"\n" for line in hunk.lines]
+        done = hunk.after
+    return b"".join(new + old[done:])
+
+
+def path_problem(path: str) -> str:
+    """Say why a patch cannot hold `path`; empty when it can."""
+    parts = path.split("/")
+    if not path or path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        return "not a plain relative path"
+    if any(part.lower() == ".git" for part in parts):
+        return "inside .git"
+    if not path.isascii() or not path.isprintable() or '"' in path or "\\" in path:
+        return "only printable ASCII without quotes and backslashes is supported in a file name"
+    return ""
+
+
+def message_problem(text: str) -> str:
+    """Say why `text` cannot be the body of a patch's message; empty when it can."""
+    for line in text.split("\n"):
+        if line == "---" or line.startswith(_DIFF_LIKE):
+            return f"a message line must not look like the start of a diff: {line[:20]!r}"
+        if line != line.rstrip() or "\r" in line:
+            return "a message line must not end with white space"
+    if text != text.strip("\n"):
+        return "the message must not begin or end with an empty line"
+    return ""
+
+
+def render(patch: Patch) -> bytes:
+    """Return the canonical bytes of a patch file: the same patch is always the same bytes."""
+    head = f"{FROM_LINE}\nSubject: [PATCH] {patch.layer}: {patch.subject}\n\n"
+    out = [(head + (f"{patch.body}\n" if patch.body else "") + "---\n").encode()]
+    for file in patch.files:
+        out.append(_file_header(file).encode())
+        shift = 1
+        for hunk in file.hunks:
+            count = len(hunk.lines)
+            size = "" if count == 1 else f",{count}"
+            out.append(f"@@ -{hunk.after},0 +{hunk.after + shift}{size} @@\n".encode())
+            out.extend(b"+" + line + b"\n" for line in hunk.lines)
+            shift += count
+    return b"".join(out)
+
+
+def _file_header(file: FilePatch) -> str:
+    tab = "\t" if " " in file.path else ""  # as git does: the name ends where the tab stands
+    text = f"diff --git a/{file.path} b/{file.path}\n"
+    if file.is_new:
+        text += f"new file mode {file.mode}\nindex {file.before}..{file.after}\n"
+        old = "/dev/null"
+    else:
+        text += f"index {file.before}..{file.after} {file.mode}\n"
+        old = f"a/{file.path}{tab}"
+    return text + (f"--- {old}\n+++ b/{file.path}{tab}\n" if file.hunks else "")
