@@ -1,0 +1,109 @@
+"""Checkpoints that survive a kill at any moment, and the log that goes with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime import CORRUPT, MISSING, stop
+
+# What a resumed run must share with the one that wrote the checkpoint. Other arguments (device,
+# threads, workers, how often to log) may change.
+SHARED = (
+    *("style", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mask_ratio"),
+    *("decoder_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss", "drop_path"),
+    *("seed", "batch_size", "steps", "lr", "warmup_steps", "weight_decay"),
+    *("clip_grad", "crop_scale", "hflip"),
+)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace `path` in one step: a reader, or a crash, finds the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the old file is intact" if path.exists() else "nothing was written"
+        stop(
+            f"could not write {path} ({error.strerror}), {kept}; "
+            "free some space or choose another --output_dir, then start again to go on",
+            MISSING,
+        )
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into an internal error
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load(path: Path, args: dict[str, Any], images: str) -> dict[str, Any]:
+    """Read a checkpoint to go on from, on the CPU, and refuse one of another run.
+
+    Args:
+        args: This run's arguments.
+        images: Fingerprint of this run's training images.
+    """
+    other = f"use another --output_dir, or move {path.parent} away"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, their_images = state["args"], state["progress"]["images"]
+    except PermissionError:
+        stop(f"may not read the checkpoint {path}; {other}", CORRUPT)
+    except Exception as error:  # whatever zip, pickle or torch make of a foreign file
+        stop(
+            f"{path} is not a checkpoint of this recipe ({type(error).__name__}): expected one "
+            f"that main_pretrain.py wrote; {other}",
+            CORRUPT,
+        )
+    for name in SHARED:
+        if theirs.get(name) != args[name]:
+            stop(
+                f"{path} is of another run: expected --{name} {args[name]}, found "
+                f"{theirs.get(name)}; {other}",
+                CORRUPT,
+            )
+    if their_images != images:
+        stop(
+            f"{path} is of a run on other data: expected {images}, found {their_images}; {other}",
+            CORRUPT,
+        )
+    return state
+
+
+class Log:
+    """OUT/log.jsonl: one JSON object per line, also printed.
+
+    Args:
+        path: The file.
+        step: Where training goes on; lines of later steps, from before a kill, are cut off.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            write_atomically(path, "".join(kept).encode())
+        self.file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line."""
+        line = json.dumps(record)
+        print(line, flush=True)
+        self.file.write(line + "\n")
+        self.file.flush()
+
+    def sync(self) -> None:
+        """Bring the lines to disk, before a checkpoint that counts on them."""
+        os.fsync(self.file.fileno())

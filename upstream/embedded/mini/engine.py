@@ -1,0 +1,184 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+import data
+from evaluate import evaluate
+from models import MaskedImageModel
+from runtime import (
+    REFUSED,
+    Run,
+    mean_over_ranks,
+    rng_state,
+    seed_everything,
+    set_rng_state,
+    stop,
+)
+
+AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices; none for biases, norms and the cls and mask tokens."""
+    decay, no_decay = [], []
+    for name, parameter in model.named_parameters():
+        free = parameter.ndim <= 1 or name.endswith("_token")
+        (no_decay if free else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to `peak` at step `warmup`, then half a cosine to zero after step `steps`."""
+    if step <= warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (steps + 1 - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    model: MaskedImageModel,
+    train_set: data.Images,
+    val_set: data.Images | None,
+    args: argparse.Namespace,
+    run: Run,
+) -> None:
+    """Train to step `args.steps`, from the checkpoint in `args.output_dir` if there is one."""
+    config = dict(vars(args))
+    output_dir = Path(args.output_dir)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95)
+    )
+    scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
+    progress = {"images": train_set.fingerprint(), "loss": 0.0, "data": 0}
+    start = 0
+
+    last = output_dir / "checkpoint.pth"
+    if last.exists() and args.no_resume:
+        stop(f"{last} exists and --no_resume was given; use another --output_dir", REFUSED)
+    if last.exists():
+        state = checkpoint.load(last, config, progress["images"])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        start, progress = state["step"], state["progress"]
+    elif (output_dir / "log.jsonl").exists():
+        stop(
+            f"{output_dir} holds a log.jsonl but no checkpoint.pth to go on from; "
+            "use another --output_dir, or move that file away",
+            REFUSED,
+        )
+
+    network: nn.Module = model
+    if run.world_size > 1:
+        network = DistributedDataParallel(model)
+    batches = data.MaskedBatches(
+        train_set,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        img_size=args.img_size,
+        num_patches=model.num_patches,
+        num_masked=model.num_masked,
+        crop_scale=args.crop_scale,
+        hflip=args.hflip,
+        run=run,
+    )
+    loader = data.load(
+        batches, range(start + 1, args.steps + 1), args.workers, run.device.type == "cuda"
+    )
+
+    def save(step: int, *names: str) -> None:
+        rng = rng_state()
+        if not run.is_main:
+            return
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "step": step,
+            "rng": rng,
+            "args": config,
+            "progress": progress,
+        }
+        for name in names:
+            checkpoint.save(output_dir / name, state)
+
+    # Layers such as drop path draw from the global generators, differently on every rank.
+    seed_everything(args.seed + run.rank)
+    if start == 0:
+        names = ["checkpoint-000000.pth"] if 0 in args.save_steps else []
+        save(0, *names, "checkpoint.pth")
+    elif run.rank < len(state["rng"]):
+        set_rng_state(state["rng"][run.rank])
+    log = checkpoint.Log(output_dir / "log.jsonl", start) if run.is_main else None
+
+    model.train()
+    logged = start - start % args.log_every
+    timed, seconds, clock = 0, 0.0, time.perf_counter()
+    for step, batch in enumerate(loader, start=start + 1):
+        lr = learning_rate(step, peak=args.lr, warmup=args.warmup_steps, steps=args.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = batch.images.to(run.device, non_blocking=True)
+        masks = batch.mask.to(run.device, non_blocking=True)
+
+        step_loss = torch.zeros((), device=run.device)
+        for i in range(args.accum_steps):
+            # DDP averages gradients in the backward of the last micro batch only
+            network.require_backward_grad_sync = i == args.accum_steps - 1
+            image, mask = images.chunk(args.accum_steps)[i], masks.chunk(args.accum_steps)[i]
+            with torch.autocast(run.device.type, AMP[args.amp], enabled=args.amp != "none"):
+                loss, _, mask = network(image, mask)
+            step_loss += loss.detach() / args.accum_steps
+            scaler.scale(loss / args.accum_steps).backward()
+        scaler.unscale_(optimizer)
+        if args.clip_grad > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        value = mean_over_ranks(step_loss)
+        if not math.isfinite(value):
+            stop(f"the loss is {value} at step {step}; lower --lr, or use --clip_grad 1", 1)
+        progress["loss"] += value
+        progress["data"] = zlib.crc32(batch.record, progress["data"])
+        timed, seconds = timed + 1, seconds + time.perf_counter() - clock
+
+        if step % args.log_every == 0 or step == args.steps:
+            record = {
+                "step": step,
+                "loss": progress["loss"] / (step - logged),
+                "lr": lr,
+                "step_ms": round(1000 * seconds / timed, 3),
+                "data": f"{progress['data']:08x}",
+            }
+            if log is not None:
+                log.write(record)
+            progress["loss"], logged, timed, seconds = 0.0, step, 0, 0.0
+        due = step % args.eval_every == 0 or step == args.steps
+        if log is not None and val_set is not None and due:
+            scores = evaluate(model, train_set, val_set, args.img_size)
+            log.write({"step": step, **scores})
+        names = [f"checkpoint-{step:06d}.pth"] if step in args.save_steps else []
+        if step % args.save_every == 0 or step == args.steps:
+            names.append("checkpoint.pth")
+        if names:
+            if log is not None:
+                log.sync()
+            save(step, *names)
+        clock = time.perf_counter()

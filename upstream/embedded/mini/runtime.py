@@ -1,0 +1,99 @@
+"""Processes, devices, random-number state, and the way this recipe stops."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+MISSING, REFUSED, CORRUPT = 3, 4, 5  # exit codes; 1 is a failure of training, 2 a wrong flag
+
+
+def stop(message: str, code: int) -> NoReturn:
+    """End the process with one sentence on stderr and an exit code a script can act on."""
+    print(f"main_pretrain.py: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where this process stands among the others, and what it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the log."""
+        return self.rank == 0
+
+
+def start(device: str) -> Run:
+    """Join the process group when started by torchrun, and choose the device.
+
+    Args:
+        device: "cpu", "cuda" or "auto" (cuda where there is one).
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        stop("--device cuda was asked for, but torch finds no GPU; use --device cpu", MISSING)
+    if "RANK" not in os.environ:
+        return Run(torch.device(device))
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Run(torch.device(device), dist.get_rank(), dist.get_world_size())
+
+
+def mean_over_ranks(value: torch.Tensor) -> float:
+    """Average a scalar tensor over all processes; every rank gets the same number."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return float(value)
+
+
+def rng_state() -> list[dict[str, Any]]:
+    """Read the global generators of every rank, in types that `weights_only=True` loads.
+
+    A collective call: all ranks must make it, and all get the list indexed by rank.
+    """
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    mine = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    if not dist.is_initialized():
+        return [mine]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, mine)
+    return states
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back one rank's generators, as `rng_state` read them."""
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: initial weights, and whatever a layer draws in training."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
