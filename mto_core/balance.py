@@ -1,0 +1,135 @@
+"""Gradient norms at the first block's input: compared on request, or held at a ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# A loss in fp16 autocast has gradients under fp16's smallest number. A power of two costs no
+# accuracy; where it makes them overflow instead, the next one is tried.
+_SCALES = (2.0**16, 2.0**8, 1.0)
+
+_REENTRANT = (
+    "gradient norms (balance, grad_ratios) need torch.autograd.grad, which reentrant activation "
+    "checkpointing forbids. Use checkpoint(..., use_reentrant=False), or fixed weights "
+    "(balance=None)."
+)
+_DONATED = (
+    "gradient norms (balance, grad_ratios) go through the graph twice, but torch.compile gave its "
+    "buffers away after the first time. Set torch._functorch.config.donated_buffer = False before "
+    "the model is compiled, or use fixed weights (balance=None)."
+)
+_UNRELATED = (
+    "{what} does not depend on the first block's input as it was recorded, so its gradient norm "
+    "cannot be measured. Usual causes: the whole model is under torch.compile, where both are "
+    "outputs of one graph (compile block by block: block.compile()); tokens were sliced before "
+    "they came here (pass the trace's tokens_by_depth as it is, or whole tokens with "
+    "num_prefix_tokens); the loss is that of another forward, or detached."
+)
+
+
+def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
+    """Norm of the gradient of a scalar by `source`, float32 [], safe from fp16 underflow.
+
+    Takes one backward pass through what lies between the two, without gradients of parameters. The
+    graph stays alive.
+
+    Raises:
+        RuntimeError: Reentrant checkpointing, donated buffers, or no path from `value` to `source`.
+    """
+    norm = source.new_zeros((), dtype=torch.float32)
+    for scale in _SCALES:
+        try:
+            grads = torch.autograd.grad(value * scale, source, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise RuntimeError(_REENTRANT) from error
+            if "donated" in str(error):
+                raise RuntimeError(_DONATED) from error
+            if "does not require grad" in str(error):
+                raise RuntimeError(_UNRELATED.format(what=what)) from error
+            raise
+        if grads[0] is None:
+            raise RuntimeError(_UNRELATED.format(what=what))
+        norm = torch.linalg.vector_norm(grads[0].detach(), dtype=torch.float32) / scale
+        if norm.isfinite():
+            break
+    return norm
+
+
+class GradientBalance(nn.Module):
+    """Weights that hold each term's gradient norm at `ratio` times that of the recipe's loss.
+
+    Keeps a running mean of squared per-image gradient norms; that it begins at 0 cancels in their
+    ratio. They are averaged over all images of a step, on all ranks and in all micro batches, and
+    come into force at the next step, so that neither loss nor state depends on how a batch is
+    split. The first measured step has no estimate yet, and weights of 0.
+
+    Args:
+        terms: Names of the terms that take part.
+        ratio: Target for term over loss, rho.
+        every: Steps between measurements.
+        decay: Share of the past in the running mean.
+        limit: Largest weight.
+    """
+
+    mean_square: Tensor
+    pending: Tensor
+    pending_images: Tensor
+
+    def __init__(
+        self, terms: list[str], *, ratio: float, every: int, decay: float, limit: float
+    ) -> None:
+        super().__init__()
+        self.terms = terms
+        self.ratio, self.every, self.decay, self.limit = ratio, every, decay, limit
+        self._step: int | None = None
+        # first the loss, then the terms
+        self.register_buffer("mean_square", torch.zeros(1 + len(terms)))
+        self.register_buffer("pending", torch.zeros(1 + len(terms)))
+        self.register_buffer("pending_images", torch.zeros(()))
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """Takes in what the step before has measured, where `step` is a new one."""
+        if step == self._step:
+            return
+        self._step = step
+        keep = torch.where(self.pending_images > 0, self.decay, 1.0)
+        new = self.pending / self.pending_images.clamp_min(1)
+        self.mean_square.mul_(keep).add_((1 - keep) * new)
+        self.pending.zero_()
+        self.pending_images.zero_()
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by term; 0 before the first measurement and for a term without gradient."""
+        loss, terms = self.mean_square[0], self.mean_square[1:]
+        weights = (self.ratio * (loss / terms).sqrt()).clamp_max(self.limit)
+        return dict(zip(self.terms, weights.where(terms > 0, 0).unbind(), strict=True))
+
+    def is_due(self, step: int) -> bool:
+        """Whether gradient norms are measured at this step."""
+        return step % self.every == 0
+
+    def measure(self, loss: Tensor, terms: Mapping[str, Tensor], source: Tensor) -> None:
+        """Adds the images of this call to the step's measurement. Collective: call on all ranks."""
+        batch = source.shape[0]
+        norms = [gradient_norm(loss, source, "the loss")]
+        norms += [gradient_norm(terms[name], source, name) for name in self.terms]
+        # Means over the batch have gradients 1/B as large per image: sum_i |B g_i|^2 = B^2 |g|^2.
+        sums = torch.stack([(norm * batch) ** 2 for norm in norms])
+        images = sums.new_full((1,), batch)
+        if dist.is_available() and dist.is_initialized():
+            both = torch.cat([sums, images])
+            dist.all_reduce(both)
+            sums, images = both[:-1], both[-1:]
+        with torch.no_grad():
+            finite = (
+                sums.isfinite().all()
+            )  # an overflow under AMP skips the measurement, not the run
+            self.pending += torch.where(finite, sums, 0).to(self.pending)
+            self.pending_images += torch.where(finite, images[0], 0).to(self.pending_images)

@@ -1,0 +1,309 @@
+"""Recording the tokens at every depth while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+_NOTHING = (
+    "nothing was captured at depth {depth}{others}: the traced block did not run while the trace "
+    "was armed. Usual causes: the trace is not armed around the forward; the model was compiled "
+    "before the trace was attached (attach first, then torch.compile); the model that ran is a "
+    "copy of the traced one (attach a trace to the copy)."
+)
+_TWICE = (
+    "{what} was recorded twice in one armed pass, so it is unclear which tokens are meant. Arm "
+    "around exactly one forward, read the tokens before backward and disarm before backward: "
+    "activation checkpointing runs blocks a second time there."
+)
+_NO_GRAD = (
+    "the tokens at depth {depth} carry no gradient, so the MTO loss would train nothing. Usual "
+    "causes: the forward ran under torch.no_grad(); everything up to this depth is frozen; a "
+    "reentrant checkpoint around more than one block (checkpoint each block by itself, or use "
+    "use_reentrant=False). For looking without training: TokenTrace(..., require_grad=False)."
+)
+_CHANGED = (
+    "the tokens at depth {depth} were changed in place after they were recorded: the values now "
+    "are not those that the block saw. Replace the in-place operation, e.g. x += y by x = x + y."
+)
+
+
+class TraceError(RuntimeError):
+    """The tokens of a forward were not recorded, or not in a form that a loss can use."""
+
+
+class TracedTokens(Sequence[Tensor]):
+    """The tokens of one forward by depth: item l is [B, N, D], without prefix tokens.
+
+    The whole tensors stay at hand, since `MaskedTokenOptimization` computes on them: slicing the
+    prefix off first would cost a zero-padded copy per depth in the backward.
+
+    Attributes:
+        whole: What the blocks took and gave, as it was: [B, P + N, D] or [B, H, W, D] per depth.
+        num_prefix_tokens: P.
+    """
+
+    def __init__(self, whole: Sequence[Tensor], num_prefix_tokens: int) -> None:
+        self.whole = tuple(whole)
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    @overload
+    def __getitem__(self, depth: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, depth: slice) -> list[Tensor]: ...
+    def __getitem__(self, depth: int | slice) -> Tensor | list[Tensor]:
+        """The patch tokens at a depth, or a list of them."""
+        if isinstance(depth, slice):
+            return [self[d] for d in range(len(self))[depth]]
+        return flatten_grid(self.whole[depth], self.num_prefix_tokens)[:, self.num_prefix_tokens :]
+
+
+class TokenTrace:
+    """Records the input of the first block and the output of every block through forward hooks.
+
+    Attach it before `torch.compile`, DDP or DeepSpeed wrap the model, and arm it for exactly one
+    forward at a time. It works eagerly, under torch.compile (whole model or blocks), DDP, DeepSpeed
+    ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. Whether the
+    tokens have a gradient is judged when they are read: under reentrant checkpointing they get it
+    only after the hook has run. A deep copy or pickle of the traced model is not traced.
+
+    Args:
+        blocks: The transformer blocks in the order in which they run, each once per forward. A
+            block takes tokens as its first argument and returns tokens, or a tuple that begins with
+            them; tokens are [B, P + N, D], or [B, H, W, D] (Swin).
+        num_prefix_tokens: Leading tokens that are no patches (cls, register), P.
+        require_grad: Whether tokens without gradient are an error. False is for looking at a model
+            under `torch.no_grad()`.
+
+    Raises:
+        ValueError: No blocks, one block twice, or a negative `num_prefix_tokens`.
+        TypeError: A block is not a module.
+        TraceError: A block is compiled already.
+
+    Example:
+        >>> blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        >>> trace = TokenTrace(blocks)
+        >>> with trace:
+        ...     tokens = blocks[1](blocks[0](torch.zeros(1, 4, 8, requires_grad=True)))
+        >>> [tuple(t.shape) for t in trace.tokens_by_depth]
+        [(1, 4, 8), (1, 4, 8), (1, 4, 8)]
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module] | nn.ModuleList | nn.Sequential,
+        num_prefix_tokens: int = 0,
+        *,
+        require_grad: bool = True,
+    ) -> None:
+        modules = list(blocks)
+        _check_blocks(modules, num_prefix_tokens)
+        self.num_prefix_tokens = num_prefix_tokens
+        self.require_grad = require_grad
+        self.armed = False
+        self._closed = ""
+        self._size = len(modules) + 1
+        self._tokens: list[Tensor | None] = []
+        self._versions: list[int | None] = []
+        self._twice: list[int] = []
+        self.clear()
+        hook = _InputHook(self)
+        self._handles = [modules[0].register_forward_pre_hook(hook, with_kwargs=True)]
+        for depth, block in enumerate(modules, start=1):
+            self._handles.append(block.register_forward_hook(_OutputHook(self, depth)))
+
+    def arm(self) -> None:
+        """Forgets what was recorded and records from now on.
+
+        Raises:
+            TraceError: The trace is closed, or a copy.
+        """
+        if self._closed:
+            raise TraceError(self._closed)
+        self.clear()
+        self.armed = True
+
+    def disarm(self) -> None:
+        """Records nothing from now on; what was recorded stays readable."""
+        self.armed = False
+
+    def clear(self) -> None:
+        """Forgets what was recorded, which lets the autograd graph go."""
+        self._tokens = [None] * self._size
+        self._versions = [None] * self._size
+        self._twice = []
+
+    def close(self) -> None:
+        """Removes the hooks; the trace cannot be armed again."""
+        self.disarm()
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._closed = "this TokenTrace is closed: make a new one"
+
+    @property
+    def tokens_by_depth(self) -> TracedTokens:
+        """What the last armed forward recorded: L + 1 tensors [B, N, D] for L blocks.
+
+        Raises:
+            TraceError: Nothing was recorded at some depth, something twice, tokens were changed in
+                place since, or have no gradient.
+        """
+        missing = [depth for depth, tokens in enumerate(self._tokens) if tokens is None]
+        if missing:
+            others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+            raise TraceError(_NOTHING.format(depth=missing[0], others=others))
+        if self._twice:
+            depth = self._twice[0]
+            what = f"the output of block {depth - 1}" if depth else "the input of the first block"
+            raise TraceError(_TWICE.format(what=what))
+        tokens = [t for t in self._tokens if t is not None]
+        for depth, (t, version) in enumerate(zip(tokens, self._versions, strict=True)):
+            if version is not None and t._version != version:
+                raise TraceError(_CHANGED.format(depth=depth))
+            if self.require_grad and not t.requires_grad:
+                raise TraceError(_NO_GRAD.format(depth=depth))
+        return TracedTokens(tokens, self.num_prefix_tokens)
+
+    @property
+    def source(self) -> Tensor:
+        """The first block's input as it was, prefix included: where gradients are compared."""
+        return self.tokens_by_depth.whole[0]
+
+    def __enter__(self) -> TokenTrace:
+        """Arms."""
+        self.arm()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Disarms."""
+        self.disarm()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTrace:
+        """A closed trace: the copy's hooks would record into this one."""
+        copy = object.__new__(type(self))
+        copy.__setstate__(self.__getstate__())
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: neither tokens nor hooks travel."""
+        return {
+            "num_prefix_tokens": self.num_prefix_tokens,
+            "require_grad": self.require_grad,
+            "_size": self._size,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes a closed trace."""
+        self.__dict__.update(state)
+        self.armed = False
+        self._handles = []
+        self._closed = "this TokenTrace is a copy and has no hooks: make a new one"
+        self.clear()
+
+    # Plain list and attribute writes only: torch.compile traces this into the graph, as guards on
+    # the state before and side effects after. So no raise here; what is wrong is told on reading.
+    def _record(self, depth: int, value: object) -> None:
+        tokens = value[0] if isinstance(value, (tuple, list)) and value else value
+        if not isinstance(tokens, Tensor):
+            raise TraceError(
+                f"depth {depth}: expected a tensor of tokens, or a tuple that begins with one, "
+                f"got {type(tokens).__name__}"
+            )
+        if self._tokens[depth] is not None:
+            self._twice.append(depth)
+            return
+        self._tokens[depth] = tokens
+        if not torch.compiler.is_compiling() and not tokens.is_inference():
+            self._versions[depth] = tokens._version
+
+
+class _Hook:
+    """A hook of one trace. Copied or pickled along with its module, it falls silent."""
+
+    def __init__(self, trace: TokenTrace | None) -> None:
+        self.trace = trace
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Silent()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Silent, ()
+
+
+class _Silent(_Hook):
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def __call__(self, *args: object) -> None:
+        """Does nothing, as hook of any kind."""
+
+
+class _InputHook(_Hook):
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.trace is not None and self.trace.armed:
+            named = [value for value in kwargs.values() if isinstance(value, Tensor)]
+            self.trace._record(0, args[0] if args else named[0] if named else None)
+
+
+class _OutputHook(_Hook):
+    def __init__(self, trace: TokenTrace, depth: int) -> None:
+        super().__init__(trace)
+        self.depth = depth
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if self.trace is not None and self.trace.armed:
+            self.trace._record(self.depth, output)
+
+
+def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0) -> Tensor:
+    """[B, H, W, D] as [B, H·W, D]; [B, N, D] as it is.
+
+    Raises:
+        ValueError: Another number of dimensions, or a grid that is said to have prefix tokens.
+    """
+    if tokens.ndim == 3:
+        return tokens
+    if tokens.ndim != 4:
+        raise ValueError(f"tokens must be [B, N, D] or [B, H, W, D], got {list(tokens.shape)}")
+    if num_prefix_tokens:
+        raise ValueError(
+            f"tokens {list(tokens.shape)} are a grid, which has no room for "
+            f"num_prefix_tokens={num_prefix_tokens}"
+        )
+    return tokens.flatten(1, 2)
+
+
+def _check_blocks(blocks: list[nn.Module], num_prefix_tokens: int) -> None:
+    if not blocks:
+        raise ValueError("blocks is empty: pass the model's transformer blocks, e.g. model.blocks")
+    if num_prefix_tokens < 0:
+        raise ValueError(f"num_prefix_tokens must be >= 0, got {num_prefix_tokens}")
+    for number, block in enumerate(blocks):
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"block {number} is not a module but {type(block).__name__}")
+        if _is_compiled(block):
+            raise TraceError(
+                f"block {number} ({type(block).__name__}) is compiled already: hooks added now may "
+                "never run. Attach the trace first, then compile."
+            )
+    if len({id(block) for block in blocks}) != len(blocks):
+        raise ValueError("a block stands in blocks twice: each must run once per forward")
+
+
+def _is_compiled(block: nn.Module) -> bool:
+    """Wrapped by torch.compile(block), or compiled in place by block.compile()."""
+    return hasattr(block, "_orig_mod") or getattr(block, "_compiled_call_impl", None) is not None
