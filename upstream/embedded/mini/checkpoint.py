@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -15,9 +16,9 @@ from runtime import CORRUPT, MISSING, stop
 # What a resumed run must share with the one that wrote the checkpoint. Other arguments (device,
 # threads, workers, how often to log) may change.
 SHARED = (
-    *("style", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mask_ratio"),
+    *("style", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("decoder_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss", "drop_path"),
-    *("seed", "batch_size", "steps", "lr", "warmup_steps", "weight_decay"),
+    *("mask_ratio", "seed", "batch_size", "steps", "lr", "warmup_steps", "weight_decay"),
     *("clip_grad", "crop_scale", "hflip"),
 )
 
@@ -32,7 +33,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         kept = "the old file is intact" if path.exists() else "nothing was written"
         stop(
             f"could not write {path} ({error.strerror}), {kept}; "
@@ -48,17 +50,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load(path: Path, args: dict[str, Any], images: str) -> dict[str, Any]:
+def load(
+    path: Path, args: dict[str, Any], images: str, model: dict[str, torch.Tensor]
+) -> dict[str, Any]:
     """Read a checkpoint to go on from, on the CPU, and refuse one of another run.
 
     Args:
+        path: The file.
         args: This run's arguments.
         images: Fingerprint of this run's training images.
+        model: This run's model state, for its names and shapes.
     """
     other = f"use another --output_dir, or move {path.parent} away"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs, their_images = state["args"], state["progress"]["images"]
+        shapes = {name: list(tensor.shape) for name, tensor in state["model"].items()}
     except PermissionError:
         stop(f"may not read the checkpoint {path}; {other}", CORRUPT)
     except Exception as error:  # whatever zip, pickle or torch make of a foreign file
@@ -79,6 +86,14 @@ def load(path: Path, args: dict[str, Any], images: str) -> dict[str, Any]:
             f"{path} is of a run on other data: expected {images}, found {their_images}; {other}",
             CORRUPT,
         )
+    for name in sorted(model.keys() | shapes.keys()):
+        ours = list(model[name].shape) if name in model else "none"
+        if ours != shapes.get(name, "none"):
+            stop(
+                f"{path} is of another model: expected {name} {ours}, found "
+                f"{shapes.get(name, 'none')}; {other}",
+                CORRUPT,
+            )
     return state
 
 
@@ -92,17 +107,25 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if lines and not lines[-1].endswith("\n"):
+            lines[-1] = ""  # the kill came in the middle of a line
+        try:
+            kept = [line for line in lines if line and json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError):
+            stop(f"{path} is not a log of this recipe; move it away, then start again", CORRUPT)
         if kept != lines:
             write_atomically(path, "".join(kept).encode())
-        self.file = path.open("a")
+        self.path, self.file = path, path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line."""
         line = json.dumps(record)
         print(line, flush=True)
-        self.file.write(line + "\n")
-        self.file.flush()
+        try:
+            self.file.write(line + "\n")
+            self.file.flush()
+        except OSError as error:
+            stop(f"could not write {self.path} ({error.strerror}); free some space", MISSING)
 
     def sync(self) -> None:
         """Bring the lines to disk, before a checkpoint that counts on them."""

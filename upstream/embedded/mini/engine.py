@@ -32,7 +32,8 @@ AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices; none for biases, norms and the cls and mask tokens."""
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         free = parameter.ndim <= 1 or name.endswith("_token")
         (no_decay if free else decay).append(parameter)
@@ -64,14 +65,14 @@ def train(
         parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95)
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
-    progress = {"images": train_set.fingerprint(), "loss": 0.0, "data": 0}
+    progress: dict[str, Any] = {"images": train_set.fingerprint(), "loss": 0.0, "data": 0}
     start = 0
 
     last = output_dir / "checkpoint.pth"
     if last.exists() and args.no_resume:
         stop(f"{last} exists and --no_resume was given; use another --output_dir", REFUSED)
     if last.exists():
-        state = checkpoint.load(last, config, progress["images"])
+        state = checkpoint.load(last, config, progress["images"], model.state_dict())
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])

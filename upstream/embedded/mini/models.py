@@ -7,6 +7,8 @@ Shapes: B images, N patches in row-major order, D channels. Masks are bool [B, N
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -23,10 +25,14 @@ def sincos_positions(dim: int, grid: int) -> Tensor:
     return torch.cat([row, column], dim=2).reshape(1, grid * grid, dim)
 
 
-def make_blocks(dim: int, depth: int, num_heads: int, drop_path: float = 0.0) -> nn.ModuleList:
+def make_blocks(
+    dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0
+) -> nn.ModuleList:
     """Pre-norm transformer blocks, stochastic depth rising linearly to `drop_path`."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-    return nn.ModuleList(Block(dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
+    return nn.ModuleList(
+        Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
+    )
 
 
 class MaskedImageModel(nn.Module):
@@ -39,6 +45,7 @@ class MaskedImageModel(nn.Module):
     """
 
     loss_power: int  # 1: L1, 2: MSE
+    positions: Tensor  # [1, N, D]
     num_prefix_tokens = 1
 
     def __init__(
@@ -49,6 +56,7 @@ class MaskedImageModel(nn.Module):
         embed_dim: int = 64,
         depth: int = 4,
         num_heads: int = 4,
+        mlp_ratio: float = 2.0,
         mask_ratio: float,
         norm_pix_loss: bool = False,
         drop_path: float = 0.0,
@@ -64,7 +72,7 @@ class MaskedImageModel(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         positions = sincos_positions(embed_dim, self.grid)
         self.register_buffer("positions", positions, persistent=False)
-        self.blocks = make_blocks(embed_dim, depth, num_heads, drop_path)
+        self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(embed_dim)
 
     def init_weights(self) -> None:
@@ -72,7 +80,8 @@ class MaskedImageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("_token"):
                 nn.init.normal_(parameter, std=0.02)
@@ -137,7 +146,7 @@ class SimMIM(MaskedImageModel):
 
     loss_power = 1
 
-    def __init__(self, *, embed_dim: int = 64, mask_ratio: float = 0.6, **kwargs) -> None:
+    def __init__(self, *, embed_dim: int = 64, mask_ratio: float = 0.6, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, mask_ratio=mask_ratio, **kwargs)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.head = nn.Linear(embed_dim, self.patch_size**2 * 3)
@@ -159,6 +168,7 @@ class MAE(MaskedImageModel):
     """
 
     loss_power = 2
+    decoder_positions: Tensor
 
     def __init__(
         self,
@@ -168,14 +178,15 @@ class MAE(MaskedImageModel):
         decoder_dim: int = 64,
         decoder_depth: int = 2,
         decoder_num_heads: int = 4,
-        **kwargs,
+        mlp_ratio: float = 2.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(embed_dim=embed_dim, mask_ratio=mask_ratio, **kwargs)
+        super().__init__(embed_dim=embed_dim, mlp_ratio=mlp_ratio, mask_ratio=mask_ratio, **kwargs)
         self.decoder_embed = nn.Linear(embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         positions = sincos_positions(decoder_dim, self.grid)
         self.register_buffer("decoder_positions", positions, persistent=False)
-        self.decoder_blocks = make_blocks(decoder_dim, decoder_depth, decoder_num_heads)
+        self.decoder_blocks = make_blocks(decoder_dim, decoder_depth, decoder_num_heads, mlp_ratio)
         self.decoder_norm = nn.LayerNorm(decoder_dim)
         self.head = nn.Linear(decoder_dim, self.patch_size**2 * 3)
         self.init_weights()

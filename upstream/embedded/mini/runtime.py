@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,7 +18,7 @@ MISSING, REFUSED, CORRUPT = 3, 4, 5  # exit codes; 1 is a failure of training, 2
 
 def stop(message: str, code: int) -> NoReturn:
     """End the process with one sentence on stderr and an exit code a script can act on."""
-    print(f"main_pretrain.py: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
@@ -68,11 +69,11 @@ def rng_state() -> list[dict[str, Any]]:
 
     A collective call: all ranks must make it, and all get the list indexed by rank.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     mine = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
     if not dist.is_initialized():
@@ -84,10 +85,10 @@ def rng_state() -> list[dict[str, Any]]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put back one rank's generators, as `rng_state` read them."""
-    kind, keys, position, has_gauss, gauss = state["numpy"]
+    kind, keys, *rest = state["numpy"]
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
