@@ -1,0 +1,119 @@
+"""Which patch does an edited line belong to?
+
+Every line of the edited tree is upstream's or some patch's. Leaving out the lines of later patches
+gives the tree after each patch, and each of these trees contains the one before, line for line: so
+whatever the edit was, the series made from them only inserts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.series import ZERO, FilePatch, Hunk, split_lines
+from mto_tools.patchset.trees import (
+    Range,
+    changes,
+    file_patches,
+    ranges,
+    read_blobs,
+    write_blob,
+    write_tree,
+)
+
+UPSTREAM = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One patch of the series to be: what it inserted so far; nothing for a patch not yet there."""
+
+    files: tuple[FilePatch, ...] = ()
+
+
+def split_edit(
+    git: Git, base: str, applied: str, edited: str, slots: Sequence[Slot], new: int
+) -> list[str]:
+    """Return the tree after each patch, the last of which is `edited`.
+
+    Args:
+        git: The clone.
+        base: Tree of the pin.
+        applied: Tree of the series the edit started from.
+        edited: Tree with the edit.
+        slots: The applied patches, in order.
+        new: Index of the slot that gets inserted lines; a reworded line stays in its patch.
+
+    Raises:
+        NotAdditiveError: The edit takes something of upstream away.
+    """
+    whole = {file.path: file for file in file_patches(git, base, edited)}
+    by_edit = ranges(git, applied, edited)
+    gone = {c.path for c in changes(git, applied, edited) if ZERO in (c.old, c.new)}
+    blobs = read_blobs(git, [oid for file in whole.values() for oid in (file.before, file.after)])
+    trees: list[dict[str, tuple[str, str] | None]] = [{} for _ in slots]
+    for path, file in whole.items():
+        history = [_of(slot, path) for slot in slots]
+        before = labels(blobs[file.before], history)
+        if path in gone:  # not there before the edit
+            owners = [new + 1] * file.inserted
+        else:
+            owners = relabel(before, by_edit.get(path, []), new + 1)
+            if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
+                owners = _within(file, owners, new + 1)
+        lines = split_lines(blobs[file.after])
+        first = min(owners, default=_creator(history) or new + 1) if file.is_new else 0
+        for number, tree in enumerate(trees, 1):
+            if number >= first:
+                kept = [line for line, owner in zip(lines, owners, strict=True) if owner <= number]
+                tree[path] = (file.mode, write_blob(git, b"".join(kept)))
+    return [write_tree(git, base, tree) for tree in trees]
+
+
+def labels(base: bytes, history: Sequence[FilePatch | None]) -> list[int]:
+    """Return the owner of every line after the patches: 0 upstream, n the n-th of `history`."""
+    owners = [UPSTREAM] * len(split_lines(base))
+    for number, file in enumerate(history, 1):
+        for hunk in reversed(file.hunks if file else ()):
+            owners[hunk.after : hunk.after] = [number] * len(hunk.lines)
+    return owners
+
+
+def relabel(owners: Sequence[int], edit: Sequence[Range], new: int) -> list[int]:
+    """Carry the owners of lines over an edit.
+
+    Inserted lines belong to `new`, but those which replace lines of one patch stay in that patch.
+    """
+    result: list[int] = []
+    done = 0
+    for r in edit:
+        result += owners[done : r.old]
+        replaced = set(owners[r.old : r.old + r.removed])
+        keep = len(replaced) == 1 and UPSTREAM not in replaced
+        result += [replaced.pop() if keep else new] * r.added
+        done = r.old + r.removed
+    return result + list(owners[done:])
+
+
+def _within(file: FilePatch, owners: Sequence[int], new: int) -> list[int]:
+    """Take what is upstream's from `file`: git aligned the edit so that an upstream line moved."""
+    hunks: Mapping[int, Hunk] = {hunk.after: hunk for hunk in file.hunks}
+    result: list[int] = []
+    after = 0
+    while len(result) < len(owners):
+        if hunk := hunks.get(after):
+            mine = owners[len(result) : len(result) + len(hunk.lines)]
+            result += [owner or new for owner in mine]
+        if len(result) < len(owners):
+            result.append(UPSTREAM)
+        after += 1
+    return result
+
+
+def _of(slot: Slot, path: str) -> FilePatch | None:
+    return next((file for file in slot.files if file.path == path), None)
+
+
+def _creator(history: Sequence[FilePatch | None]) -> int:
+    return next((n for n, file in enumerate(history, 1) if file and file.is_new), 0)
