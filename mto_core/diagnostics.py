@@ -34,23 +34,20 @@ def visible_mass(
         if scale == "layernorm":
             keys = F.layer_norm(keys, keys.shape[-1:])
         batch, size = mask.shape
-        where = index.visible
-        if where is None:
-            where = torch.arange(size, device=mask.device).expand(batch, size)
+        width = size if index.visible is None else index.visible.shape[1]
+        where = mask.sort(dim=1, stable=True).indices[:, :width]  # visible first
+        seen = ~mask.gather(1, where)  # padding, in an image with fewer visible tokens, is masked
         rows = keys.take_along_dim(where[:, :, None], 1) * factor(scale, keys)
         masked = mask.to(keys.dtype)[:, :, None]
         diagonal, onto_masked = keys.new_zeros(batch), keys.new_zeros(batch)
         step = max(1, _CHUNK // max(1, batch * size))
-        for start in range(0, where.shape[1], step):
+        for start in range(0, width, step):
             part = slice(start, start + step)
             mass = (rows[:, part] @ keys.mT).softmax(-1)
             itself = mass.gather(-1, where[:, part, None])[..., 0]
             there = (mass @ masked)[..., 0]
-            if index.visible_valid is not None:
-                itself = itself.masked_fill(~index.visible_valid[:, part], 0)
-                there = there.masked_fill(~index.visible_valid[:, part], 0)
-            diagonal += itself.sum(1)
-            onto_masked += there.sum(1)
+            diagonal += (itself * seen[:, part]).sum(1)
+            onto_masked += (there * seen[:, part]).sum(1)
         count = index.num_visible.clamp_min(1)
         return diagonal / count, onto_masked / count
 

@@ -1,0 +1,79 @@
+import dataclasses
+import re
+
+import pytest
+
+from mto_core import MTOConfig
+from mto_core.config import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("mae", (0.01, 0.1, 0.001)),
+        ("bootmae", (0.01, 0.1, 0.001)),
+        ("simmim", (0, 1, 0)),
+        ("conmim", (0, 1, 0)),
+        ("observe", (0, 0, 0)),
+        ("paper", (1, 1, 1)),
+    ],
+)
+def test_presets_have_the_documented_weights(name, weights):
+    config = MTOConfig.preset(name)
+    assert (config.sparsity, config.singularity, config.ranking) == weights
+    assert config.direction == "decreasing"
+    assert tuple(config.weights.values()) == weights
+
+
+def test_default_is_to_observe():
+    assert MTOConfig() == MTOConfig.preset("observe")
+
+
+def test_overrides_by_preset_and_by_replace_agree():
+    by_preset = MTOConfig.preset("mae", ranking=0.5, warmup_steps=10)
+    by_replace = dataclasses.replace(MTOConfig.preset("mae"), ranking=0.5, warmup_steps=10)
+    assert by_preset == by_replace
+    assert by_preset.ranking == 0.5
+    assert by_preset.singularity == 0.1
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown preset 'beit'") as error:
+        MTOConfig.preset("beit")
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_unknown_field_is_an_error():
+    with pytest.raises(TypeError, match="sparcity"):
+        MTOConfig.preset("mae", sparcity=1.0)
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MTOConfig().sparsity = 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        *[(w, bad) for w in ("sparsity", "singularity", "ranking") for bad in (-1, float("nan"))],
+        ("sparsity", float("inf")),
+        ("ranking", "0.1"),
+        ("eps", 0),
+        ("warmup_steps", -1),
+        ("warmup_steps", 1.5),
+        ("balance", 0.0),
+        ("balance", float("nan")),
+        ("balance_every", 0),
+        ("balance_decay", 1.0),
+        ("balance_limit", 0.0),
+        ("scale", "cosine"),
+        ("reduction", "max"),
+        ("direction", "increasing"),
+        ("backend", "triton"),
+    ],
+)
+def test_a_bad_value_is_refused_with_field_and_value(field, bad):
+    with pytest.raises(ValueError, match=field) as error:
+        MTOConfig(**{field: bad})
+    assert re.search(re.escape(repr(bad)), str(error.value))

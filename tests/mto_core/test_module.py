@@ -1,0 +1,296 @@
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from mto_core import MaskedTokenOptimization, MTOConfig, affinity
+from mto_core import diagnostics as diagnostics_module
+
+ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
+
+
+def entropy(logits: list[float]) -> float:
+    top = max(logits)
+    total = sum(math.exp(s - top) for s in logits)
+    return -sum(
+        math.exp(s - top) / total * (s - top - math.log(total)) for s in logits if s > top - 700
+    )
+
+
+def by_hand(tokens, masks, eps=1e-2):
+    """The terms of one image in plain Python, from the equations; tokens [L+1][N][D]."""
+
+    def dot(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    h = []
+    for x, mask in zip(tokens, masks, strict=True):
+        masked = [i for i, m in enumerate(mask) if m]
+        visible = [i for i, m in enumerate(mask) if not m]
+        if not masked or len(visible) < 2:
+            h.append(None)
+            continue
+        rows = [entropy([dot(x[i], x[j]) for j in visible]) for i in masked]
+        h.append(sum(rows) / len(rows))
+    visible = [i for i, m in enumerate(masks[0]) if not m]
+    x = tokens[0]
+    rows = [entropy([dot(x[i], y) for y in x]) for i in visible]
+    sparsity = sum(rows) / max(1, len(rows))
+    singularity = 0.0 if h[0] is None else 1 / (h[0] + eps)
+    ranking = 0.0
+    if None not in h:
+        ranking = sum(math.log1p(math.exp(b - a)) for a, b in itertools.pairwise(h))
+    return sparsity, singularity, ranking, [v or 0.0 for v in h]
+
+
+def make(batch=3, size=16, dim=4, depths=3, prefix=0, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, prefix + size, dim)
+    tokens = [torch.randn(shape, generator=generator).to(dtype) for _ in range(depths)]
+    mask = torch.rand(batch, size, generator=generator) < 0.6
+    return [t.requires_grad_() for t in tokens], mask
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_terms_are_the_equations_per_image_then_averaged(prefix, dtype):
+    tokens, mask = make(prefix=prefix, dtype=dtype)
+    mask[1] = True  # undefined for this image
+    mask[2, 1:] = False
+    terms = MaskedTokenOptimization(MTOConfig(**ALL))(tokens, mask, num_prefix_tokens=prefix)
+    images = [
+        by_hand([t[b, prefix:].tolist() for t in tokens], [mask[b].tolist()] * 3) for b in range(3)
+    ]
+    means = [sum(column) / 3 for column in zip(*[image[:3] for image in images], strict=True)]
+    got = [terms.sparsity.item(), terms.singularity.item(), terms.ranking.item()]
+    assert got == pytest.approx(means, rel=1e-5)
+    h = [sum(image[3][depth] for image in images) / 3 for depth in range(3)]
+    assert terms.heterogeneity.tolist() == pytest.approx(h, rel=1e-5)
+    total = sum(w * v for w, v in zip(ALL.values(), means, strict=True))
+    assert terms.total.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_splitting_a_batch_changes_neither_loss_nor_gradient():
+    tokens, mask = make(batch=6)
+    mask[0] = False  # undefined images count in the mean, wherever they fall
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    whole = mto(tokens, mask).total
+    parts = [mto([t[part] for t in tokens], mask[part]).total for part in (slice(3), slice(3, 6))]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+    left = torch.autograd.grad(whole, tokens)
+    right = torch.autograd.grad(sum(parts) / 2, tokens)
+    torch.testing.assert_close(left, right)
+
+
+def test_all_weights_zero_observes_without_a_graph():
+    tokens, mask = make()
+    terms = MaskedTokenOptimization(MTOConfig.preset("observe"))(tokens, mask)
+    assert terms.total.item() == 0.0
+    assert not terms.total.requires_grad
+    expected = MaskedTokenOptimization(MTOConfig(**ALL))(tokens, mask)
+    for name in ALL:
+        assert not getattr(terms, name).requires_grad
+        torch.testing.assert_close(getattr(terms, name), getattr(expected, name))
+    loss = torch.tensor(1.2345)
+    assert torch.equal(loss + terms.total, loss)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_only_weighted_terms_get_a_graph(name):
+    tokens, mask = make()
+    terms = MaskedTokenOptimization(MTOConfig(**{name: 1.0}))(tokens, mask)
+    assert [n for n in ALL if getattr(terms, n).requires_grad] == [name]
+    assert not terms.heterogeneity.requires_grad
+    torch.testing.assert_close(terms.total, getattr(terms, name))
+    terms.total.backward()
+    assert [t.grad is not None for t in tokens] == [True] + [name == "ranking"] * 2
+
+
+@pytest.mark.parametrize("backend", ["dense", "recompute"])
+@pytest.mark.parametrize("count", [0, 15, 16])  # none masked, one visible, all masked
+def test_undefined_images_add_nothing_and_stay_finite(count, backend):
+    tokens, mask = make(batch=2)
+    alone, alone_mask = [t[:1] for t in tokens], mask[:1]
+    mask[1] = torch.arange(16) < count
+    mto = MaskedTokenOptimization(MTOConfig(**ALL, backend=backend))
+    terms = mto(tokens, mask)
+    reference = mto(alone, alone_mask)
+    torch.testing.assert_close(terms.singularity, reference.singularity / 2)
+    torch.testing.assert_close(terms.ranking, reference.ranking / 2)
+    for grad in torch.autograd.grad(terms.total, tokens):
+        assert grad.isfinite().all()
+
+
+def test_warmup_is_linear_in_the_step():
+    tokens, mask = make()
+    mto = MaskedTokenOptimization(MTOConfig(**ALL, warmup_steps=10))
+    full = MaskedTokenOptimization(MTOConfig(**ALL))(tokens, mask).total
+    for step, share in [(0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)]:
+        terms = mto(tokens, mask, step=step)
+        torch.testing.assert_close(terms.total, full * share)
+        assert terms.weights["ranking"] == 0.5 * share
+    with pytest.raises(ValueError, match="warmup_steps=10 needs step="):
+        mto(tokens, mask)
+
+
+def test_diagnostics_agree_with_the_affinity_map(monkeypatch):
+    tokens, mask = make(prefix=1)
+    mto = MaskedTokenOptimization(MTOConfig(scale="sqrt_dim"))
+    terms = mto(tokens, mask, num_prefix_tokens=1)
+    diagonal, masked = [], []
+    maps = affinity(tokens[0][:, 1:], mask, scale="sqrt_dim")
+    for p, m in zip(maps, mask.sum(1).tolist(), strict=True):
+        diagonal.append(p.diagonal()[m:].mean())
+        masked.append(p[m:, :m].sum(1).mean())
+    torch.testing.assert_close(terms.diagonal_mass, torch.stack(diagonal).mean())
+    torch.testing.assert_close(terms.masked_mass, torch.stack(masked).mean())
+    norms = torch.stack([t[:, 1:].norm(dim=-1).mean() for t in tokens])
+    torch.testing.assert_close(terms.token_norm, norms.detach())
+
+    monkeypatch.setattr(diagnostics_module, "_CHUNK", 100)  # two rows at a time
+    chunked = mto(tokens, mask, num_prefix_tokens=1)
+    torch.testing.assert_close(chunked.diagonal_mass, terms.diagonal_mass)
+    torch.testing.assert_close(chunked.masked_mass, terms.masked_mass)
+
+
+def test_as_dict_is_plain_json_and_omits_what_was_not_asked():
+    tokens, mask = make()
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    plain = json.loads(json.dumps(mto(tokens, mask).as_dict()))
+    assert len(plain["heterogeneity"]) == len(plain["token_norm"]) == 3
+    assert plain["weights"] == ALL
+    without = mto(tokens, mask, diagnostics=False).as_dict()
+    assert set(plain) - set(without) == {"token_norm", "diagonal_mass", "masked_mass"}
+
+
+# hierarchical models
+
+
+def pyramid(batch=2, sides=(8, 8, 4, 2), dims=(3, 3, 5, 7)):
+    generator = torch.Generator().manual_seed(1)
+    tokens = [
+        torch.randn(batch, s, s, d, generator=generator, requires_grad=True)
+        for s, d in zip(sides, dims, strict=True)
+    ]
+    coarse = torch.tensor([[[True, False], [True, False]], [[False, False], [True, False]]])
+    return tokens, coarse
+
+
+def test_a_mask_is_brought_to_every_resolution():
+    tokens, coarse = pyramid()
+    fine = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)  # 8 x 8
+    middle = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    per_depth = [m.flatten(1) for m in (fine, fine, middle, coarse)]
+    expected = mto([t.flatten(1, 2) for t in tokens], per_depth)
+    images = [
+        by_hand([t[b].flatten(0, 1).tolist() for t in tokens], [m[b].tolist() for m in per_depth])
+        for b in range(2)
+    ]
+    assert expected.ranking.item() == pytest.approx(sum(i[2] for i in images) / 2, rel=1e-5)
+    for mask in (fine, fine.flatten(1), [fine, fine, middle, coarse]):
+        terms = mto(tokens, mask)
+        torch.testing.assert_close(terms.heterogeneity, expected.heterogeneity)
+        torch.testing.assert_close(terms.total, expected.total)
+
+
+def test_a_grid_need_not_be_square():
+    mask = torch.zeros(1, 4, 8, dtype=torch.bool)
+    mask[:, :2, :4] = True
+    mto = MaskedTokenOptimization(MTOConfig())
+    tokens = [torch.randn(1, 4, 8, 3), torch.randn(1, 2, 4, 3)]
+    coarse = torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = mto(tokens, [mask.flatten(1), coarse]).heterogeneity
+    assert torch.equal(mto(tokens, mask).heterogeneity, expected)
+    with pytest.raises(ValueError, match=r"square or as \[B, h, w\]"):
+        mto(tokens, mask.flatten(1))
+
+
+def test_a_misaligned_mask_is_refused_and_named():
+    tokens, coarse = pyramid()
+    fine = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    fine[1, 7, 7] = True  # one cell of a visible 4 x 4 block
+    with pytest.raises(ValueError, match="depth 2: token 15 of image 1 covers 2x2 cells"):
+        MaskedTokenOptimization(MTOConfig())(tokens, fine)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: (t, m.float()), "mask must be bool with True = masked"),
+        (lambda t, m: (t, m[:, 1:]), r"depth 0 has 16 patch tokens.*num_prefix_tokens=1"),
+        (lambda t, m: ([x[:, 2:] for x in t], m), "stripped twice"),
+        (lambda t, m: (t, m[:2]), "tokens of 3 images, but a mask of 2"),
+        (lambda t, m: (t, m[:, :, None, None]), r"mask must be \[B, N\] or \[B, h, w\]"),
+        (lambda t, m: (t, [m]), "got 1 masks for 3 depths"),
+        (lambda t, m: (t[:1], m), "ranking compares depths"),
+        (lambda t, m: ([], m), "tokens_by_depth is empty"),
+        (lambda t, m: ([x[0] for x in t], m), r"tokens must be \[B, N, D\]"),
+        (lambda t, m: ([x.detach() for x in t], m), "no tokens at depth 0 require grad"),
+        (lambda t, m: ([t[0].long(), *t[1:]], m), "floating"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    tokens, mask = change(*make())
+    with pytest.raises(ValueError, match=message):
+        MaskedTokenOptimization(MTOConfig(**ALL))(tokens, mask)
+
+
+def test_one_tensor_is_no_sequence_of_depths():
+    tokens, mask = make()
+    with pytest.raises(TypeError, match="one per depth"):
+        MaskedTokenOptimization(MTOConfig())(torch.stack(tokens), mask)
+
+
+def test_no_gradient_is_needed_to_evaluate():
+    tokens, mask = make()
+    detached = [t.detach() for t in tokens]
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    with torch.no_grad():
+        assert mto(detached, mask).total.item() == pytest.approx(mto(tokens, mask).total.item())
+    only_deep = [tokens[0].detach(), *tokens[1:]]
+    MaskedTokenOptimization(MTOConfig(ranking=1.0))(only_deep, mask).total.backward()
+
+
+def test_one_depth_will_do_without_ranking():
+    tokens, mask = make(depths=1)
+    terms = MaskedTokenOptimization(MTOConfig(sparsity=1.0))(tokens, mask)
+    assert terms.ranking.item() == 0.0
+
+
+# a good guest
+
+
+def test_no_state_and_no_random_numbers():
+    tokens, mask = make()
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    assert not mto.state_dict()
+    assert not list(mto.parameters())
+    before = torch.get_rng_state()
+    mto(tokens, mask).total.backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_compiles_into_one_graph():
+    tokens, mask = make()
+    mto = MaskedTokenOptimization(MTOConfig(**ALL, backend="dense"))
+    expected = mto(tokens, mask)
+    compiled = torch.compile(mto, fullgraph=True, backend="aot_eager")
+    terms = compiled(tokens, mask)
+    torch.testing.assert_close(terms.total, expected.total)
+    left = torch.autograd.grad(terms.total, tokens)
+    torch.testing.assert_close(left, torch.autograd.grad(expected.total, tokens))
+
+
+def test_autocast_changes_nothing():
+    tokens, mask = make(dtype=torch.bfloat16)
+    mto = MaskedTokenOptimization(MTOConfig(**ALL))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = mto(tokens, mask)
+    assert torch.equal(terms.total, mto(tokens, mask).total)
+    assert torch.equal(terms.masked_mass, mto(tokens, mask).masked_mass)

@@ -1,0 +1,91 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mto_core import rauc
+
+
+def test_equation_8_by_hand():
+    # Baseline 60 -> 80 -> 90 over 0, 100, 300: area above 60 is 1000 + 5000.
+    # Target 70 -> 90 -> 95: 2000 + 6500.
+    baseline = [(0, 60), (100, 80), (300, 90)]
+    target = [(0, 70), (100, 90), (300, 95)]
+    assert rauc(baseline, target, 0, 300) == pytest.approx(8500 / 6000)
+
+
+def test_ends_are_interpolated():
+    baseline = [(0, 0.0), (400, 40.0)]
+    target = [(0, 0.0), (100, 40.0), (400, 40.0)]
+    # From 100 to 200, above the baseline's 10 at 100: baseline 500, target 3000.
+    assert rauc(baseline, target, 100, 200) == pytest.approx(6.0)
+
+
+def test_a_curve_against_itself_is_one():
+    curve = [(0, 1.0), (3, 2.0), (10, 5.0)]
+    assert rauc(curve, curve, 1, 9) == 1.0
+
+
+heights = st.integers(-1000, 1000)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6),
+    heights,
+    heights,
+    st.data(),
+)
+def test_against_exact_sums_over_unit_steps(first, second, y1, y2, data):
+    """Epochs are whole, so the exact integral is a trapezoid sum over unit steps in fractions."""
+
+    def curve(steps, height):
+        points, x = [(0, height)], 0
+        for dx, y in steps:
+            x += dx
+            points.append((x, y))
+        return [*points, (x + 60, height)]
+
+    def at(points, x):
+        (x0, y0), (x1, y1) = next(
+            (a, b) for a, b in zip(points, points[1:], strict=False) if a[0] <= x <= b[0]
+        )
+        return y0 + Fraction(y1 - y0, x1 - x0) * (x - x0)
+
+    baseline, target = curve(first, y1), curve(second, y2)
+    last = min(baseline[-1][0], target[-1][0])
+    start = data.draw(st.integers(0, last - 1))
+    stop = data.draw(st.integers(start + 1, last))
+
+    def area(points):
+        floor = at(baseline, start)
+        return sum((at(points, x) + at(points, x + 1)) / 2 - floor for x in range(start, stop))
+
+    if area(baseline) == 0:
+        return
+    assert rauc(baseline, target, start, stop) == pytest.approx(
+        float(area(target) / area(baseline)), rel=1e-6, abs=1e-6
+    )
+
+
+GOOD = [(0, 1.0), (10, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "target", "start", "stop", "message"),
+    [
+        (GOOD, GOOD, 0, 11, "baseline covers epochs 0 to 10"),
+        (GOOD, [(2, 1.0), (10, 2.0)], 0, 10, "target covers epochs 2 to 10"),
+        (GOOD, GOOD, 5, 5, "start < stop"),
+        (GOOD, GOOD, 0, float("nan"), "start < stop"),
+        ([(0, 1.0)], GOOD, 0, 1, "at least two"),
+        ([(0, 1.0), (0, 2.0)], GOOD, 0, 0.5, "epochs must rise, but 0 follows 0"),
+        ([(10, 1.0), (0, 2.0)], GOOD, 0, 10, "epochs must rise"),
+        (GOOD, [(0, 1.0), (10, float("nan"))], 0, 10, "not finite"),
+        ([(0, 1.0), (10, 1.0)], GOOD, 0, 10, "RAUC is undefined"),
+    ],
+)
+def test_bad_curves_are_refused(baseline, target, start, stop, message):
+    with pytest.raises(ValueError, match=message):
+        rauc(baseline, target, start, stop)
