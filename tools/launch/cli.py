@@ -1,0 +1,58 @@
+"""`mto run`: an upstream's own script, from its own command line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add this area's commands to `app`."""
+    app.command("run")(run)
+
+
+def run(
+    name: Annotated[str, typer.Argument(help="the upstream", metavar="NAME")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="after --: what the script gets", metavar="-- ARGS")
+    ] = None,
+    script: Annotated[
+        str, typer.Option(help="one of its scripts; by default the one that pre-trains")
+    ] = "",
+    nproc: Annotated[int, typer.Option(help="processes on this machine, one per GPU")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")] = False,
+    precision: Annotated[str, typer.Option(help="with --cpu: float32 or bfloat16")] = "float32",
+    compat: Annotated[
+        bool, typer.Option("--compat", help="activate the shims for an unpatched checkout")
+    ] = False,
+    repo: Annotated[Path | None, typer.Option(help="the checkout, if not upstream/NAME")] = None,
+) -> None:
+    """Run a script of NAME, patched or not, with its own arguments.
+
+    The working directory stays yours, so that outputs do not land in the checkout.
+
+    Example: mto run mae --nproc 8 -- --model mae_vit_base_patch16 --data_path /imagenet --mto
+    """
+    from mto_tools.home import find_home
+    from mto_tools.launch.command import Launch
+    from mto_tools.patchset.upstreams import load_upstream
+
+    upstream = load_upstream(find_home(), name)
+    folder = repo or upstream.checkout
+    launch = Launch(
+        name=name,
+        script=(folder / (script or next(iter(upstream.entry), "main.py"))).resolve(),
+        arguments=arguments or [],
+        processes=nproc,
+        cpu=cpu,
+        precision=precision,
+        compat=compat,
+    )
+    argv = launch.argv()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[dim]{shlex.join(argv)}[/]")
+    os.execv(argv[0], argv)
