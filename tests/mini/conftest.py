@@ -1,0 +1,187 @@
+"""The recipe copied to a temporary folder, tiny images, and real processes that train on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+RECIPE = Path(__file__).parents[2] / "upstream" / "embedded" / "mini"
+
+TINY = (
+    *("--img_size", "8", "--patch_size", "2", "--embed_dim", "16", "--depth", "2"),
+    *("--num_heads", "2", "--decoder_dim", "16", "--decoder_depth", "1", "--decoder_num_heads"),
+    *("2", "--batch_size", "8", "--steps", "12", "--warmup_steps", "3", "--log_every", "4"),
+    *("--eval_every", "8", "--save_every", "5", "--device", "cpu"),
+)
+
+
+@dataclass
+class Process:
+    """One run of a script of the recipe."""
+
+    pid: int
+    out: Path
+    err: Path
+    zygote: subprocess.Popen[str]
+    code: int | None = None
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if self.code is None:
+            self.code = int(ask(self.zygote, {"wait": self.pid}))
+        return self.code
+
+    @property
+    def stderr(self) -> str:
+        return self.err.read_text()
+
+
+def ask(zygote: subprocess.Popen[str], job: dict[str, Any]) -> str:
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    zygote.stdin.write(json.dumps(job) + "\n")
+    zygote.stdin.flush()
+    return zygote.stdout.readline()
+
+
+@dataclass
+class Recipe:
+    """Starts scripts of the recipe; `data` is a tiny image folder."""
+
+    folder: Path
+    data: Path
+    tmp: Path
+    zygote: subprocess.Popen[str]
+    processes: list[Process] = field(default_factory=list)
+
+    def start(
+        self,
+        *argv: str | Path,
+        script: str = "main_pretrain.py",
+        env: dict[str, str] | None = None,
+        file_size: int = 0,
+    ) -> Process:
+        n = len(self.processes)
+        out, err = self.tmp / f"{n}.out", self.tmp / f"{n}.err"
+        job = {
+            "run": [str(self.folder / script), *map(str, argv)],
+            "stdout": str(out),
+            "stderr": str(err),
+            "env": env or {},
+            "file_size": file_size,
+        }
+        process = Process(int(ask(self.zygote, job)), out, err, self.zygote)
+        self.processes.append(process)
+        return process
+
+    def start_tiny(self, output_dir: Path, *argv: str | Path, **kwargs: Any) -> Process:
+        """Start a tiny run; later arguments win over the defaults."""
+        return self.start(
+            *("--data_path", self.data, "--output_dir", output_dir, *TINY, *argv), **kwargs
+        )
+
+    def train(self, output_dir: Path, *argv: str | Path, **kwargs: Any) -> Path:
+        process = self.start_tiny(output_dir, *argv, **kwargs)
+        assert process.wait() == 0, process.stderr
+        return output_dir
+
+
+def write_images(root: Path, per_class: int, rng: np.random.Generator) -> None:
+    """Two classes of noisy 10 x 8 images, bright on the left or on the right."""
+    for label in (0, 1):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 100, (8, 10, 3))
+            pixels[:, 5 * label : 5 * label + 5] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    write_images(root / "train", 15, rng)
+    write_images(root / "val", 6, rng)
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_data: Path, zygote: subprocess.Popen[str]) -> Iterator[Recipe]:
+    folder = tmp_path / "mini"
+    shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    logs = tmp_path / "processes"
+    logs.mkdir()
+    recipe = Recipe(folder, tiny_data, logs, zygote)
+    yield recipe
+    for process in recipe.processes:
+        if process.code is None:
+            process.kill()
+            process.wait()
+
+
+def read_checkpoint(output_dir: Path, name: str = "checkpoint.pth") -> dict[str, Any]:
+    return torch.load(output_dir / name, weights_only=True)
+
+
+def read_log(output_dir: Path) -> list[dict[str, Any]]:
+    """The log's lines without their step time."""
+    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("step_ms", None)
+    return lines
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equality to the last bit through nested containers."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Same log but for step times, same checkpoint but for the paths of the run."""
+    assert read_log(a) == read_log(b)
+    ours, theirs = read_checkpoint(a), read_checkpoint(b)
+    ours.pop("args")
+    theirs.pop("args")
+    assert_same(ours, theirs)

@@ -1,0 +1,178 @@
+"""Whole runs: repeatable, resumable after a kill at any moment, the same on two ranks."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import (
+    TINY,
+    Recipe,
+    assert_same_run,
+    read_checkpoint,
+    read_log,
+)
+
+STYLES = ("simmim", "mae")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_repeatable_bit_for_bit(recipe: Recipe, tmp_path: Path, style: str) -> None:
+    flags = ("--style", style, "--drop_path", "0.2")
+    a = recipe.train(tmp_path / "a", *flags)
+    assert_same_run(a, recipe.train(tmp_path / "b", *flags))
+    # neither workers, nor an empty cache, nor more frequent saving and scoring touch the run
+    c = recipe.train(
+        *(tmp_path / "c", *flags, "--workers", "2", "--cache_mb", "0"),
+        *("--eval_every", "1", "--save_every", "2"),
+    )
+    assert [line for line in read_log(c) if "loss" in line] == [
+        line for line in read_log(a) if "loss" in line
+    ]
+    ours, theirs = read_checkpoint(a), read_checkpoint(c)
+    assert all(torch.equal(w, theirs["model"][name]) for name, w in ours["model"].items())
+    assert torch.equal(ours["rng"][0]["torch"], theirs["rng"][0]["torch"])
+
+
+def test_seed_matters(recipe: Recipe, tmp_path: Path) -> None:
+    a, b = (recipe.train(tmp_path / s, "--seed", s) for s in ("1", "2"))
+    first, second = read_log(a)[0], read_log(b)[0]
+    assert first["loss"] != second["loss"]
+    assert first["data"] != second["data"]
+
+
+def test_log_and_checkpoint_hold_what_they_promise(recipe: Recipe, tmp_path: Path) -> None:
+    out = recipe.train(tmp_path / "out", "--save_steps", "0,7")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 8, 12, 12]
+    for line in lines:
+        if "loss" in line:
+            assert list(line) == ["step", "loss", "lr", "step_ms", "data"]
+            assert len(line["data"]) == 8
+            assert int(line["data"], 16) > 0
+        else:
+            assert list(line) == ["step", "knn", "probe", "probe10"]
+            assert all(0 <= line[name] <= 1 for name in ("knn", "probe", "probe10"))
+    assert (recipe.processes[0].out).read_text() == (out / "log.jsonl").read_text()
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("checkpoint-000000.pth", "checkpoint-000007.pth", "checkpoint.pth", "log.jsonl")
+    ]
+    for name, step in (("checkpoint-000000.pth", 0), ("checkpoint-000007.pth", 7)):
+        assert read_checkpoint(out, name)["step"] == step
+    state = read_checkpoint(out)
+    assert state["step"] == 12
+    assert {"model", "optimizer", "scaler", "step", "rng", "args"} <= state.keys()
+    assert state["args"]["style"] == "mae"
+
+
+def test_a_finished_run_stays_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
+    out = recipe.train(tmp_path / "out")
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.iterdir()}
+    recipe.train(out)
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style: str) -> None:
+    flags = (
+        *("--style", style, "--drop_path", "0.2", "--steps", "60", "--log_every", "4"),
+        *("--eval_every", "7", "--save_every", "3"),  # saves fall between lines of the log
+    )
+    whole = recipe.train(tmp_path / "whole", *flags)
+
+    out = tmp_path / "killed"
+    draw = random.Random(f"kills {style}")
+    torn = kills = 0
+    while kills < 12:
+        process = recipe.start_tiny(out, *flags)
+        if kills % 2:
+            # while a checkpoint is being written
+            pause = draw.uniform(0, 0.15)
+            time.sleep(pause)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline and not (out / "checkpoint.pth.tmp").exists():
+                pass
+        else:
+            time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        if process.wait() == 0:
+            break  # it was faster than the kill
+        assert process.code == -9, process.stderr
+        kills += 1
+        torn += (out / "checkpoint.pth.tmp").exists()
+    assert kills >= 3
+    assert torn >= 1, "no kill fell into the writing of a checkpoint"
+    recipe.train(out, *flags)
+    assert_same_run(whole, out)
+
+
+def test_two_ranks_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    one = recipe.train(tmp_path / "one")
+    two = tmp_path / "two"
+    ranks = [
+        recipe.start_tiny(
+            two,
+            env={
+                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            },
+        )
+        for rank in "01"
+    ]
+    for process in ranks:
+        assert process.wait() == 0, process.stderr
+    assert_close_runs(one, two)
+    assert len(read_checkpoint(two)["rng"]) == 2
+    assert ranks[1].out.read_text() == ""
+
+
+def test_torchrun_resumes(recipe: Recipe, tmp_path: Path) -> None:
+    """The real launcher; stopped at step 5 of 12 and gone on with by two ranks."""
+    whole = recipe.train(tmp_path / "whole", "--style", "simmim")
+    out = tmp_path / "out"
+    recipe.train(out, "--style", "simmim", "--save_steps", "5")
+    (out / "checkpoint-000005.pth").replace(out / "checkpoint.pth")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", str(recipe.folder / "main_pretrain.py")),
+            *("--data_path", str(recipe.data), "--output_dir", str(out), *TINY),
+            *("--style", "simmim"),
+        ],
+        check=True,
+        timeout=120,
+        stdout=subprocess.DEVNULL,
+    )
+    assert_close_runs(whole, out)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_accumulation_gives_the_same_run(recipe: Recipe, tmp_path: Path, style: str) -> None:
+    flags = ("--style", style, "--clip_grad", "0.5")
+    one = recipe.train(tmp_path / "one", *flags)
+    assert_close_runs(one, recipe.train(tmp_path / "four", *flags, "--accum_steps", "4"))
+
+
+def assert_close_runs(a: Path, b: Path) -> None:
+    """Same data, and losses and gradients within float32 rounding over a dozen steps."""
+    for ours, theirs in zip(read_log(a), read_log(b), strict=True):
+        assert ours["step"] == theirs["step"]
+        if "loss" in ours:
+            assert ours["data"] == theirs["data"]
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-6)
+    # Adam's running means, because the weights of the keys' biases follow rounding noise: their
+    # gradient is zero, and Adam divides it by its own size
+    ours, theirs = (read_checkpoint(run)["optimizer"]["state"] for run in (a, b))
+    for i, state in ours.items():
+        torch.testing.assert_close(state["exp_avg"], theirs[i]["exp_avg"], rtol=1e-3, atol=1e-5)
