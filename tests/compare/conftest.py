@@ -1,0 +1,69 @@
+"""A plan over the fake recipe, and what comes of running it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mto_tools.compare.command import train
+from mto_tools.compare.plan import Launch, Options, Plan, make_plan
+from mto_tools.compare.report import Report
+from rich.console import Console
+
+HERE = Path(__file__).parent
+LAUNCH = Launch.model_validate(
+    {
+        "entry": "fake_recipe.py",
+        "arguments": (
+            "--data_path {data} --output_dir {out} --style {style} --seed {seed} --steps {steps} "
+            "--log_every {log_every} --eval_every {eval_every}"
+        ).split(),
+        "baseline": ["--mto", "--mto_preset", "observe"],
+        "mto": ["--mto"],
+        "preset": ["--mto_preset", "{preset}"],
+        "measures": (
+            "--mto_log_every {log_every} --mto_grad_every {grad_every} "
+            "--mto_affinity_steps {affinity_steps}"
+        ).split(),
+        "styles": ["mae", "simmim"],
+        "steps": 180,
+        "disk_mb_per_run": 1,
+        "data": {"name": "digits", "make": ["make_digits.py", "--out", "{data}"]},
+        "scores": [
+            {"key": "probe", "label": "Linear probe accuracy"},
+            {"key": "knn", "label": "k-NN accuracy"},
+        ],
+    }
+)
+
+
+def fake_plan(out: Path, *extra: str, seeds: int = 2, jobs: int = 2, cores: int = 2) -> Plan:
+    options = Options(seeds=seeds, jobs=jobs, extra=list(extra))
+    return make_plan(
+        LAUNCH, options, upstream="fake", checkout=HERE, out=out, data=out / "data", cores=cores
+    )
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "reports" / "fake" / "now.unfinished"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def make_report(work: Path) -> Callable[..., Report]:
+    """Run the fake recipe for real and report on it; extra arguments go to the recipe."""
+
+    def make(*extra: str, seeds: int = 2, keep_going: bool = False) -> Report:
+        plan = fake_plan(work, *extra, seeds=seeds)
+        final = work.with_name("now")
+        return train(plan, work, final, "fake", quiet(), keep_going=keep_going)
+
+    return make

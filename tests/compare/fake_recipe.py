@@ -1,0 +1,99 @@
+"""A process that writes what a patched recipe writes, with synthetic numbers, in no time.
+
+For tests of what stands around the runs: launching, watching, ending, collecting. `--mto_preset
+observe` is the baseline, anything else reaches scores `--gain` better. The options at the end make
+it misbehave in the arm named by `--only`.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+parser = argparse.ArgumentParser()
+for flag in ("data_path", "output_dir", "style", "mto_preset", "mto_affinity_steps"):
+    parser.add_argument(f"--{flag}", default="")
+for flag in ("seed", "steps", "log_every", "eval_every", "mto_log_every", "mto_grad_every"):
+    parser.add_argument(f"--{flag}", type=int, default=1)
+parser.add_argument("--mto", action="store_true")
+parser.add_argument("--gain", type=float, default=0.05)
+parser.add_argument("--only", default="mto")
+parser.add_argument("--fail_at", type=int)
+parser.add_argument("--fail_seed", type=int)
+parser.add_argument("--sleep_at", type=int)
+parser.add_argument("--helper", action="store_true", help="start a process that outlives us")
+parser.add_argument("--drift", choices=["data", "rng", "loss", "norm"])
+args = parser.parse_args()
+
+out = Path(args.output_dir)
+arm = "baseline" if args.mto_preset == "observe" else "mto"
+odd = arm == args.only
+noise = random.Random(args.seed)
+gain = args.gain * (1 + 0.2 * noise.uniform(-1, 1)) * (arm == "mto")
+print(f"{arm} with {args.data_path}", flush=True)
+if odd and args.helper:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (out / "helper.pid").write_text(str(child.pid))
+affinity_steps = [int(s) for s in args.mto_affinity_steps.split(",") if s]
+
+
+def write(name, record):
+    with (out / name).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def digest(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+for step in range(1, args.steps + 1):
+    done = (step - 1) / args.steps
+    level = 1 - math.exp(-4 * done * (1 + 4 * gain)) * 0.7
+    loss = 0.35 - 0.25 * level + noise.gauss(0, 0.004) * (step > 1)
+    if odd and args.drift == "loss":
+        loss += 1e-9
+    if odd and step == args.fail_at and args.fail_seed in (None, args.seed):
+        print("RuntimeError: the fake recipe was told to fail", flush=True)
+        sys.exit(7)
+    if odd and step == args.sleep_at:
+        time.sleep(600)
+    if step == 1 or step % args.mto_log_every == 0:
+        spread = noise.random() if odd and args.drift == "norm" else 0
+        decay = 1 if step == 1 else (0.8 if arm == "mto" else 1.0)
+        record = {
+            "step": step,
+            "loss": loss,
+            "total": loss,
+            "sparsity": 3 - 2 * done * decay,
+            "singularity": 0.4,
+            "ranking": 0.7 + gain * done,
+            "weights": {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001},
+            "heterogeneity": [2.5 * decay, 0.8 * decay, 0.3],
+            "diagonal_mass": 0.3 + 0.2 * done,
+            "masked_mass": 0.4 - 0.2 * done,
+            "token_norm": [5 + spread, 7 + done, 9 + 2 * done],
+            "rng": digest("rng", args.seed, step, odd and args.drift == "rng" and step > 5),
+        }
+        if step == 1 or step % args.mto_grad_every == 0:
+            record["grad_ratio"] = {"sparsity": 5.0 + done, "singularity": 0.3, "ranking": 0.9}
+        write("mto.jsonl", record)
+    if step % args.log_every == 0 or step == args.steps:
+        ids = digest("data", args.seed, step, odd and args.drift == "data")
+        ms = 5 + noise.random() + (arm == "mto") * 0.4
+        write("log.jsonl", {"step": step, "loss": loss, "step_ms": ms, "data": ids})
+    if step % args.eval_every == 0 or step == args.steps:
+        probe = 0.1 + 0.7 * level + noise.gauss(0, 0.005)
+        write("log.jsonl", {"step": step, "probe": probe, "knn": probe - 0.05})
+    if step in affinity_steps:
+        logits = np.random.default_rng(args.seed).normal(size=(3, 16, 16)) * (2 + done)
+        maps = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        mask = np.arange(16) < 12
+        np.savez(out / f"mto-affinity-{step}.npz", affinity=maps, num_masked=12, mask=mask)
+(out / "checkpoint.pth").write_bytes(b"weights")

@@ -1,0 +1,208 @@
+"""What `mto compare` and `mto report` do, step by step."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from mto_tools.compare import checkout, words
+from mto_tools.compare.collect import Record, by_seed, collect, fairness
+from mto_tools.compare.plan import (
+    Launch,
+    Options,
+    Plan,
+    check_data,
+    fill,
+    load_launch,
+    make_plan,
+    usable_cores,
+)
+from mto_tools.compare.report import (
+    Report,
+    close_folder,
+    open_folder,
+    read_report,
+    saying_disk_full,
+    write,
+    write_report,
+)
+from mto_tools.compare.run import environment, execute
+from mto_tools.compare.verdict import judge
+from mto_tools.compare.versions import versions
+from mto_tools.errors import CorruptError, MissingError, MtoError
+from mto_tools.home import find_home
+
+
+def compare(
+    name: str,
+    options: Options,
+    *,
+    data: Path | None = None,
+    report_name: str | None = None,
+    reports: Path | None = None,
+    keep_going: bool = False,
+    allow_edited: bool = False,
+) -> int:
+    """Run the comparison; return the exit status.
+
+    What can be refused is refused before the first run starts, and before anything is written.
+    """
+    console = Console(stderr=True)
+    home = find_home()
+    launch = load_launch(home, name)
+    options = fill(options, launch, name, usable_cores())
+    report_name = report_name or name
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", report_name):
+        raise MtoError(
+            f"--name {report_name!r} must be a plain folder name of letters, digits, dots, dashes",
+            hint=f"mto compare {name} --name {name}",
+        )
+    if data is not None:
+        data = data.expanduser().absolute()
+        check_data(data, launch.data.images, name)
+    where, commits = checkout.ready(home, name, allow_edited=allow_edited, console=console)
+    if data is None:
+        data = default_data(home, where, launch, name, console)
+    need_mb = 2 * options.seeds * launch.disk_mb_per_run + 50
+    work, final = open_folder(reports or home / "reports", report_name, need_mb)
+    facts = {**versions(), **commits}
+    plan = make_plan(
+        launch, options, upstream=name, checkout=where, out=work, data=data, versions=facts
+    )
+    console.print(
+        f"{name}, style {plan.style}: {words.number(len(plan.seeds), 'seed')} x 2 arms x "
+        f"{plan.steps} steps; {plan.jobs} at once, {words.number(plan.threads, 'thread')} each",
+        highlight=False,
+    )
+    report = train(plan, work, final, report_name, console, keep_going=keep_going)
+    page = close_folder(work, final) / "report.html"
+    _say(report, page, console)
+    return 0 if report.fair and not report.failed else 1
+
+
+def train(
+    plan: Plan, work: Path, final: Path, name: str, console: Console, *, keep_going: bool = False
+) -> Report:
+    """Run the plan in `work` and write the report there, under the name it will have, `final`."""
+    with saying_disk_full(work):
+        write(work / "plan.json", plan.model_dump_json(indent=1))
+        outcomes = execute(plan, work, console, keep_going=keep_going)
+        seconds = {outcome.run.name: round(outcome.seconds, 2) for outcome in outcomes}
+        write(work / "seconds.json", json.dumps(seconds))
+    failed = [outcome.run.name for outcome in outcomes if outcome.exit_code != 0]
+    report = build(plan, work, final, name, seconds, failed)
+    write_report(report, work)
+    return report
+
+
+def redraw(folder: Path) -> int:
+    """Draw the page again; an unfinished report is made from the seeds whose runs are whole."""
+    console = Console(stderr=True)
+    if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
+        report = read_report(folder)
+    else:
+        try:
+            plan = Plan.model_validate_json((folder / "plan.json").read_bytes())
+        except ValidationError as error:
+            raise CorruptError(f"{folder / 'plan.json'}: {error.errors()[0]['msg']}") from None
+        path = folder / "seconds.json"
+        seconds = json.loads(path.read_text()) if path.is_file() else {}
+        failed = [run.name for run in plan.runs if not _whole(plan, folder, run.name)]
+        report = build(plan, folder, folder, folder.absolute().parent.name, seconds, failed)
+    _say(report, write_report(report, folder), console)
+    return 0 if report.fair and not report.failed else 1
+
+
+def build(
+    plan: Plan, work: Path, final: Path, name: str, seconds: dict[str, float], failed: list[str]
+) -> Report:
+    """Collect the runs of every seed whose arms both ended well, and judge them.
+
+    Raises:
+        MissingError: There is no such seed.
+    """
+    records: list[Record] = []
+    for seed in plan.seeds:
+        runs = [run for run in plan.runs if run.seed == seed]
+        if not {run.name for run in runs} & set(failed):
+            records += [
+                collect(run, work / "runs" / run.name, plan, seconds.get(run.name, 0.0))
+                for run in runs
+            ]
+    if not records:
+        raise MissingError(
+            f"no seed has both arms complete, so there is nothing to compare in {work}",
+            hint=f"read {work / 'runs' / plan.runs[0].name / 'output.txt'}",
+        )
+    pairs = by_seed(records)
+    checks = fairness(pairs, plan)
+    verdict = judge(pairs, plan.scores)
+    # The folder gets its final name when all is written; the commands shown name that one.
+    renamed = [[part.replace(str(work), str(final)) for part in run.command] for run in plan.runs]
+    runs = [
+        run.model_copy(update={"command": c}) for run, c in zip(plan.runs, renamed, strict=True)
+    ]
+    plan = plan.model_copy(update={"runs": runs})
+    return Report(
+        name=name,
+        made=datetime.now().astimezone().isoformat(timespec="seconds"),
+        sentence=words.sentence(verdict, plan.scores[0].label),
+        also=words.also(verdict),
+        fair=all(check.passed for check in checks),
+        checks=checks,
+        failed=failed,
+        verdict=verdict,
+        plan=plan,
+        records=records,
+    )
+
+
+def default_data(home: Path, where: Path, launch: Launch, name: str, console: Console) -> Path:
+    """Make the built-in data set once, in `home/data`, and return its folder."""
+    data = home / "data" / launch.data.name
+    done = home / "data" / f".{launch.data.name}.done"
+    if not done.is_file():
+        console.print(f"making the data set {data}", highlight=False)
+        data.parent.mkdir(exist_ok=True)
+        script, *arguments = (part.format(data=data) for part in launch.data.make)
+        made = subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=where,
+            env=environment(1),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            raise MissingError(
+                f"the data set {data} could not be made: {(made.stderr or made.stdout).strip()}",
+                hint=f"rm -r {data}    if that folder is not yours, then compare again",
+            )
+        done.touch()
+    check_data(data, launch.data.images, name)
+    return data
+
+
+def _whole(plan: Plan, folder: Path, run: str) -> bool:
+    path = folder / "runs" / run / plan.logs.train
+    if not path.is_file():
+        return False
+    steps = (json.loads(line).get(plan.logs.step, 0) for line in path.read_text().splitlines())
+    return max(steps, default=0) >= plan.steps
+
+
+def _say(report: Report, page: Path, console: Console) -> None:
+    style = "bold" if report.fair else "bold red"
+    for check in report.checks:
+        if not check.passed:
+            console.print(f"[bold red]not fair:[/] {check.name}: {check.detail}", highlight=False)
+    console.print(report.sentence, style=style, highlight=False)
+    print(page.absolute())

@@ -1,0 +1,213 @@
+"""Run the arms side by side, show how far they are, and leave no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mto_tools.compare import guard
+from mto_tools.compare.plan import Plan, Run
+from mto_tools.errors import MtoError
+
+POLL = 0.2  # seconds between looks at the logs
+TAIL = 15  # lines of a failed run's output that are shown
+
+
+@dataclass
+class Outcome:
+    """How one run ended; `exit_code` None means it was stopped because another one failed."""
+
+    run: Run
+    exit_code: int | None
+    seconds: float
+
+
+@dataclass
+class _Child:
+    run: Run
+    folder: Path
+    process: subprocess.Popen[bytes]
+    started: float
+    offset: int = 0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of every run: the same threads for all, and no file written to the clone."""
+    count = str(threads)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ would make the checkout look edited
+    }
+
+
+def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False) -> list[Outcome]:
+    """Run everything in `plan`, at most `plan.jobs` at a time.
+
+    What a run prints goes to `out/runs/ARM-SEED/output.txt`. However this ends (Ctrl-C, an error,
+    the parent's death), no process is left.
+
+    Args:
+        plan: The runs, in order.
+        out: Folder that holds `runs/`.
+        console: Where progress goes.
+        keep_going: Go on with the other runs after one has failed.
+
+    Raises:
+        MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
+    """
+    waiting = deque(plan.runs)
+    running: list[_Child] = []
+    outcomes: list[Outcome] = []
+    with _progress(console) as progress, _sigterm_is_an_exception():
+        tasks = {
+            run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
+            for run in plan.runs
+        }
+        try:
+            while waiting or running:
+                while waiting and len(running) < plan.jobs:
+                    run = waiting.popleft()
+                    progress.reset(tasks[run.name])
+                    running.append(_start(run, plan, out))
+                time.sleep(POLL)
+                for child in list(running):
+                    done = child.process.poll() is not None
+                    _show(child, progress, tasks, plan)
+                    if not done:
+                        continue
+                    running.remove(child)
+                    seconds = time.monotonic() - child.started
+                    outcomes.append(Outcome(child.run, child.process.returncode, seconds))
+                    progress.stop_task(tasks[child.run.name])
+                    if child.process.returncode == 0:
+                        continue
+                    error = _failure(child, out)
+                    if not keep_going:
+                        raise error
+                    console.print(f"[bold red]failed:[/] {error.message}", highlight=False)
+        finally:
+            _end(running)
+    return outcomes
+
+
+def _start(run: Run, plan: Plan, out: Path) -> _Child:
+    folder = out / "runs" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(guard.__file__), *run.command],
+            cwd=plan.cwd,
+            env=environment(plan.threads),
+            stdin=subprocess.PIPE,  # held open for as long as the run may live
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _Child(run, folder, process, time.monotonic())
+
+
+def _end(children: list[_Child]) -> None:
+    for child in children:
+        assert child.process.stdin is not None
+        child.process.stdin.close()  # the guard ends its group
+    deadline = time.monotonic() + guard.GRACE + 2
+    for child in children:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that it takes the same way out as Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _sigterm_is_an_exception() -> Any:
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread; the guards still see our death
+        yield
+        return
+    try:
+        yield
+    except _Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _failure(child: _Child, out: Path) -> MtoError:
+    log = child.folder / "output.txt"
+    code = child.process.returncode
+    how = f"with exit status {code}" if code > 0 else f"by signal {-code}"
+    last = log.read_text("utf-8", "replace").strip().splitlines()[-TAIL:]
+    words = "\n".join(f"  | {line}" for line in last) or "  | (it printed nothing)"
+    return MtoError(
+        f"{_title(child.run)} ended {how} at step {child.last.get('step', 0)}; its last lines:\n"
+        f"{words}\nAll of it is in {log}",
+        hint=f"mend the cause and start again; what was done so far is kept in {out}",
+    )
+
+
+def _title(run: Run) -> str:
+    return f"seed {run.seed} {run.arm}"
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[loss]}", style="cyan"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        transient=False,
+    )
+
+
+def _show(child: _Child, progress: Progress, tasks: dict[str, Any], plan: Plan) -> None:
+    logs = plan.logs
+    path = child.folder / logs.train
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(child.offset)
+        new = file.read()
+    whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
+    child.offset += len(whole)
+    for line in whole.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            child.last.update(record)
+    if logs.step in child.last:
+        loss = child.last.get(logs.loss)
+        progress.update(
+            tasks[child.run.name],
+            completed=child.last[logs.step],
+            loss=f"loss {loss:.4f}" if isinstance(loss, float) else "",
+        )

@@ -1,0 +1,138 @@
+"""The verdict in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mto_tools.compare.verdict import RAUC_FROM, Finding, Quantity, Rauc, Reach, Verdict
+
+
+def sentence(verdict: Verdict, label: str) -> str:
+    """Say in one sentence whether MTO helped, by how much, and how sure that is.
+
+    Args:
+        verdict: What was found.
+        label: Name of the score that decides.
+    """
+    finding, (end, mean), reach = verdict.finding, verdict.quantities[:2], verdict.reach[0]
+    label = lower(label)
+    if finding is Finding.UNDEFINED:
+        return f"Whether MTO helped cannot be said: no seed has a finite {label} in both arms."
+    n = len(end.differences)
+    levels = f"ended at {show(end.mto, end.percent)} with MTO and {show(end.baseline, end.percent)}"
+    levels += " without"
+    if finding is Finding.ONE_SEED:
+        word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
+        return (
+            f"In the one seed that was run MTO did {word}: {label} {levels} "
+            f"({gap(end)}{speed(reach)}), but one seed says nothing about the spread between seeds, so this proves nothing."
+        )
+    sure = f"{gap(end)}, {interval(end)}, {count(end)}{speed(reach)}"
+    if finding in (Finding.FASTER, Finding.SLOWER):
+        start = (
+            "MTO helped on the way, but shows no difference at the end"
+            if finding is Finding.FASTER
+            else "MTO harmed on the way, but shows no difference at the end"
+        )
+        return (
+            f"{start}: averaged over the run, {label} of {n} seeds was "
+            f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)} without ({gap(mean)}, "
+            f"{interval(mean)}, {count(mean)}), while it {levels} ({sure})."
+        )
+    start = {
+        Finding.HELPED: "MTO helped",
+        Finding.HARMED: "MTO did not help, it harmed",
+        Finding.LEANS_BETTER: f"MTO may have helped, but {n} seeds do not prove it",
+        Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {n} seeds do not prove it",
+        Finding.NO_DIFFERENCE: f"MTO made no difference that {n} seeds can show",
+    }[finding]
+    return f"{start}: over {n} seeds {label} {levels} ({sure})."
+
+
+def also(verdict: Verdict) -> str:
+    """The secondary quantities, which decide nothing, in one line."""
+    loss = verdict.quantities[-1]
+    sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
+    parts = [
+        f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without "
+        f"({gap(loss)}{sure}{speed(verdict.reach[-1], 'loss')})"
+    ]
+    parts += [f"RAUC of {rauc.label} {show_rauc(rauc)}" for rauc in verdict.rauc[:: len(RAUC_FROM)]]
+    return "; ".join(parts) + "."
+
+
+def show(values: Sequence[float], percent: bool = False) -> str:
+    """Mean over seeds as text."""
+    value = float(np.mean(values)) if len(values) else math.nan
+    return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
+
+
+def show_difference(value: float, percent: bool = False) -> str:
+    """A difference with its sign; percentages differ in points."""
+    text = f"{100 * value:+.1f}" if percent else f"{value:+.3g}"
+    return text.replace("-", "−")
+
+
+def show_rauc(rauc: Rauc) -> str:
+    """Mean over the seeds in which it is defined."""
+    known = [value for value in rauc.values if value is not None]
+    if not known:
+        return "undefined (the baseline does not improve)"
+    some = f" in {len(known)} of {len(rauc.values)} seeds" if len(known) < len(rauc.values) else ""
+    return f"{np.mean(known):.2f}{some}"
+
+
+def gap(quantity: Quantity) -> str:
+    """Mean paired difference."""
+    unit = " points" if quantity.percent else ""
+    return show_difference(quantity.mean, quantity.percent) + unit
+
+
+def interval(quantity: Quantity) -> str:
+    """The t-interval of the mean difference."""
+    if quantity.low is None or quantity.high is None:
+        return "no interval, as all seeds differ equally"
+    low, high = (show_difference(v, quantity.percent) for v in (quantity.low, quantity.high))
+    return f"95 % interval {low} to {high}"
+
+
+def count(quantity: Quantity) -> str:
+    """How many seeds agree with the majority."""
+    word, agree = (
+        ("worse", quantity.worse)
+        if quantity.worse > quantity.better
+        else ("better", quantity.better)
+    )
+    return f"{agree} of {len(quantity.differences)} seeds {word}"
+
+
+def speed(reach: Reach, what: str = "score") -> str:
+    """Clause on the steps to the baseline's final value; empty where that is undefined."""
+    known = [share for share in reach.shares if share is not None]
+    if not known or len(known) < len(reach.shares):
+        return ""
+    finite = [share for share in known if math.isfinite(share)]
+    if not finite:
+        return f"; the baseline's final {what} was never reached"
+    if len(finite) < len(known):
+        return f"; the baseline's final {what} was reached in {len(finite)} of {len(known)} seeds"
+    return f"; {show_shares(finite)} of the baseline's steps to its final {what}"
+
+
+def show_shares(shares: Sequence[float]) -> str:
+    """Mean share of steps and its range over seeds."""
+    low, mean, high = (round(100 * f(shares)) for f in (min, np.mean, max))
+    return f"{mean} %" + (f" ({low} to {high})" if low < high else "")
+
+
+def lower(label: str) -> str:
+    """A label within a sentence; `L_ss` and `k-NN` keep their case."""
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
+
+
+def number(count: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
