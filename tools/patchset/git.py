@@ -17,7 +17,7 @@ from pathlib import Path
 from mto_tools.errors import CorruptError, MissingError, MtoError
 
 OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-OLDEST = (2, 25)  # sparse-checkout; `mto upgrade` asks for 2.38 itself
+OLDEST = (2, 31)  # rev-parse --path-format; `mto upgrade` asks for 2.38 itself
 
 # Results never depend on these; last on the command line wins over every configuration file.
 _NEUTRAL = {
@@ -58,6 +58,12 @@ _NO_CONVERSION = {
     "core.autocrlf": "false",
     "core.safecrlf": "false",
 }
+_ENVIRONMENT = {
+    "LC_ALL": "C",
+    "LANGUAGE": "C",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_NO_REPLACE_OBJECTS": "1",  # a pin is the object of that name, not a stand-in
+}
 # Every other GIT_* variable is removed: it could name another repository, index or setting.
 _KEEP = re.compile(
     r"GIT_(SSH|SSH_COMMAND|SSH_VARIANT|ASKPASS|SSL_\w+|HTTP_\w+|PROXY_\w+|ALLOW_PROTOCOL|PROTOCOL|"
@@ -65,7 +71,7 @@ _KEEP = re.compile(
     r"PYTHON_\w+)"
 )
 _HINT_NO_GIT = (
-    "install git 2.25 or newer and see that it is on PATH; without root: conda install git"
+    "install git 2.31 or newer and see that it is on PATH; without root: conda install git"
 )
 
 
@@ -98,15 +104,21 @@ class Git:
     Args:
         folder: Work tree, bare repository, or the folder in which one will be made.
         env: Variables added to every call, such as `GIT_INDEX_FILE`.
+        held: Descriptor every git process inherits. A lock taken on it is released only when the
+            last of them is gone, even when mto itself was killed before.
     """
 
-    def __init__(self, folder: Path | str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, env: Mapping[str, str] | None = None, held: int | None = None
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.env = dict(env or {})
+        self.held = held
+        self._git_dir: Path | None = None
 
     def with_env(self, **env: str) -> Git:
         """Return the same folder with more variables, e.g. another `GIT_INDEX_FILE`."""
-        return Git(self.folder, {**self.env, **env})
+        return Git(self.folder, {**self.env, **env}, self.held)
 
     def try_run(
         self,
@@ -139,7 +151,7 @@ class Git:
         for key, value in settings.items():
             command += ["-c", f"{key}={value}"]
         command += args
-        full_env = {"LC_ALL": "C", "LANGUAGE": "C", "GIT_TERMINAL_PROMPT": "0", **self.env}
+        full_env = {**_ENVIRONMENT, **self.env}
         if args and args[0] in _READING:
             full_env["GIT_OPTIONAL_LOCKS"] = "0"
         full_env.update(env or {})
@@ -156,6 +168,7 @@ class Git:
                     with_exceptions=False,
                     stdout_as_string=False,
                     strip_newline_in_stdout=False,
+                    pass_fds=() if self.held is None else (self.held,),
                 )
             except GitCommandNotFound as error:
                 raise MissingError("there is no git on PATH", hint=_HINT_NO_GIT) from error
@@ -228,7 +241,13 @@ class Git:
 
     def git_dir(self) -> Path:
         """The repository's own folder; in a linked work tree the one under `worktrees/`."""
-        return Path(self.text("rev-parse", "--absolute-git-dir"))
+        if self._git_dir is None:
+            self._git_dir = Path(self.text("rev-parse", "--absolute-git-dir"))
+        return self._git_dir
+
+    def common_dir(self) -> Path:
+        """The folder that linked work trees share: objects, branches, configuration."""
+        return Path(self.text("rev-parse", "--path-format=absolute", "--git-common-dir"))
 
     def resolve(self, revision: str) -> str:
         """Return the full OID of `revision`, or "" where there is none."""

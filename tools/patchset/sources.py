@@ -1,0 +1,202 @@
+"""Where an upstream's commits come from: a URL, a local mirror or clone, a bundle.
+
+Whatever the source, what is asked for is a full commit OID, so the contents are verified.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.upstreams import Upstream
+
+VARIABLE = "MTO_UPSTREAM_URL"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place to fetch from.
+
+    Attributes:
+        value: URL or path, template fields filled in.
+        said_by: Who named it, for messages.
+        kind: "url", "repository" (a local one) or "bundle".
+    """
+
+    value: str
+    said_by: str
+    kind: str
+
+
+def three_ways(upstream: Upstream) -> str:
+    """One sentence on how to get an upstream, network or not."""
+    return (
+        f"three ways: a URL this machine reaches (mto checkout {upstream.name} --source URL), a "
+        f"local mirror or clone (--source PATH, or for all of them "
+        f"export {VARIABLE}='/mirrors/{{owner}}/{{repo}}.git'), or a bundle carried over by hand "
+        f"(git bundle create {upstream.name}.bundle --all in a clone with network, then "
+        f"--source {upstream.name}.bundle)"
+    )
+
+
+def variable_of(upstream: Upstream) -> str:
+    """Name of the environment variable for one upstream, e.g. MTO_UPSTREAM_URL_SIMMIM."""
+    return f"{VARIABLE}_{re.sub('[^A-Z0-9]', '_', upstream.name.upper())}"
+
+
+def find_source(upstream: Upstream, option: str | None = None) -> Source:
+    """Say where to fetch from: the option, the variable of this upstream, the general one, the URL.
+
+    Raises:
+        MissingError: The value is neither a URL nor an existing path.
+    """
+    own = variable_of(upstream)
+    candidates = [
+        (option, "--source"),
+        (os.environ.get(own), own),
+        (os.environ.get(VARIABLE), VARIABLE),
+        (upstream.url, str(upstream.folder / "upstream.toml")),
+    ]
+    value, said_by = next((value, who) for value, who in candidates if value)
+    owner, _, repo = upstream.repository.partition("/")
+    for key, text in (("owner", owner), ("repo", repo), ("name", upstream.name)):
+        value = value.replace(f"{{{key}}}", text)
+    path = Path(value).expanduser()
+    if path.is_file():
+        return Source(str(path.absolute()), said_by, "bundle")
+    if path.is_dir():
+        return Source(str(path.absolute()), said_by, "repository")
+    if "://" in value or re.match(r"[\w.-]+@?[\w.-]*:(?!\\)", value):
+        return Source(value, said_by, "url")
+    raise MissingError(
+        f"{said_by} names {value!r} for {upstream.name}: neither a URL nor an existing path",
+        hint=three_ways(upstream),
+    )
+
+
+def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
+    """Bring `commit` with all its files, and no ref, into the repository `git` is bound to.
+
+    A file the source itself lacks is passed over; `missing_files` names it afterwards.
+
+    Raises:
+        MissingError: The source cannot be reached, or does not hold the commit.
+        CorruptError: The source is no repository or bundle, or breaks off.
+    """
+    if source.kind == "bundle":
+        _from_bundle(git, source, upstream)
+    elif source.kind == "repository" and (lost := _lost_objects(source, commit, upstream)):
+        _from_incomplete(git, source, commit, lost)
+    else:
+        _by_oid(git, source, commit, upstream)
+    if git.text("cat-file", "-t", commit, check=False) != "commit":
+        raise MissingError(
+            f"{source.value} ({source.said_by}) does not hold the commit {commit} of "
+            f"{upstream.name}",
+            hint=three_ways(upstream),
+        )
+    _mark_shallow(git, commit)
+
+
+def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
+    fetch = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "fetch", "--no-tags")
+    quiet = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
+    rc, _, first = git.try_run(*fetch, *quiet, "--depth=1", "--", source.value, commit)
+    if rc == 0:
+        return
+    # An old server only gives what it advertises; and a shallow source cannot be cut again.
+    refs = "+refs/*:refs/mto-fetch/*"
+    rc, _, _ = git.try_run(*fetch, *quiet, "--", source.value, refs)
+    for ref in git.text("for-each-ref", "--format=%(refname)", "refs/mto-fetch/").split():
+        git.run("update-ref", "-d", ref)
+    if rc:
+        words = " ".join(first.split())
+        if "dubious ownership" in first:
+            raise MissingError(
+                f"git does not trust {source.value}, which another user owns: {words}",
+                hint=f"git config --global --add safe.directory {source.value}",
+            )
+        raise MissingError(
+            f"cannot fetch {upstream.name} {commit} from {source.value} ({source.said_by}): "
+            f"{words}",
+            hint=three_ways(upstream),
+        )
+
+
+def _from_bundle(git: Git, source: Source, upstream: Upstream) -> None:
+    rc, _, err = git.try_run("bundle", "unbundle", source.value)
+    if rc:
+        raise CorruptError(
+            f"{source.value} ({source.said_by}) cannot be used as a bundle for {upstream.name}: "
+            f"{' '.join(err.split())}",
+            hint=f"make it again: git bundle create {upstream.name}.bundle --all",
+        )
+
+
+def _lost_objects(source: Source, commit: str, upstream: Upstream) -> set[str]:
+    """Objects of the commit which a local repository names but does not hold."""
+    mirror = Git(source.value)
+    rc, _, err = mirror.try_run("rev-parse", "--git-dir")
+    if rc:
+        if "dubious ownership" in err:
+            return set()  # fetching says it
+        raise CorruptError(
+            f"{source.value} ({source.said_by}) is not a git repository",
+            hint=three_ways(upstream),
+        )
+    return set(missing_objects(mirror, commit))
+
+
+def _from_incomplete(git: Git, source: Source, commit: str, lost: set[str]) -> None:
+    """Copy what a local repository does hold; a fetch would give up at the first lost object."""
+    mirror = Git(source.value)
+    listed = mirror.text("rev-list", "--objects", "--no-walk", "--missing=print", commit)
+    oids = [line.split(" ")[0] for line in listed.splitlines() if not line.startswith("?")]
+    wanted = "\n".join(oid for oid in oids if oid not in lost) + "\n"
+    pack = mirror.run("pack-objects", "--stdout", "--quiet", input=wanted.encode())
+    git.run("index-pack", "--stdin", input=pack)
+
+
+def missing_objects(git: Git, commit: str) -> list[str]:
+    """Return the OIDs that `commit` needs and the repository lacks, history left out."""
+    rc, out, _ = git.try_run("rev-list", "--objects", "--no-walk", "--missing=print", commit)
+    return (
+        [line[1:] for line in out.decode().splitlines() if line.startswith("?")] if not rc else []
+    )
+
+
+def missing_files(git: Git, commit: str) -> dict[str, str]:
+    """Return path to OID of the files of `commit` whose blobs the repository lacks.
+
+    Raises:
+        CorruptError: A folder's tree is missing: then the files below cannot even be named.
+    """
+    lost = set(missing_objects(git, commit))
+    if not lost:
+        return {}
+    rc, out, err = git.try_run("ls-tree", "-r", "-t", "-z", "--full-tree", commit)
+    if rc:
+        raise CorruptError(f"{git.folder}: the tree of {commit} is incomplete: {err.strip()}")
+    found = {}
+    for entry in out.decode("utf-8", "surrogateescape").split("\0")[:-1]:
+        meta, path = entry.split("\t", 1)
+        if meta.split()[2] in lost:
+            found[path] = meta.split()[2]
+    return found
+
+
+def _mark_shallow(git: Git, commit: str) -> None:
+    """Tell git that history ends here where the parents did not come along."""
+    header = git.text("cat-file", "commit", commit).partition("\n\n")[0]
+    parents = [line[7:] for line in header.splitlines() if line.startswith("parent ")]
+    asked = "\n".join(parents).encode()
+    if not parents or b"missing" not in git.run("cat-file", "--batch-check", input=asked):
+        return
+    shallow = git.common_dir() / "shallow"
+    known = shallow.read_text().split() if shallow.exists() else []
+    if commit not in known:
+        shallow.write_text("".join(f"{oid}\n" for oid in sorted({*known, commit})))

@@ -1,0 +1,153 @@
+"""Files of a work tree, told apart by OID: as before, as after, half written, or the user's own."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mto_tools.patchset.git import Git
+
+SYMLINK = "120000"
+State = Literal["from", "to", "partial", "other"]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a file.
+
+    Attributes:
+        oid: Blob OID.
+        mode: "100644", "100755" or "120000".
+    """
+
+    oid: str
+    mode: str
+
+
+Change = tuple[Version | None, Version | None]  # (from, to); None where the file is absent
+
+
+def changes(git: Git, start: str, goal: str) -> dict[str, Change]:
+    """Return the files that differ between two commits or trees."""
+    raw = git.run("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", start, goal)
+    fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    found: dict[str, Change] = {}
+    for meta, path in zip(fields[::2], fields[1::2], strict=True):
+        old_mode, new_mode, old, new, kind = meta.lstrip(":").split()
+        before = None if kind == "A" else Version(old, old_mode)
+        found[path] = (before, None if kind == "D" else Version(new, new_mode))
+    return found
+
+
+def blob_oid(data: bytes, like: str) -> str:
+    """Return the OID git gives `data` as it is, in the object format of the OID `like`."""
+    digest = hashlib.sha1 if len(like) == 40 else hashlib.sha256
+    return digest(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def content(git: Git, path: str, oid: str) -> bytes:
+    """Return a blob as the user's configuration writes it into the work tree."""
+    return git.run("cat-file", "--filters", f"--path={path}", oid, convert=True)
+
+
+def states(git: Git, files: Mapping[str, Change], *, cut: bool = False) -> dict[str, State]:
+    """Say for every path which version stands in the work tree.
+
+    Args:
+        git: The clone.
+        files: Path to (from, to).
+        cut: Call a file "partial" that is missing, or a beginning of one of its two versions:
+            what a checkout leaves that was killed while writing. Without `cut` that is "other".
+    """
+    found: dict[str, State] = {}
+    unsure: list[str] = []
+    for path, (before, after) in files.items():
+        data = _read(git.folder, path)
+        if data is None:
+            absent = "from" if before is None else "to" if after is None else None
+            found[path] = absent or ("partial" if cut else "other")  # type: ignore[assignment]
+            continue
+        found[path] = "other"
+        for name, version in (("from", before), ("to", after)):
+            if version and blob_oid(data, version.oid) == version.oid:
+                found[path] = name  # type: ignore[assignment]
+        if found[path] == "other" and not (git.folder / path).is_symlink():
+            unsure.append(path)
+    for path, oid in _converted(git, unsure).items():
+        before, after = files[path]
+        if before and oid == before.oid:
+            found[path] = "from"
+        elif after and oid == after.oid:
+            found[path] = "to"
+        elif cut and _is_cut(git, path, files[path]):
+            found[path] = "partial"
+    return found
+
+
+def _read(folder: Path, path: str) -> bytes | None:
+    """Bytes at `path`, a link's target for a link, None where nothing stands."""
+    file = folder / path
+    try:
+        if file.is_symlink():
+            return os.fsencode(file.readlink())
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IsADirectoryError:
+        return b"\0a folder"
+
+
+def _converted(git: Git, paths: Iterable[str]) -> dict[str, str]:
+    paths = [path for path in paths if (git.folder / path).is_file()]
+    if not paths:
+        return {}
+    oids = git.text("hash-object", "--", *paths, convert=True).split()
+    return dict(zip(paths, oids, strict=True))
+
+
+def _is_cut(git: Git, path: str, change: Change) -> bool:
+    data = (git.folder / path).read_bytes()
+    return any(v is not None and content(git, path, v.oid).startswith(data) for v in change)
+
+
+def put(git: Git, path: str, version: Version | None) -> None:
+    """Write one version of a file into the work tree, whole or not at all; None removes it."""
+    file = git.folder / path
+    if version is None:
+        file.unlink(missing_ok=True)
+        for parent in file.parents:
+            if parent == git.folder:
+                break
+            try:
+                parent.rmdir()
+            except OSError:  # not empty
+                break
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    private = git.git_dir() / "mto"
+    temporary = Path(tempfile.mkdtemp(prefix="put-", dir=private)) / "file"
+    try:
+        if version.mode == SYMLINK:
+            temporary.symlink_to(os.fsdecode(git.run("cat-file", "blob", version.oid)))
+        else:
+            temporary.write_bytes(content(git, path, version.oid))
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod((0o777 if version.mode == "100755" else 0o666) & ~mask)
+        try:
+            temporary.replace(file)
+        except OSError as error:
+            if error.errno != errno.EXDEV or version.mode == SYMLINK:
+                raise
+            file.unlink(missing_ok=True)  # .git stands on another file system
+            file.write_bytes(temporary.read_bytes())
+            file.chmod(temporary.stat().st_mode)
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary.parent.rmdir()
