@@ -1,0 +1,322 @@
+"""The glue that a patch inserts into a recipe: flags, attach, add, log.
+
+    from mto_tools import recipe as mto
+
+    mto.add_arguments(parser, preset="mae")                    # where the recipe makes its parser
+    mto.attach(model, model.decoder_blocks, num_prefix_tokens=1, output_dir=args.output_dir)
+    loss = mto.add(loss, mask, step=step)                      # where its own loss is made
+    record.update(mto.log())                                   # where it logs
+
+Without `--mto` every call is the identity: nothing is hooked, computed, written or drawn from a
+random number generator. The flags are kept here and not in the recipe's namespace, because three of
+the four recipes store that namespace in every checkpoint.
+
+One process trains one model, so the attached state is the module's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
+from mto_tools.recipe_files import RunFiles
+
+_TERMS = ("sparsity", "singularity", "ranking")
+_SCALARS = ("loss", "total", *_TERMS, "diagonal_mass", "masked_mass")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for on the command line; `None` means the preset's own value."""
+
+    on: bool = False
+    recipe: str = "observe"
+    preset: str | None = None
+    sparsity: float | None = None
+    singularity: float | None = None
+    ranking: float | None = None
+    scale: str | None = None
+    reduction: str | None = None
+    direction: str | None = None
+    warmup_steps: int | None = None
+    balance: float | None = None
+    log_every: int = 10
+    grad_every: int = 0
+    affinity_steps: tuple[int, ...] = ()
+
+    def config(self) -> MTOConfig:
+        """The preset with the user's own values laid over it."""
+        own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
+        values = {name: getattr(self, name) for name in sorted(own)}
+        return replace(
+            MTOConfig.preset(self.preset or self.recipe),
+            **{k: v for k, v in values.items() if v is not None},
+        )
+
+
+_settings = Settings()
+_run: _Run | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> None:
+    """Add `--mto` and its options to a recipe's parser; `preset` is this recipe's own.
+
+    The values never reach the namespace that `parse_args` returns.
+    """
+    global _settings
+    _settings = Settings(recipe=preset)
+    group = parser.add_argument_group("masked token optimization")
+
+    def option(flag: str, kind: Any, text: str, **more: Any) -> None:
+        group.add_argument(
+            flag,
+            action=_Keep,
+            type=kind,
+            help=text,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            **more,
+        )
+
+    option("--mto", None, "add the MTO losses to the recipe's own", nargs=0)
+    option("--mto_preset", str, "weights by recipe name (default: this recipe's)", metavar="NAME")
+    option("--mto_sparsity", float, "weight of the sparsity loss (eq. 3)", metavar="W")
+    option("--mto_singularity", float, "weight of the singularity loss (eq. 6)", metavar="W")
+    option("--mto_ranking", float, "weight of the ranking loss (eq. 7)", metavar="W")
+    option("--mto_scale", str, "raw | sqrt_dim | layernorm", metavar="S")
+    option("--mto_reduction", str, "mean | sum over visible rows in eq. 3", metavar="R")
+    option("--mto_direction", str, "decreasing | as_printed in eq. 7", metavar="D")
+    option("--mto_warmup_steps", int, "raise the weights linearly over N steps", metavar="N")
+    option("--mto_balance", float, "hold each term's gradient at R times the loss's", metavar="R")
+    option("--mto_log_every", int, "a line in mto.jsonl every N steps (default: 10)", metavar="N")
+    option("--mto_grad_every", int, "measure gradient ratios every N steps (dear)", metavar="N")
+    option("--mto_affinity_steps", _steps, "save affinity maps at steps A,B,…", metavar="A,B")
+
+
+class _Keep(argparse.Action):
+    """Store the value in this module and leave the recipe's namespace as it was."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        global _settings
+        name = self.option_strings[0].removeprefix("--mto").lstrip("_")
+        _settings = replace(_settings, **({"on": True} if name == "" else {name: values}))
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def attach(
+    model: nn.Module,
+    *blocks: Iterable[nn.Module],
+    num_prefix_tokens: int = 0,
+    output_dir: str | Path | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Watch the blocks that hold mask tokens. Call it before DDP, DeepSpeed or `torch.compile`.
+
+    Args:
+        model: The module whose forward pass makes the loss; its call arms the trace, in training
+            mode and with gradients enabled only.
+        *blocks: The transformer blocks in order. Several lists (BootMAE's two decoders) are
+            averaged.
+        num_prefix_tokens: Class tokens in front of the patch tokens.
+        output_dir: Where rank 0 writes `mto.jsonl` and the affinity maps; `None` writes nothing.
+        preset: This recipe's preset, where only now it is known which it is.
+        settings: Options from elsewhere than the command line, by field name of `Settings`
+            (any case), as a yacs node gives them.
+    """
+    global _run, _settings
+    if settings is not None:
+        known = {f.name: f for f in fields(Settings)}
+        given = {str(key).lower(): value for key, value in settings.items()}
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"unknown MTO setting {unknown[0]!r}; known: {', '.join(known)}")
+        _settings = Settings(**given)
+    if preset is not None:
+        _settings = replace(_settings, recipe=preset)
+    if _run is not None:
+        _run.close()
+    _run = _Run(model, blocks, num_prefix_tokens, output_dir, _settings) if _settings.on else None
+
+
+def add(loss: Tensor, mask: Tensor, *, step: int | None = None, micro_batches: int = 1) -> Tensor:
+    """Return `loss` plus the weighted MTO terms; `loss` itself when MTO is off or only observes.
+
+    Args:
+        loss: The recipe's own loss L_ss, a scalar with history, not yet divided by `micro_batches`.
+        mask: `[B, N]` or `[B, h, w]`, bool or numbers, 1 = masked, in image order.
+        step: Optimizer step, counted from 1 and equal for all micro batches of a step. `None`
+            counts calls, which forgets the past on resume: pass it where there is a warm-up.
+        micro_batches: Micro batches per optimizer step.
+    """
+    return loss if _run is None else _run.add(loss, mask, step, micro_batches)
+
+
+def log() -> dict[str, float]:
+    """The newest terms and H by depth, under `mto_*` names; empty when MTO is off."""
+    return {} if _run is None else _run.log()
+
+
+class _Run:
+    """Everything there is while MTO is on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: tuple[Iterable[nn.Module], ...],
+        num_prefix_tokens: int,
+        output_dir: str | Path | None,
+        settings: Settings,
+    ) -> None:
+        self.settings = settings
+        self.config = settings.config()
+        self.observes = not any(self.config.weights.values())
+        device = next(model.parameters()).device
+        self.traces = [TokenTrace(list(group), num_prefix_tokens) for group in blocks]
+        self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in blocks]
+        self.arming = model.register_forward_pre_hook(_Arm(self.traces))
+        self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
+        self.calls = 0
+        self.step: int | None = None
+        self.rows: list[Tensor] = []
+        self.ratios: dict[str, float] = {}
+        self.rng = ""
+
+    def close(self) -> None:
+        self.arming.remove()
+        for trace in self.traces:
+            trace.close()
+
+    def add(self, loss: Tensor, mask: Tensor, step: int | None, micro_batches: int) -> Tensor:
+        step = self.calls // micro_batches + 1 if step is None else step
+        self.calls += 1
+        if step != self.step:
+            self._begin(step)
+        mask = mask.detach() != 0
+        asked = {"step": step, "loss": loss if self.config.balance is not None else None}
+        pairs = list(zip(self.objectives, self.traces, strict=True))
+        terms = [mto(trace.tokens_by_depth, mask, **asked) for mto, trace in pairs]
+        total = torch.stack([t.total for t in terms]).mean()
+        self.rows.append(torch.stack([_row(loss, t) for t in terms]).mean(0))
+        if len(self.rows) == 1:
+            self._look(loss, mask, step)
+        for trace in self.traces:
+            trace.disarm()
+            trace.clear()
+        if len(self.rows) == micro_batches:
+            self._end(step)
+        return loss if self.observes else loss + total
+
+    def log(self) -> dict[str, float]:
+        if not self.rows:
+            return {}
+        values = _plain(self.rows[-1])
+        by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
+        return {f"mto_{name}": values[name] for name in (*_TERMS, "total")} | by_depth
+
+    def _begin(self, step: int) -> None:
+        first = self.step is None
+        self.step, self.rows, self.ratios = step, [], {}
+        if not first:
+            return
+        kept = self.files.start(step, self.settings, self.config) if self.files else None
+        if self.config.balance is not None:
+            for mto, state in zip(
+                self.objectives, kept or [{}] * len(self.objectives), strict=True
+            ):
+                _restore(mto, state)
+
+    def _look(self, loss: Tensor, mask: Tensor, step: int) -> None:
+        """What is measured on the first micro batch of some steps only."""
+        self.rng = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
+        pairs = list(zip(self.objectives, self.traces, strict=True))
+        every = self.settings.grad_every
+        if every and (step == 1 or step % every == 0):
+            found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
+            self.ratios = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+        if self.files and step in self.settings.affinity_steps:
+            self.files.save_affinity(step, self.traces[0].tokens_by_depth, mask)
+
+    def _end(self, step: int) -> None:
+        if step == 1 or step % self.settings.log_every == 0:
+            row = torch.stack(self.rows).mean(0)
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(row)
+                row /= dist.get_world_size()
+            if self.files:
+                record = {"step": step, **_plain(row), "rng": self.rng}
+                self.files.log.write(record | ({"grad_ratio": self.ratios} if self.ratios else {}))
+        if self.files and self.config.balance is not None and step % self.config.balance_every == 0:
+            states = [
+                {name: value.tolist() for name, value in mto.state_dict().items()}
+                for mto in self.objectives
+            ]
+            self.files.balance.write({"step": step, "state": states})
+
+
+class _Arm:
+    """Pre-hook of the whole model. A copy of the model (EMA, teacher) must not arm our traces."""
+
+    def __init__(self, traces: list[TokenTrace]) -> None:
+        self.traces = traces
+
+    def __call__(self, model: nn.Module, inputs: Any) -> None:
+        if model.training and torch.is_grad_enabled():
+            for trace in self.traces:
+                trace.arm()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Arm:
+        return _Arm([])
+
+    def __reduce__(self) -> tuple[type[_Arm], tuple[list[TokenTrace]]]:
+        return _Arm, ([],)
+
+
+def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
+    """All that is logged in one tensor, so that reading it waits for the device once."""
+    assert terms.token_norm is not None
+    scalars = [loss, *(getattr(terms, name) for name in _SCALARS[1:])]
+    weights = [torch.as_tensor(terms.weights[name], device=loss.device) for name in _TERMS]
+    parts = [torch.stack([x.detach().double() for x in (*scalars, *weights)])]
+    return torch.cat([*parts, terms.heterogeneity.double(), terms.token_norm.double()])
+
+
+def _plain(row: Tensor) -> dict[str, Any]:
+    """`_row` as numbers by name."""
+    values = row.tolist()
+    named: dict[str, Any] = dict(zip(_SCALARS, values, strict=False))
+    rest = values[len(_SCALARS) :]
+    named["weights"] = dict(zip(_TERMS, rest, strict=False))
+    depths = rest[len(_TERMS) :]
+    half = len(depths) // 2
+    return named | {"heterogeneity": depths[:half], "token_norm": depths[half:]}
+
+
+def _restore(mto: MaskedTokenOptimization, state: Mapping[str, list[float]]) -> None:
+    """Put back a balance state that rank 0 read, on all ranks."""
+    for name, buffer in mto.state_dict().items():
+        if name in state:
+            buffer.copy_(torch.tensor(state[name]))
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(buffer, 0)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,0 +1,135 @@
+"""Files that a run with MTO leaves beside the recipe's own; rank 0 writes them.
+
+| file                  | content                                                             |
+|-----------------------|---------------------------------------------------------------------|
+| mto.jsonl             | loss, terms, weights, H and token norms by depth, every few steps   |
+| mto-affinity-STEP.npz | affinity maps of one image at every depth                           |
+| mto-config.json       | the settings of the run                                             |
+| mto-balance.jsonl     | with `--mto_balance`: the running gradient norms, for an exact resume |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mto_core import affinity
+
+
+class RunFiles:
+    """The files of one run.
+
+    Args:
+        folder: The recipe's output folder; made if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = JsonLines(folder / "mto.jsonl")
+        self.balance = JsonLines(folder / "mto-balance.jsonl")
+
+    def start(self, step: int, *settings: Any) -> list[dict[str, Any]] | None:
+        """Make ready for a run that begins at `step`; return the balance states it goes on from."""
+        self._check_settings(
+            step, {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        )
+        self.log.start(step)
+        last = self.balance.start(step)
+        return last["state"] if last else None
+
+    def save_affinity(self, step: int, tokens_by_depth: Sequence[Tensor], mask: Tensor) -> None:
+        """Write `mto-affinity-STEP.npz`; see `save_affinity`."""
+        save_affinity(self.folder / f"mto-affinity-{step:06d}.npz", tokens_by_depth, mask)
+
+    def _check_settings(self, step: int, settings: dict[str, Any]) -> None:
+        """Keep the settings, and say so when a resumed run goes on with others."""
+        path = self.folder / "mto-config.json"
+        text = json.dumps(settings, indent=1) + "\n"
+        if step > 1 and path.exists() and path.read_text() != text:
+            before, now = json.loads(path.read_text()), json.loads(text)
+            changed = [k for k in now if before.get(k) != now[k]]
+            print(
+                f"mto: resumed at step {step} with other settings than before: "
+                + ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed),
+                file=sys.stderr,
+            )
+        path.write_text(text)
+
+
+class JsonLines:
+    """One JSON object per line, each with a `step`; survives a kill and a resume.
+
+    A resumed run repeats the steps after its checkpoint, so the lines from the first repeated step
+    on are cut. A run that starts from step 1 sets an older file aside as `NAME.1.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, step: int) -> dict[str, Any] | None:
+        """Make the file ready for a run whose first step is `step`; return the last line kept."""
+        if not self.path.exists():
+            return None
+        if step == 1:
+            self._set_aside()
+            return None
+        kept = [r for r in map(_parse, self.path.read_text().splitlines()) if r is not None]
+        kept = [record for record in kept if record["step"] < step]
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.replace(self.path)
+        return kept[-1] if kept else None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line, whole or not at all in the eyes of `start`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _set_aside(self) -> None:
+        if self.path.stat().st_size == 0:
+            return
+        number = 1
+        while (old := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
+            number += 1
+        self.path.replace(old)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The record, or `None` for a line that a kill cut short."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
+
+
+def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -> None:
+    """Save the first image's affinity maps (Figure 2) as `.npz`.
+
+    Arrays: `affinity` float16 `[L+1, N, N]`, rows and columns ordered masked then visible;
+    `num_masked` int; `mask` bool `[N]`.
+
+    Raises:
+        ValueError: The depths hold different numbers of tokens (hierarchical models).
+    """
+    if len({tokens.shape[1] for tokens in tokens_by_depth}) > 1:
+        raise ValueError(
+            "affinity maps need the same number of tokens at every depth, but this model has "
+            f"{[tokens.shape[1] for tokens in tokens_by_depth]}; leave --mto_affinity_steps out"
+        )
+    first = mask[:1].flatten(1)
+    maps = [affinity(tokens[:1].detach(), first)[0] for tokens in tokens_by_depth]
+    np.savez_compressed(
+        path,
+        affinity=np.stack([m.float().cpu().numpy().astype(np.float16) for m in maps]),
+        num_masked=int(first.sum()),
+        mask=first[0].cpu().numpy(),
+    )
