@@ -41,12 +41,20 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "bootmae": (
         *COMMON,
+        "one_process.environment",
+        "local_rank.required_flag",
+        "torch_load.numpy_scalars",
         "timm_registry.register_model",
+        "timm_optim.renamed",
         "scipy_interp2d.interp2d",
     ),
     "conmim": (
         *COMMON,
+        "one_process.environment",
+        "torch_load.numpy_scalars",
         "timm_registry.register_model",
+        "timm_optim.renamed",
+        "timm_optim.novograd",
         "scipy_interp2d.interp2d",
     ),
 }

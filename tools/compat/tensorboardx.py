@@ -19,7 +19,13 @@ def tensorboardx() -> bool:
             raise AttributeError(f"module 'tensorboardX' has no attribute {name!r}")
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter
+        class LogdirWriter(SummaryWriter):
+            """Takes `logdir=`, as BootMAE and ConMIM call it, and torch's own `log_dir=`."""
+
+            def __init__(self, logdir: str | None = None, *args: Any, **more: Any) -> None:
+                super().__init__(more.pop("log_dir", logdir), *args, **more)
+
+        return LogdirWriter
 
     module.__getattr__ = lazily  # type: ignore[method-assign]
     sys.modules["tensorboardX"] = module

@@ -8,6 +8,7 @@ import pickle
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import torch
 
 # What a recipe's checkpoint is made of, besides what torch allows by itself.
@@ -24,6 +25,19 @@ _PLAIN = {
 def argparse_namespace() -> bool:
     """Let resume and fine-tuning read the `Namespace` which three recipes keep in a checkpoint."""
     torch.serialization.add_safe_globals([argparse.Namespace])
+    return True
+
+
+def numpy_scalars() -> bool:
+    """Let resume read the learning rates of BootMAE and ConMIM, which are numpy's float64.
+
+    Their schedules are numpy arrays, whose elements land in the optimizer's parameter groups. Both
+    names of the function that rebuilds a scalar are listed: numpy 2 moved it.
+    """
+    rebuild, (dtype, _) = numpy.float64(0).__reduce__()
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    functions = [(rebuild, name) for name in names]
+    torch.serialization.add_safe_globals([*functions, numpy.dtype, type(dtype)])
     return True
 
 

@@ -34,6 +34,8 @@ def pretend_cuda(precision: str = "float32") -> None:
         setattr(torch.cuda, name, lambda *_, **__: None)
     for name in _ZERO.split():
         setattr(torch.cuda, name, lambda *_, **__: 0)
+    # A scaler without CUDA is switched off and has no state, but three loops log its scale.
+    torch.amp.GradScaler.state_dict = lambda self: {"scale": 1.0}  # type: ignore[method-assign]
     _gloo()
     if precision == "bfloat16":
         torch.set_autocast_enabled("cpu", True)
