@@ -102,6 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
     option("--mto_affinity_steps", _steps, "save affinity maps at steps A,B,…", metavar="A,B")
 
 
+def defaults(preset: str = "observe") -> dict[str, Any]:
+    """Every setting by its upper-case name, for a recipe whose options are yacs nodes.
+
+    `attach(settings=...)` takes such a node back, with the user's values in it.
+    """
+    return {f.name.upper(): getattr(Settings(recipe=preset), f.name) for f in fields(Settings)}
+
+
 class _Keep(argparse.Action):
     """Store the value in this module and leave the recipe's namespace as it was."""
 
