@@ -34,7 +34,8 @@ def numpy_scalars() -> bool:
     Their schedules are numpy arrays, whose elements land in the optimizer's parameter groups. Both
     names of the function that rebuilds a scalar are listed: numpy 2 moved it.
     """
-    rebuild, (dtype, _) = numpy.float64(0).__reduce__()
+    reduced: Any = numpy.float64(0).__reduce__()
+    rebuild, dtype = reduced[0], reduced[1][0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     functions = [(rebuild, name) for name in names]
     torch.serialization.add_safe_globals([*functions, numpy.dtype, type(dtype)])
