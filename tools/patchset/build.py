@@ -6,6 +6,7 @@ whose author, date and message are fixed: the same series gives the same OIDs in
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -117,11 +118,17 @@ def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> L
         touched = touched_files(git, tree, after, name)
         if not touched:
             raise CorruptError(f"{name} changes nothing")
-        message = name.removesuffix(".patch")
-        commit = write_commit(git, after, [commit], message, date + number)
+        commit = write_commit(git, after, [commit], _message(name, data), date + number)
         built.append(LockedPatch(name, sha256(data), layer_of(name), after, commit, touched))
         tree = after
     return Lock(base, base_tree, tuple(built))
+
+
+def _message(name: str, patch: bytes) -> str:
+    """The patch's own message; its file name where it has none."""
+    head = patch.partition(b"diff --git ")[0]
+    match = re.search(rb"^Subject: \[PATCH\] (.+?)\n---\n", head, re.DOTALL | re.MULTILINE)
+    return match[1].decode().strip() if match else name.removesuffix(".patch")
 
 
 def check_built(built: Lock, lock: Lock, where: Path) -> None:
