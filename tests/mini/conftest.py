@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,17 @@ class Recipe:
             *("--data_path", self.data, "--output_dir", output_dir, *TINY, *argv), **kwargs
         )
 
+    def start_ranks(self, output_dir: Path, *argv: str | Path) -> list[Process]:
+        """Start two ranks of one tiny run, with the variables that torchrun sets."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start_tiny(output_dir, *argv, env={**world, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]
+
     def train(self, output_dir: Path, *argv: str | Path, **kwargs: Any) -> Path:
         process = self.start_tiny(output_dir, *argv, **kwargs)
         assert process.wait() == 0, process.stderr
@@ -147,6 +161,22 @@ def recipe(tmp_path: Path, tiny_data: Path, zygote: subprocess.Popen[str]) -> It
         if process.code is None:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def mini() -> SimpleNamespace:
+    """The recipe's modules, imported here and taken out of sys.modules again: their names are
+    too common to stay."""
+    names = ("runtime", "models", "data", "evaluate", "checkpoint", "engine", "make_digits")
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(RECIPE))
+    try:
+        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    finally:
+        sys.path.remove(str(RECIPE))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def read_checkpoint(output_dir: Path, name: str = "checkpoint.pth") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -115,21 +114,9 @@ def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style:
 
 
 def test_two_ranks_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     one = recipe.train(tmp_path / "one")
     two = tmp_path / "two"
-    ranks = [
-        recipe.start_tiny(
-            two,
-            env={
-                **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            },
-        )
-        for rank in "01"
-    ]
+    ranks = recipe.start_ranks(two)
     for process in ranks:
         assert process.wait() == 0, process.stderr
     assert_close_runs(one, two)

@@ -18,7 +18,16 @@ from runtime import CORRUPT, MISSING, stop
 SHARED = (
     *("style", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("decoder_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss", "drop_path"),
-    *("mask_ratio", "seed", "batch_size", "steps", "lr", "warmup_steps", "weight_decay"),
+    *(
+        "mask_ratio",
+        "mask_cell",
+        "seed",
+        "batch_size",
+        "steps",
+        "lr",
+        "warmup_steps",
+        "weight_decay",
+    ),
     *("clip_grad", "crop_scale", "hflip"),
 )
 

@@ -146,14 +146,16 @@ class MaskedBatches(Dataset):
         seed: int,
         batch_size: int,
         img_size: int,
-        num_patches: int,
-        num_masked: int,
+        grid: int,
+        mask_ratio: float,
+        mask_cell: int,
         crop_scale: float,
         hflip: bool,
         run: Run,
     ) -> None:
         self.images, self.seed, self.batch_size, self.img_size = images, seed, batch_size, img_size
-        self.num_patches, self.num_masked = num_patches, num_masked
+        self.cells, self.mask_cell = grid // mask_cell, mask_cell
+        self.num_masked_cells = round(mask_ratio * self.cells**2)
         self.crop_scale, self.hflip = crop_scale, hflip
         share = batch_size // run.world_size
         self.rows = slice(run.rank * share, (run.rank + 1) * share)
@@ -174,12 +176,19 @@ class MaskedBatches(Dataset):
         array = to_array(image, box, self.img_size)
         return array[:, ::-1] if self.hflip and draw[4] < 0.5 else array
 
+    def draw_masks(self, rng: np.random.Generator) -> np.ndarray:
+        """Masks [batch_size, N] of square cells; every image masks the same number."""
+        noise = rng.random((self.batch_size, self.cells**2))
+        cells = noise.argsort(axis=1).argsort(axis=1) < self.num_masked_cells
+        cells = cells.reshape(-1, self.cells, self.cells)
+        mask = cells.repeat(self.mask_cell, axis=1).repeat(self.mask_cell, axis=2)
+        return mask.reshape(self.batch_size, -1)
+
     def __getitem__(self, step: int) -> Batch | str:
         ids = self.sample_ids(step)
         rng = np.random.default_rng((self.seed, DRAWS, step))
         draws = rng.random((self.batch_size, 5))
-        ranks = rng.random((self.batch_size, self.num_patches)).argsort(axis=1).argsort(axis=1)
-        mask = ranks < self.num_masked
+        mask = self.draw_masks(rng)
         try:
             views = [self.view(i, d) for i, d in zip(ids[self.rows], draws[self.rows], strict=True)]
         except BrokenImageError as error:

@@ -43,6 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--decoder_num_heads", type=int, default=4, help="attention heads of the decoder (mae)")
     add("--mlp_ratio", type=float, default=2.0, help="hidden over outer channels in the blocks")
     add("--mask_ratio", type=float, help="share of masked patches; simmim 0.6, mae 0.75")
+    add("--mask_cell", type=int, help="patches along a side of a masked cell; simmim 2, mae 1")
     add("--norm_pix_loss", action="store_true", help="normalise the target pixels per patch")
     add("--drop_path", type=float, default=0.0, help="stochastic depth of the encoder")
 
@@ -80,6 +81,10 @@ def check(args: argparse.Namespace, run: runtime.Run) -> None:
         )
     if args.img_size % args.patch_size:
         stop(f"--img_size {args.img_size} is no multiple of --patch_size {args.patch_size}", 2)
+    if args.mask_cell is None:
+        args.mask_cell = {"simmim": 2, "mae": 1}[args.style]
+    if args.img_size // args.patch_size % args.mask_cell:
+        stop(f"--mask_cell {args.mask_cell} does not divide the grid of patches", 2)
     for name in ("steps", "log_every", "eval_every", "save_every", "accum_steps", "batch_size"):
         if getattr(args, name) < 1:
             stop(f"--{name} {getattr(args, name)} must be at least 1", 2)

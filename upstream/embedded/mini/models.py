@@ -87,7 +87,8 @@ class MaskedImageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def random_mask(self, batch_size: int) -> Tensor:
-        """A mask [batch_size, N] from the global generator, for use outside the recipe."""
+        """A mask [batch_size, N] of single patches from the global generator, for use outside
+        the recipe, which draws its masks with its batches (data.py)."""
         noise = torch.rand(batch_size, self.num_patches, device=self.cls_token.device)
         return noise.argsort(dim=1).argsort(dim=1) < self.num_masked
 
@@ -141,7 +142,7 @@ class MaskedImageModel(nn.Module):
 class SimMIM(MaskedImageModel):
     """Mask tokens inside the encoder, one linear layer as head, L1 loss (arXiv 2111.09886).
 
-    Unlike the original, masks are per patch and positions are fixed sines and cosines.
+    Unlike in the original, positions are fixed sines and cosines: a short run need not learn them.
     """
 
     loss_power = 1
