@@ -32,7 +32,7 @@ def amp() -> bool:
     for function in (initialize, scale_loss, master_params, state_dict, load_state_dict):
         setattr(facade, function.__name__, function)
     package = ModuleType("apex", "Nothing but apex.amp.")
-    package.amp = facade  # type: ignore[attr-defined]
+    package.__dict__["amp"] = facade
     sys.modules.update({"apex": package, "apex.amp": facade})
     return True
 
@@ -55,7 +55,7 @@ def initialize(
     device = next(model.parameters()).device.type
     _scaler = torch.amp.GradScaler(device, enabled=on and device == "cuda")
     if on:
-        model.forward = _half_inside(model.forward, device)  # type: ignore[method-assign]
+        model.forward = _half_inside(model.forward, device)
     return model, optimizer
 
 
@@ -148,4 +148,4 @@ def _skip_next_step(optimizer: torch.optim.Optimizer, scale: float) -> None:
         optimizer.step = step  # type: ignore[method-assign]
 
     skip.skips = 1  # type: ignore[attr-defined]
-    optimizer.step = skip  # type: ignore[method-assign]
+    optimizer.step = skip  # type: ignore[method-assign,assignment]

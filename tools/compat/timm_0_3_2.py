@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from typing import Any
 
 import timm
-import timm.models.vision_transformer as vit
+import timm.models.vision_transformer
 from torch import Tensor, nn
+
+vit: Any = timm.models.vision_transformer
 
 
 def version() -> bool:
@@ -26,7 +29,7 @@ def add_weight_decay() -> bool:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # this path is deprecated, and MAE's
-        import timm.optim.optim_factory as factory
+        factory: Any = importlib.import_module("timm.optim.optim_factory")
     if hasattr(factory, "add_weight_decay"):
         return False
 
@@ -57,7 +60,7 @@ def block() -> bool:
     if "qk_scale" in inspect.signature(vit.Block.__init__).parameters:
         return False
 
-    class Block(vit.Block):  # type: ignore[misc]
+    class Block(vit.Block):
         def __init__(self, *args: Any, qk_scale: float | None = None, **more: Any) -> None:
             if qk_scale is not None:
                 raise ValueError(f"qk_scale={qk_scale}: only the default scale is supported")
@@ -76,7 +79,7 @@ def vision_transformer() -> bool:
     if not hasattr(vit.VisionTransformer, "forward_head"):
         return False
 
-    class VisionTransformer(vit.VisionTransformer):  # type: ignore[misc]
+    class VisionTransformer(vit.VisionTransformer):
         def __init__(self, *args: Any, **more: Any) -> None:
             super().__init__(*args, **more)
             vit.trunc_normal_(self.cls_token, std=0.02)

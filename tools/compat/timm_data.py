@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import timm.data.transforms as transforms
+from typing import Any
+
+import timm.data.transforms
 from PIL import Image
+
+transforms: Any = timm.data.transforms
 
 
 def pil_interp() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from typing import Any
 
@@ -16,7 +17,7 @@ def register_model() -> bool:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        import timm.models.registry as registry
+        registry: Any = importlib.import_module("timm.models.registry")
     original = registry.register_model
     if hasattr(original, "drops") or original.__module__ == registry.__name__:
         return False

@@ -7,13 +7,16 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.scheduler.scheduler import Scheduler
+import timm.scheduler.cosine_lr
+import timm.scheduler.scheduler
+
+Cosine: Any = timm.scheduler.cosine_lr.CosineLRScheduler
+Scheduler: Any = timm.scheduler.scheduler.Scheduler
 
 
 def t_mul() -> bool:
     """Accept `CosineLRScheduler(t_mul=...)`, called `cycle_mul` since 0.5."""
-    init = CosineLRScheduler.__init__
+    init = Cosine.__init__
     if "t_mul" in inspect.signature(init).parameters or hasattr(init, "takes_t_mul"):
         return False
 
@@ -24,7 +27,7 @@ def t_mul() -> bool:
         init(self, *args, **more)
 
     renamed.takes_t_mul = True  # type: ignore[attr-defined]
-    CosineLRScheduler.__init__ = renamed
+    Cosine.__init__ = renamed
     return True
 
 

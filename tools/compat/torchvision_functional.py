@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import torchvision.transforms.functional as functional
+from typing import Any
+
+import torchvision.transforms.functional
+
+functional: Any = torchvision.transforms.functional
 
 
 def get_image_size() -> bool:
