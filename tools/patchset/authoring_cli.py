@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mto_tools.errors import MtoError
+from mto_tools.errors import ConflictError, MtoError
 from mto_tools.home import find_home
+
+if TYPE_CHECKING:
+    from mto_tools.patchset.upstreams import Upstream
 
 Name = Annotated[str, typer.Argument(help="The upstream: a folder under patches/.")]
 Repo = Annotated[
@@ -23,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     app.command(rich_help_panel="Write patches")(export)
     app.command(rich_help_panel="Write patches")(lint)
+    app.command(rich_help_panel="Write patches")(upgrade)
 
 
 def say(line: str) -> None:
@@ -96,6 +100,108 @@ def lint(
     total = sum(result.patches for result in results)
     lines = sum(result.inserted for result in results)
     say(f"{len(results)} upstreams, {total} patches, {lines} inserted lines: all as promised")
+
+
+def upgrade(
+    name: Name,
+    to: Annotated[
+        str, typer.Option(help="Branch, tag or commit; 'embedded' for the folder as it is.")
+    ] = "",
+    accept: Annotated[bool, typer.Option("--accept", help="Rewrite pin, patches, lock.")] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Take what you resolved and accept it.")
+    ] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="Forget what you resolved.")] = False,
+    scan: Annotated[bool, typer.Option("--scan", help="Try every upstream commit.")] = False,
+    since: Annotated[str, typer.Option(help="With --scan: leave out what is older.")] = "",
+    source: Annotated[
+        str | None, typer.Option(help="URL, path or bundle to look in, such as a fork.")
+    ] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Rehearse the patches on another upstream commit; with --accept, move to it.
+
+    A rehearsal writes nothing. Status 0: the series goes on by itself; 6: a person must decide.
+    """
+    from mto_tools.patchset import pending, resolve
+    from mto_tools.patchset.upstreams import load_upstream
+
+    if sum((bool(to), go_on, abort, scan)) != 1:
+        raise typer.BadParameter("give one of --to REF, --scan, --continue, --abort")
+    home = find_home()
+    upstream = load_upstream(home, name)
+    pending.recover(upstream.folder, say)
+    if abort:
+        say(f"removed {resolve.abort(upstream)}; pin, patches and lock are as they were")
+    elif go_on:
+        with pending.exclusive(upstream.folder, say):
+            lock = resolve.proceed(load_upstream(home, name), say, repo)
+        _accepted(name, lock.base_commit, as_json)
+    elif scan:
+        _scan(load_upstream(home, name), since, source, repo, as_json)
+    else:
+        _upgrade(load_upstream(home, name), to, accept, source, repo, as_json)
+
+
+def _upgrade(
+    upstream: Upstream, to: str, accept: bool, source: str | None, repo: Path | None, as_json: bool
+) -> None:
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from mto_tools.patchset import pending, report, resolve, upgrade
+    from mto_tools.patchset.workshop import open_workshop
+
+    if accept:
+        resolve.refuse_second(upstream)
+    hold = pending.exclusive(upstream.folder, say) if accept else nullcontext()
+    with hold, open_workshop(upstream, say, source, repo) as shop:
+        rehearsal = upgrade.rehearse(shop, upstream, to)
+        if as_json and not accept:
+            _dump(rehearsal.as_dict())
+        else:
+            report.show_rehearsal(Console(stderr=accept, highlight=False), rehearsal)
+        if not accept:
+            if not rehearsal.ok:
+                raise ConflictError(
+                    f"the series of {upstream.name} conflicts with {rehearsal.target}",
+                    hint=f"mto upgrade {upstream.name} --to {to} --accept opens a work tree to "
+                    "resolve it; nothing has been changed",
+                )
+            return
+        if not rehearsal.ok:
+            resolve.start(shop, upstream, rehearsal.target, source or "", say)
+        done = [(step.patch, step.after) for step in rehearsal.steps]
+        upgrade.accept(shop, upstream, rehearsal.target, done, say, source, repo)
+    _accepted(upstream.name, rehearsal.target, as_json)
+
+
+def _accepted(name: str, commit: str, as_json: bool) -> None:
+    if as_json:
+        _dump({"name": name, "pin": commit, "accepted": True})
+    else:
+        print(commit)
+    say(f"{name} is now pinned to {commit}; patches and lock are rewritten")
+    say(f"a checkout still holds the old ones: mto apply {name}")
+
+
+def _scan(
+    upstream: Upstream, since: str, source: str | None, repo: Path | None, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from mto_tools.patchset import report
+    from mto_tools.patchset.scan import scan
+    from mto_tools.patchset.workshop import open_workshop
+
+    with open_workshop(upstream, say, source, repo) as shop:
+        tried = scan(shop, upstream, since)
+        if as_json:
+            _dump({"name": upstream.name, "commits": [one.as_dict() for one in tried]})
+        else:
+            report.show_scan(Console(highlight=False), tried)
 
 
 def _dump(table: dict[str, Any]) -> None:

@@ -105,6 +105,8 @@ def _against_lock(upstream: Upstream, patches: Sequence[Patch] | None) -> None:
 
 
 def _against_clone(linted: Linted, upstream: Upstream, patches: Sequence[Patch], git: Git) -> None:
+    if not patches:
+        return
     if not git.folder.is_dir() or not git.is_toplevel():
         linted.unchecked.append(
             f"upstream text and rebuild: no clone at {git.folder} (mto checkout {upstream.name})"

@@ -26,7 +26,7 @@ SETTINGS = (
 _WHO = {
     f"GIT_{role}_{key}": value
     for role in ("AUTHOR", "COMMITTER")
-    for key, value in (("NAME", "mto"), ("EMAIL", "mto@localhost"), ("DATE", "0 +0000"))
+    for key, value in (("NAME", "mto"), ("EMAIL", "mto@localhost"), ("DATE", "@1 +0000"))
 }
 
 
@@ -67,10 +67,10 @@ def require_merge_tree(git: Git) -> None:
         )
 
 
-def commit_tree(git: Git, tree: str, *parents: str) -> str:
+def commit_tree(git: Git, tree: str, *parents: str, message: str = "mto") -> str:
     """Make a commit of `tree` that no branch will ever name."""
     flags = [flag for parent in parents for flag in ("-p", parent)]
-    return git.text("commit-tree", tree, "-m", "mto", *flags, env=_WHO)
+    return git.text("commit-tree", tree, "-m", message, *flags, env=_WHO)
 
 
 def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
