@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -48,9 +49,7 @@ def test_against_exact_sums_over_unit_steps(first, second, y1, y2, data):
         return [*points, (x + 60, height)]
 
     def at(points, x):
-        (x0, y0), (x1, y1) = next(
-            (a, b) for a, b in zip(points, points[1:], strict=False) if a[0] <= x <= b[0]
-        )
+        (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(points) if a[0] <= x <= b[0])
         return y0 + Fraction(y1 - y0, x1 - x0) * (x - x0)
 
     baseline, target = curve(first, y1), curve(second, y2)

@@ -1,0 +1,453 @@
+import copy
+import io
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace, TraceError
+
+MTO = MaskedTokenOptimization(MTOConfig(sparsity=0.5, singularity=0.5, ranking=0.5))
+
+
+class Block(nn.Module):
+    def __init__(self, style="tensor"):
+        super().__init__()
+        self.style = style
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, hidden, scale=1.0):
+        out = hidden + torch.tanh(self.mix(hidden)) * scale
+        return (out, None) if self.style == "tuple" else out
+
+
+class Model(nn.Module):
+    """One cls token, 12 patches, three blocks; `how` says how the blocks are called."""
+
+    def __init__(self, how="plain", style="tensor"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.embed = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(Block(style) for _ in range(3))
+        self.head = nn.Linear(6, 4)
+
+    def run(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, images):
+        x = self.embed(images)
+        if self.how == "outer reentrant":
+            x = checkpoint(self.run, x, use_reentrant=True)
+        else:
+            for block in self.blocks:
+                if self.how == "keyword":
+                    x = block(scale=1.0, hidden=x)
+                elif self.how in ("reentrant", "nonreentrant"):
+                    x = checkpoint(block, x, use_reentrant=self.how == "reentrant")
+                else:
+                    x = block(x)
+                x = x[0] if isinstance(x, tuple) else x
+                if self.how == "in place":
+                    x = x.add_(1.0)
+        return (self.head(x) - images).square().mean()
+
+
+torch.manual_seed(1)
+IMAGES = torch.randn(2, 13, 4)
+MASK = torch.rand(2, 12) < 0.6
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def by_hand():
+    """Gradients of loss + MTO with tokens passed on by the model's own code, no hooks."""
+    model = Model()
+    tokens = [model.embed(IMAGES)]
+    for block in model.blocks:
+        tokens.append(block(tokens[-1]))
+    loss = (model.head(tokens[-1]) - IMAGES).square().mean()
+    return gradients(model, loss + MTO(tokens, MASK, num_prefix_tokens=1).total)
+
+
+def traced(model, trace, run=None):
+    with trace:
+        loss = (model if run is None else run)(IMAGES)
+    return gradients(model, loss + MTO(trace.tokens_by_depth, MASK).total)
+
+
+@pytest.mark.parametrize("style", ["tensor", "tuple"])
+@pytest.mark.parametrize("how", ["plain", "keyword", "nonreentrant", "reentrant"])
+def test_gradients_are_those_of_the_tokens_passed_by_hand(how, style):
+    model = Model(how, style)
+    torch.testing.assert_close(traced(model, TokenTrace(model.blocks, 1)), by_hand())
+
+
+def test_what_is_recorded():
+    model = Model()
+    trace = TokenTrace(model.blocks, num_prefix_tokens=1)
+    with trace:
+        model(IMAGES)
+    tokens = trace.tokens_by_depth
+    assert [tuple(t.shape) for t in tokens] == [(2, 12, 6)] * 4
+    embedded = model.embed(IMAGES)
+    assert torch.equal(tokens[0], embedded[:, 1:])
+    assert torch.equal(trace.source, embedded)
+    assert torch.equal(tokens[-1], model.run(embedded)[:, 1:])
+    assert [torch.equal(a, b) for a, b in zip(tokens[1:3], list(tokens)[1:3], strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_grids_are_flattened_row_by_row():
+    blocks = nn.ModuleList([nn.Identity()])
+    trace = TokenTrace(blocks)
+    grid = torch.randn(2, 3, 5, 4, requires_grad=True)
+    with trace:
+        blocks[0](grid)
+    assert torch.equal(trace.tokens_by_depth[1][:, 7], grid[:, 1, 2])
+    assert trace.source is grid
+
+
+def test_a_swin_of_timm_several_stages():
+    torch.manual_seed(0)
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=8,
+        depths=(2, 2),
+        num_heads=(1, 2),
+        num_classes=3,
+    )
+    trace = TokenTrace([block for stage in swin.layers for block in stage.blocks])
+    with trace:
+        loss = swin(torch.randn(2, 3, 64, 64)).square().mean()
+    sizes = [tuple(t.shape) for t in trace.tokens_by_depth]
+    assert sizes == [(2, 256, 8)] * 3 + [(2, 64, 16)] * 2
+    mask = (torch.rand(2, 4, 4) < 0.6).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    terms = MTO(trace.tokens_by_depth, mask)
+    (loss + terms.total).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in swin.parameters())
+    assert terms.heterogeneity.shape == (5,)
+
+
+def test_only_while_armed():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    model(IMAGES)
+    with pytest.raises(TraceError, match=r"nothing was captured at depth 0 \(and 3 others\)"):
+        _ = trace.tokens_by_depth
+    with trace:
+        model(IMAGES)
+    kept = trace.source
+    model(IMAGES)
+    assert trace.source is kept
+    trace.clear()
+    with pytest.raises(TraceError, match="nothing was captured"):
+        _ = trace.tokens_by_depth
+
+
+def test_an_armed_trace_leaves_training_bit_identical():
+    runs = []
+    for attach in (False, True):
+        model = Model()
+        keys = list(model.state_dict())
+        trace = TokenTrace(model.blocks, 1) if attach else None
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            if trace:
+                trace.arm()
+            loss = model(IMAGES)
+            if trace:
+                trace.disarm()
+                loss = (
+                    loss + MaskedTokenOptimization(MTOConfig())(trace.tokens_by_depth, MASK).total
+                )
+            gradients(model, loss)
+            sgd.step()
+        assert list(model.state_dict()) == keys
+        runs.append([loss.detach(), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+# torch.compile
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_whole_model_compiled_in_one_graph_and_never_again():
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    compiled(IMAGES)
+    for _ in range(3):
+        torch.testing.assert_close(traced(model, trace, compiled), by_hand())
+        compiled(IMAGES)
+    assert counter.frame_count == 2  # one graph with the trace armed, one without
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_inductor():
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    torch.testing.assert_close(traced(model, trace, torch.compile(model)), by_hand())
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_blocks_compiled_in_place():
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(model, trace), by_hand())
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_checkpointing_inside_a_compiled_model():
+    model = Model("nonreentrant")
+    trace = TokenTrace(model.blocks, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(traced(model, trace, compiled), by_hand())
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_silent_failure_attached_after_the_model_was_compiled():
+    model = Model()
+    compiled = torch.compile(model, backend="eager")
+    compiled(IMAGES)
+    trace = TokenTrace(model.blocks)
+    with trace:
+        compiled(IMAGES)
+    with pytest.raises(TraceError, match="compiled before the trace was attached"):
+        _ = trace.tokens_by_depth
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_silent_failure_block_compiled_already(in_place):
+    blocks = [Block(), Block()]
+    if in_place:
+        blocks[1].compile(backend="eager")
+    else:
+        blocks[1] = torch.compile(blocks[1], backend="eager")
+    with pytest.raises(TraceError, match="block 1 .* is compiled already"):
+        TokenTrace(blocks)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_silent_failure_called_twice_under_compile():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with trace:
+        compiled(IMAGES)
+        compiled(IMAGES)
+    with pytest.raises(TraceError, match="recorded twice"):
+        _ = trace.tokens_by_depth
+
+
+# other silent failures: each of these records something wrong, or nothing, without its guard
+
+
+def test_silent_failure_called_twice():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    with trace:
+        model(IMAGES)
+        model(IMAGES * 2)
+    with pytest.raises(TraceError, match="the input of the first block was recorded twice"):
+        _ = trace.tokens_by_depth
+
+
+@pytest.mark.parametrize("how", ["nonreentrant", "reentrant"])
+def test_silent_failure_recomputation_records_again(how):
+    model = Model(how)
+    trace = TokenTrace(model.blocks, 1)
+    with trace:
+        loss = model(IMAGES)
+    tokens = trace.tokens_by_depth.whole
+    loss.backward()  # runs the hooks again
+    assert all(a is b for a, b in zip(trace.tokens_by_depth.whole, tokens, strict=True))
+
+    with trace:  # still armed in backward: told on the next reading
+        model(IMAGES).backward()
+    with pytest.raises(TraceError, match="disarm before backward"):
+        _ = trace.tokens_by_depth
+
+
+def test_silent_failure_no_grad():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    with trace, torch.no_grad():
+        model(IMAGES)
+    with pytest.raises(TraceError, match=r"depth 0 carry no gradient.*no_grad"):
+        _ = trace.tokens_by_depth
+
+
+def test_silent_failure_reentrant_checkpoint_around_many_blocks():
+    model = Model("outer reentrant")
+    trace = TokenTrace(model.blocks)
+    with trace:
+        model(IMAGES)
+    with pytest.raises(TraceError, match=r"depth 1 carry no gradient.*reentrant checkpoint"):
+        _ = trace.tokens_by_depth
+
+
+def test_silent_failure_frozen():
+    model = Model()
+    model.embed.requires_grad_(False)
+    model.blocks[0].requires_grad_(False)
+    trace = TokenTrace(model.blocks)
+    with trace:
+        model(IMAGES)
+    with pytest.raises(TraceError, match=r"depth 0 carry no gradient.*frozen"):
+        _ = trace.tokens_by_depth
+
+
+def test_looking_without_training():
+    model = Model()
+    trace = TokenTrace(model.blocks, require_grad=False)
+    with trace, torch.no_grad():
+        model(IMAGES)
+    assert len(trace.tokens_by_depth) == 4
+    with trace, torch.inference_mode():
+        model(IMAGES)
+        assert len(trace.tokens_by_depth) == 4
+
+
+def test_silent_failure_changed_in_place():
+    model = Model("in place")
+    trace = TokenTrace(model.blocks)
+    with trace:
+        model(IMAGES)
+    with pytest.raises(TraceError, match="depth 1 were changed in place"):
+        _ = trace.tokens_by_depth
+
+
+def test_silent_failure_a_block_is_skipped():
+    model = Model()
+    trace = TokenTrace([*model.blocks, Block()])
+    with trace:
+        model(IMAGES)
+    with pytest.raises(TraceError, match="nothing was captured at depth 4:"):
+        _ = trace.tokens_by_depth
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_save(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_save])
+def test_silent_failure_a_copy_records_into_the_original(duplicate):
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    with trace:
+        loss = model(IMAGES)
+    twin = duplicate(model)  # while tokens with a graph are held
+    kept = trace.tokens_by_depth.whole
+    trace.armed = True
+    twin(IMAGES * 2)  # an EMA teacher beside the model
+    trace.armed = False
+    assert all(a is b for a, b in zip(trace.tokens_by_depth.whole, kept, strict=True))
+    loss.backward()
+
+    with trace:
+        twin(IMAGES)
+    with pytest.raises(TraceError, match="the model that ran is a copy of the traced one"):
+        _ = trace.tokens_by_depth
+    torch.testing.assert_close(traced(twin, TokenTrace(twin.blocks, 1)), by_hand())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+def test_a_model_may_hold_its_trace_and_its_copy_says_so(duplicate):
+    model = Model()
+    model.trace = TokenTrace(model.blocks)
+    with model.trace:
+        model(IMAGES)
+    with pytest.raises(TraceError, match="is a copy and has no hooks"):
+        duplicate(model).trace.arm()
+    assert len(model.trace.tokens_by_depth) == 4
+
+
+def test_close_removes_every_hook():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    trace.close()
+    assert not any(b._forward_hooks or b._forward_pre_hooks for b in model.blocks)
+    with pytest.raises(TraceError, match="closed"):
+        trace.arm()
+
+
+def test_an_error_in_the_model_disarms():
+    model = Model()
+    trace = TokenTrace(model.blocks)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), trace:
+        model(torch.randn(2, 13, 5))
+    assert not trace.armed
+
+
+@pytest.mark.parametrize(
+    ("blocks", "prefix", "error", "message"),
+    [
+        ([], 0, ValueError, "blocks is empty"),
+        ([nn.Identity(), print], 0, TypeError, "block 1 is not a module but builtin_function"),
+        ([nn.Identity()], -1, ValueError, "num_prefix_tokens must be >= 0"),
+        ([Block()] * 2, 0, ValueError, "twice"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused(blocks, prefix, error, message):
+    with pytest.raises(error, match=message):
+        TokenTrace(blocks, prefix)
+
+
+def test_a_block_that_returns_no_tokens_is_refused():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"hidden": x}
+
+    odd = Odd()
+    with TokenTrace([odd]), pytest.raises(TraceError, match="depth 1: expected a tensor.*got dict"):
+        odd(IMAGES)
+
+
+def test_grids_have_no_prefix_tokens():
+    block = nn.Identity()
+    trace = TokenTrace([block], num_prefix_tokens=1)
+    with trace:
+        block(torch.randn(2, 3, 3, 4, requires_grad=True))
+    with pytest.raises(ValueError, match="no room for num_prefix_tokens=1"):
+        MTO(trace.tokens_by_depth, torch.rand(2, 9) < 0.5)
+
+
+def test_prefix_tokens_are_said_once():
+    model = Model()
+    trace = TokenTrace(model.blocks, num_prefix_tokens=1)
+    with trace:
+        model(IMAGES)
+    with pytest.raises(ValueError, match="say it once, to the trace"):
+        MTO(trace.tokens_by_depth, MASK, num_prefix_tokens=2)
