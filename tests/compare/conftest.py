@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mto_tools.compare.command import train
+from rich.console import Console
+
+from mto_tools.compare.command import build, train
 from mto_tools.compare.plan import Launch, Options, Plan, make_plan
 from mto_tools.compare.report import Report
-from rich.console import Console
+from mto_tools.compare.run import execute
 
 HERE = Path(__file__).parent
 LAUNCH = Launch.model_validate(
     {
         "entry": "fake_recipe.py",
-        "arguments": (
-            "--data_path {data} --output_dir {out} --style {style} --seed {seed} --steps {steps} "
-            "--log_every {log_every} --eval_every {eval_every}"
-        ).split(),
+        "arguments": [
+            *("--data_path", "{data}", "--output_dir", "{out}", "--style", "{style}"),
+            *("--seed", "{seed}", "--steps", "{steps}"),
+            *("--log_every", "{log_every}", "--eval_every", "{eval_every}"),
+        ],
         "baseline": ["--mto", "--mto_preset", "observe"],
         "mto": ["--mto"],
         "preset": ["--mto_preset", "{preset}"],
-        "measures": (
-            "--mto_log_every {log_every} --mto_grad_every {grad_every} "
-            "--mto_affinity_steps {affinity_steps}"
-        ).split(),
+        "measures": [
+            *("--mto_log_every", "{log_every}", "--mto_grad_every", "{grad_every}"),
+            *("--mto_affinity_steps", "{affinity_steps}"),
+        ],
         "styles": ["mae", "simmim"],
         "steps": 180,
         "disk_mb_per_run": 1,
@@ -58,12 +62,26 @@ def work(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_report(work: Path) -> Callable[..., Report]:
-    """Run the fake recipe for real and report on it; extra arguments go to the recipe."""
+def run_fake(work: Path) -> Callable[..., Report]:
+    """Run the fake recipe for real and judge it, without drawing; more arguments go to it."""
 
-    def make(*extra: str, seeds: int = 2, keep_going: bool = False) -> Report:
+    def run(*extra: str, seeds: int = 1) -> Report:
         plan = fake_plan(work, *extra, seeds=seeds)
-        final = work.with_name("now")
-        return train(plan, work, final, "fake", quiet(), keep_going=keep_going)
+        execute(plan, work, quiet())
+        return build(plan, work, work, "fake", {}, [])
 
-    return make
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("reports") / "now.unfinished"
+    work.mkdir()
+    train(fake_plan(work, seeds=2), work, work.with_name("now"), "fake", quiet())
+    return work
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """The folder of a report over two seeds, to do anything with."""
+    return Path(shutil.copytree(finished_once, tmp_path / "now"))

@@ -95,5 +95,5 @@ for step in range(1, args.steps + 1):
         logits = np.random.default_rng(args.seed).normal(size=(3, 16, 16)) * (2 + done)
         maps = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         mask = np.arange(16) < 12
-        np.savez(out / f"mto-affinity-{step}.npz", affinity=maps, num_masked=12, mask=mask)
+        np.savez(out / f"mto-affinity-{step:06d}.npz", affinity=maps, num_masked=12, mask=mask)
 (out / "checkpoint.pth").write_bytes(b"weights")

@@ -1,0 +1,58 @@
+"""See that the patched checkout is in place before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mto_tools.errors import RefusedError
+from mto_tools.patchset.apply import apply
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.journal import Say
+from mto_tools.patchset.status import EDITED, status
+from mto_tools.patchset.upstreams import load_upstream
+
+
+def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
+    """Apply the series of `name` where that is needed.
+
+    Args:
+        home: The mto clone.
+        name: Of the upstream.
+        say: Takes lines for the user.
+        allow_edited: Run a checkout with the user's own edits as it is.
+
+    Returns:
+        The checkout, and the commits that the numbers come from.
+
+    Raises:
+        RefusedError: The checkout was edited since the series was applied.
+        MissingError, CorruptError: Whatever keeps the series from being applied.
+    """
+    upstream = load_upstream(home, name)
+    found = status(upstream, say)
+    edited = ""
+    if found.word == EDITED:
+        edited = f", edited: {', '.join(found.edited) or found.detail}"
+        if not allow_edited:
+            raise RefusedError(
+                f"{found.repo} was edited since the series was applied{edited[:300]}; "
+                "the report would not say what was run",
+                hint=f"mto apply {name} --keep    (keeps the edits on a branch), "
+                "or compare with --allow-edited",
+            )
+        commit = found.head
+    else:
+        commit = apply(upstream, say).commit
+    return Path(found.repo), {
+        "mto commit": _head(home),
+        f"{name} pin": upstream.pin,
+        f"{name} commit": commit + edited,
+    }
+
+
+def _head(home: Path) -> str:
+    git = Git(home)
+    if not git.is_toplevel():
+        return "unknown: not a git clone"
+    edits = git.text("status", "--porcelain", "--untracked-files=no", convert=True)
+    return git.resolve("HEAD") + (" with local edits" if edits else "")

@@ -9,29 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import Field
 
-from mto_tools.compare.plan import ArmName, LogSpec, Plan, Run
+from mto_tools.compare.plan import ArmName, Data, LogSpec, Plan, Run
 from mto_tools.errors import CorruptError, MissingError
 
 TERMS = ("sparsity", "singularity", "ranking")
 
 
-class Curve(BaseModel):
+class Curve(Data):
     """Values over optimizer steps, in ascending order of the steps."""
 
-    steps: list[int] = []
-    values: list[float] = []
+    steps: list[int] = Field(default_factory=list)
+    values: list[float] = Field(default_factory=list)
 
 
-class Rows(BaseModel):
+class Rows(Data):
     """Lists of one number per depth, over optimizer steps."""
 
-    steps: list[int] = []
-    values: list[list[float]] = []
+    steps: list[int] = Field(default_factory=list)
+    values: list[list[float]] = Field(default_factory=list)
 
 
-class AffinityMap(BaseModel):
+class AffinityMap(Data):
     """Affinity maps of one image, `[L+1][N][N]`, masked tokens first, then visible ones."""
 
     step: int
@@ -39,7 +39,7 @@ class AffinityMap(BaseModel):
     maps: list[list[list[float]]]
 
 
-class Record(BaseModel):
+class Record(Data):
     """All that was logged by one run."""
 
     arm: ArmName
@@ -73,7 +73,7 @@ def by_seed(records: list[Record]) -> list[tuple[Record, Record]]:
     return list(zip(of_arm(records, "baseline"), of_arm(records, "mto"), strict=True))
 
 
-class Check(BaseModel):
+class Check(Data):
     """One condition of a fair comparison, over all seeds."""
 
     name: str

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -54,7 +55,8 @@ def compare(
 
     What can be refused is refused before the first run starts, and before anything is written.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    say = partial(console.print, markup=False)
     home = find_home()
     launch = load_launch(home, name)
     options = fill(options, launch, name, usable_cores())
@@ -67,7 +69,7 @@ def compare(
     if data is not None:
         data = data.expanduser().absolute()
         check_data(data, launch.data.images, name)
-    where, commits = checkout.ready(home, name, allow_edited=allow_edited, console=console)
+    where, commits = checkout.ready(home, name, say, allow_edited=allow_edited)
     if data is None:
         data = default_data(home, where, launch, name, console)
     need_mb = 2 * options.seeds * launch.disk_mb_per_run + 50
@@ -79,7 +81,6 @@ def compare(
     console.print(
         f"{name}, style {plan.style}: {words.number(len(plan.seeds), 'seed')} x 2 arms x "
         f"{plan.steps} steps; {plan.jobs} at once, {words.number(plan.threads, 'thread')} each",
-        highlight=False,
     )
     report = train(plan, work, final, report_name, console, keep_going=keep_going)
     page = close_folder(work, final) / "report.html"
@@ -104,7 +105,7 @@ def train(
 
 def redraw(folder: Path) -> int:
     """Draw the page again; an unfinished report is made from the seeds whose runs are whole."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
         report = read_report(folder)
     else:
@@ -169,7 +170,7 @@ def default_data(home: Path, where: Path, launch: Launch, name: str, console: Co
     data = home / "data" / launch.data.name
     done = home / "data" / f".{launch.data.name}.done"
     if not done.is_file():
-        console.print(f"making the data set {data}", highlight=False)
+        console.print(f"making the data set {data}")
         data.parent.mkdir(exist_ok=True)
         script, *arguments = (part.format(data=data) for part in launch.data.make)
         made = subprocess.run(
@@ -203,6 +204,6 @@ def _say(report: Report, page: Path, console: Console) -> None:
     style = "bold" if report.fair else "bold red"
     for check in report.checks:
         if not check.passed:
-            console.print(f"[bold red]not fair:[/] {check.name}: {check.detail}", highlight=False)
-    console.print(report.sentence, style=style, highlight=False)
+            console.print(f"[bold red]not fair:[/] {check.name}: {check.detail}")
+    console.print(report.sentence, style=style)
     print(page.absolute())

@@ -215,8 +215,8 @@ def _gradients(records: list[Record]) -> Figure | None:
     axes[0].set_ylabel("gradient norm / that of L_ss")
     axes[0].legend(loc="best")
     caption = (
-        "Gradient norm of each term before weighting, relative to that of L_ss (black line: as "
-        "large). A term pulls at the model with this times its weight."
+        "Gradient norm of each term before weighting, relative to that of L_ss, at the first "
+        "block's input (line at 1: as large). A term pulls with this times its weight."
     )
     return finish("gradients", "Gradients relative to L_ss", caption, canvas)
 
@@ -232,9 +232,9 @@ def _guards(records: list[Record]) -> Figure:
         axes[2].set_title("Token norm at the end")
     axes[0].legend(loc="best")
     caption = (
-        "What the paper leaves out. Diagonal mass: how much a token points at itself. Masked mass: "
-        "how much of the visible rows falls on masked columns. Token norm: with raw dot products, "
-        "longer tokens alone sharpen every row."
+        "What the paper leaves out, of softmax(X Xᵀ) at depth 0. Diagonal mass: what visible "
+        "tokens give to themselves. Masked mass: what they give to masked ones. Token norm: with raw dot "
+        "products, longer tokens alone sharpen every row."
     )
     return finish("guards", "Guards", caption, canvas)
 

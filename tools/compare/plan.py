@@ -24,6 +24,12 @@ PLACEHOLDERS = {"data", "out", "seed", "steps", "style", "preset"} | {
 }  # fmt: skip
 
 
+class Data(BaseModel):
+    """What is written to JSON and read back: NaN and infinity survive, as strings."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
 class Score(BaseModel):
     """A score the recipe logs on the way: its field in the log and how to read it."""
 
@@ -53,7 +59,7 @@ class LogSpec(BaseModel):
     step_ms: str = "step_ms"
     data: str = "data"
     measures: str = "mto.jsonl"
-    affinity: str = "mto-affinity-{step}.npz"
+    affinity: str = "mto-affinity-{step:06d}.npz"
     initial: str = ""  # checkpoint of the weights before the first step, where one is asked for
 
 
@@ -95,7 +101,7 @@ class Launch(BaseModel):
         return self
 
 
-class Run(BaseModel):
+class Run(Data):
     """One training run: an arm and a seed."""
 
     arm: ArmName
@@ -108,7 +114,7 @@ class Run(BaseModel):
         return f"{self.arm}-{self.seed}"
 
 
-class Plan(BaseModel):
+class Plan(Data):
     """Everything that decides the numbers, written down before the first run starts."""
 
     schema_version: int = 1
@@ -220,7 +226,8 @@ def make_plan(
     assert style is not None
     assert steps is not None
     assert jobs is not None
-    log_every, eval_every, grad_every = (max(1, steps // parts) for parts in (90, 9, 18))
+    log_every, eval_every = max(1, steps // 90), max(1, steps // 9)
+    grad_every = 5 * log_every  # a ratio is logged on the lines that are logged anyway
     affinity_steps = sorted({1, max(1, steps // 2), steps})
     fields = {
         "data": str(data),

@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mto_tools.compare.collect import Check, Record
-from mto_tools.compare.plan import Plan
+from mto_tools.compare.plan import Data, Plan
 from mto_tools.compare.verdict import Verdict
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
 UNFINISHED = ".unfinished"
 
 
-class Report(BaseModel):
+class Report(Data):
     """`report.json`: all that `report.html` shows."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")
     schema_version: int = 1
     name: str
     made: str  # ISO time with zone

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from enum import Enum
 
 import numpy as np
-from pydantic import BaseModel
 
 from mto_tools.compare.collect import Curve, Record
-from mto_tools.compare.plan import Score
+from mto_tools.compare.plan import Data, Score
 
 CONFIDENCE = 0.95
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
@@ -38,7 +37,7 @@ class Finding(str, Enum):
     UNDEFINED = "undefined"
 
 
-class Quantity(BaseModel):
+class Quantity(Data):
     """One number per run and arm, with its paired differences (MTO - baseline) over seeds."""
 
     key: str
@@ -55,7 +54,7 @@ class Quantity(BaseModel):
     worse: int
 
 
-class Reach(BaseModel):
+class Reach(Data):
     """Where MTO reaches the baseline's final value of a curve, as a share of the baseline's steps.
 
     The baseline's steps are counted to its own first passage of that value, not to the end of the
@@ -68,7 +67,7 @@ class Reach(BaseModel):
     shares: list[float | None]
 
 
-class Rauc(BaseModel):
+class Rauc(Data):
     """RAUC (eq. 8) per seed from `start` to `stop`; None: undefined, the baseline does not rise."""
 
     key: str
@@ -78,7 +77,7 @@ class Rauc(BaseModel):
     values: list[float | None]
 
 
-class Verdict(BaseModel):
+class Verdict(Data):
     """What can be said and the numbers behind it; `words.sentence` says it."""
 
     finding: Finding

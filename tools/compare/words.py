@@ -24,23 +24,20 @@ def sentence(verdict: Verdict, label: str) -> str:
     n = len(end.differences)
     levels = f"ended at {show(end.mto, end.percent)} with MTO and {show(end.baseline, end.percent)}"
     levels += " without"
+    sure = f"{gap(end)}, {interval(end)}, {count(end)}"
     if finding is Finding.ONE_SEED:
         word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
         return (
-            f"In the one seed that was run MTO did {word}: {label} {levels} "
-            f"({gap(end)}{speed(reach)}), but one seed says nothing about the spread between seeds, so this proves nothing."
+            f"In the one seed that was run MTO did {word}, which proves nothing, as one seed says "
+            f"nothing about the spread between seeds: {label} {levels} ({gap(end)}){speed(reach)}."
         )
-    sure = f"{gap(end)}, {interval(end)}, {count(end)}{speed(reach)}"
     if finding in (Finding.FASTER, Finding.SLOWER):
-        start = (
-            "MTO helped on the way, but shows no difference at the end"
-            if finding is Finding.FASTER
-            else "MTO harmed on the way, but shows no difference at the end"
-        )
+        word = "helped" if finding is Finding.FASTER else "harmed"
+        way = f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)}"
         return (
-            f"{start}: averaged over the run, {label} of {n} seeds was "
-            f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)} without ({gap(mean)}, "
-            f"{interval(mean)}, {count(mean)}), while it {levels} ({sure})."
+            f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
+            f"{label} of {n} seeds was {way} without ({gap(mean)}, {interval(mean)}, "
+            f"{count(mean)}), while it {levels} ({sure}){speed(reach)}."
         )
     start = {
         Finding.HELPED: "MTO helped",
@@ -49,19 +46,18 @@ def sentence(verdict: Verdict, label: str) -> str:
         Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {n} seeds do not prove it",
         Finding.NO_DIFFERENCE: f"MTO made no difference that {n} seeds can show",
     }[finding]
-    return f"{start}: over {n} seeds {label} {levels} ({sure})."
+    return f"{start}: over {n} seeds {label} {levels} ({sure}){speed(reach)}."
 
 
 def also(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
     loss = verdict.quantities[-1]
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
-    parts = [
-        f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without "
-        f"({gap(loss)}{sure}{speed(verdict.reach[-1], 'loss')})"
-    ]
-    parts += [f"RAUC of {rauc.label} {show_rauc(rauc)}" for rauc in verdict.rauc[:: len(RAUC_FROM)]]
-    return "; ".join(parts) + "."
+    raucs = [f"{rauc.label} {show_rauc(rauc)}" for rauc in verdict.rauc[:: len(RAUC_FROM)]]
+    return (
+        f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without ({gap(loss)}"
+        f"{sure}){speed(verdict.reach[-1], 'loss')}. RAUC: {'; '.join(raucs)}."
+    )
 
 
 def show(values: Sequence[float], percent: bool = False) -> str:
@@ -72,7 +68,7 @@ def show(values: Sequence[float], percent: bool = False) -> str:
 
 def show_difference(value: float, percent: bool = False) -> str:
     """A difference with its sign; percentages differ in points."""
-    text = f"{100 * value:+.1f}" if percent else f"{value:+.3g}"
+    text = f"{100 * value:+.1f}" if percent else f"{value:+.2g}"
     return text.replace("-", "−")
 
 
@@ -116,10 +112,11 @@ def speed(reach: Reach, what: str = "score") -> str:
         return ""
     finite = [share for share in known if math.isfinite(share)]
     if not finite:
-        return f"; the baseline's final {what} was never reached"
+        return f", and MTO never reached the baseline's final {what}"
     if len(finite) < len(known):
-        return f"; the baseline's final {what} was reached in {len(finite)} of {len(known)} seeds"
-    return f"; {show_shares(finite)} of the baseline's steps to its final {what}"
+        some = f"{len(finite)} of {len(known)} seeds"
+        return f", and MTO reached the baseline's final {what} in {some}"
+    return f", and MTO took {show_shares(finite)} of the steps to the baseline's final {what}"
 
 
 def show_shares(shares: Sequence[float]) -> str:

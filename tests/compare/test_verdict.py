@@ -1,0 +1,204 @@
+"""The rules and the sentence, on curves whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mto_tools.compare import words
+from mto_tools.compare.collect import Curve, Record, Rows
+from mto_tools.compare.plan import ArmName, Score
+from mto_tools.compare.verdict import (
+    Finding,
+    Verdict,
+    average,
+    first_reach,
+    judge,
+    paired,
+    rauc_or_none,
+    share_of_steps,
+    smooth,
+)
+
+STEPS = list(range(100, 1000, 100))
+RISING = [0.30, 0.45, 0.55, 0.62, 0.66, 0.69, 0.71, 0.72, 0.72]
+SCORES = [Score(key="probe", label="Linear probe accuracy")]
+
+
+def record(arm: ArmName, seed: int, probe: list[float], loss: list[float] | None = None) -> Record:
+    none = Curve()
+    loss = loss or [1 - value for value in probe]
+    return Record(
+        arm=arm,
+        seed=seed,
+        seconds=1,
+        bytes=1,
+        loss=Curve(steps=STEPS[: len(loss)], values=loss),
+        own_loss=none,
+        step_ms=none,
+        data={},
+        rng={},
+        scores={"probe": Curve(steps=STEPS[: len(probe)], values=probe)},
+        terms={},
+        weights={},
+        initial_weights="",
+        grad_ratio={},
+        diagonal_mass=none,
+        masked_mass=none,
+        heterogeneity=Rows(),
+        token_norm=Rows(),
+        affinity=[],
+    )
+
+
+def verdict_of(*gains: list[float] | float) -> Verdict:
+    """Judge one seed per argument: what MTO's probe adds to the baseline's, at each step."""
+    pairs = []
+    for seed, gain in enumerate(gains):
+        base = np.asarray(RISING) + 0.004 * seed
+        mto = (base + np.asarray(gain)).tolist()
+        pairs.append((record("baseline", seed, base.tolist()), record("mto", seed, mto)))
+    return judge(pairs, SCORES)
+
+
+def said(*gains: list[float] | float) -> tuple[Finding, str]:
+    verdict = verdict_of(*gains)
+    return verdict.finding, words.sentence(verdict, SCORES[0].label)
+
+
+WAY = [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0]  # better on the way, equal at the end
+
+
+@pytest.mark.parametrize(
+    ("gains", "finding", "start"),
+    [
+        ((0.05, 0.06, 0.055), Finding.HELPED, "MTO helped: over 3 seeds"),
+        ((-0.05, -0.06, -0.055), Finding.HARMED, "MTO did not help, it harmed: "),
+        ((0.01, 0.09, 0.02), Finding.LEANS_BETTER, "MTO may have helped, but 3 seeds do not prove"),
+        ((-0.01, -0.09, -0.02), Finding.LEANS_WORSE, "MTO did not help and may have harmed, but 3"),
+        ((0.01, -0.02, 0.015), Finding.NO_DIFFERENCE, "MTO made no difference that 3 seeds can"),
+        ((0.0, 0.0, 0.0), Finding.NO_DIFFERENCE, "MTO made no difference that 3 seeds can show"),
+        ((0.05,), Finding.ONE_SEED, "In the one seed that was run MTO did better, which proves no"),
+        ((-0.05,), Finding.ONE_SEED, "In the one seed that was run MTO did worse, which proves no"),
+        ((0.0,), Finding.ONE_SEED, "In the one seed that was run MTO did neither better nor worse"),
+        ((math.nan, 0.1), Finding.UNDEFINED, "Whether MTO helped cannot be said: no seed has a fi"),
+        ((), Finding.UNDEFINED, "Whether MTO helped cannot be said: "),
+    ],
+)
+def test_every_branch_says_what_was_found(
+    gains: tuple[float, ...], finding: Finding, start: str
+) -> None:
+    found, text = said(*gains)
+    assert found is finding
+    assert text.startswith(start), text
+    assert text.endswith(".")
+    assert ". " not in text.replace("e. g. ", ""), "one sentence"
+
+
+def test_faster_and_slower_are_said_where_only_the_way_differs() -> None:
+    way = np.asarray(WAY)
+    jitter = [[0] * 8 + [end] for end in (0.001, -0.001, 0.0004)]
+    found, text = said(*[(scale * way + j).tolist() for scale, j in zip((1, 1.1, 0.95), jitter)])  # noqa: B905
+    assert found is Finding.FASTER
+    assert text.startswith("MTO helped on the way, with no proven difference at the end")
+    found, text = said(*[(-scale * way + j).tolist() for scale, j in zip((1, 1.1, 0.95), jitter)])  # noqa: B905
+    assert found is Finding.SLOWER
+    assert text.startswith("MTO harmed on the way")
+
+
+def test_sentence_carries_the_numbers() -> None:
+    _, text = said(0.05, 0.06, 0.055)
+    low, high = stats.ttest_1samp([0.05, 0.06, 0.055], 0).confidence_interval(0.95)
+    assert "77.9 % with MTO and 72.4 % without" in text
+    assert f"+5.5 points, 95 % interval +{100 * low:.1f} to +{100 * high:.1f}" in text
+    assert "3 of 3 seeds better" in text
+    assert "of the steps to the baseline's final score" in text
+
+
+def test_reach_is_said_only_where_it_is_defined() -> None:
+    assert "MTO never reached the baseline's final score" in said(-0.05, -0.06, -0.055)[1]
+    assert "reached the baseline's final score in 2 of 3 seeds" in said(0.01, 0.02, -0.01)[1]
+    flat = [0.5] * 9
+    pairs = [(record("baseline", 0, flat), record("mto", 0, flat))]
+    verdict = judge(pairs, SCORES)
+    assert verdict.reach[0].shares == [None]
+    assert "final score" not in words.sentence(verdict, "probe")
+    assert "undefined (the baseline does not improve)" in words.also(verdict)
+
+
+def test_equal_differences_are_no_proof() -> None:
+    """A coarse score can move by the same amount twice; a zero spread must not become certainty."""
+    found, text = said(0.0625, 0.0625)
+    assert found is Finding.LEANS_BETTER
+    assert "no interval" in text
+
+
+def test_loss_counts_as_better_when_lower() -> None:
+    base, mto = [1 - v for v in RISING], [0.9 - v for v in RISING]
+    pairs = [(record("baseline", 0, RISING, base), record("mto", 0, RISING, mto))]
+    loss = judge(pairs, SCORES).quantities[-1]
+    assert (loss.better, loss.worse) == (1, 0)
+    assert loss.mean == pytest.approx(-0.1)
+
+
+def test_missing_score_is_undefined_not_a_crash() -> None:
+    pairs = [(record("baseline", 0, [], [1.0, 0.9]), record("mto", 0, [], [1.0, 0.8]))]
+    verdict = judge(pairs, SCORES)
+    assert verdict.finding is Finding.UNDEFINED
+    assert words.also(verdict)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_interval_is_students(differences: list[float]) -> None:
+    quantity = paired("k", "l", [0.0] * len(differences), differences)
+    if np.ptp(differences) <= 1e-12:
+        assert quantity.low is None
+        return
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert quantity.low == pytest.approx(low, rel=1e-9, abs=1e-12)
+    assert quantity.high == pytest.approx(high, rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.integers(0, 20), st.booleans())
+def test_first_reach_is_where_the_drawn_line_crosses(
+    values: list[int], target: int, higher: bool
+) -> None:
+    sign = 1 if higher else -1
+    curve = Curve(steps=[840 * i for i in range(len(values))], values=values)
+    every = np.arange(curve.steps[-1] + 1)  # lines between integers cross a target near these
+    there = sign * np.interp(every, curve.steps, values) >= sign * target - 1e-9
+    found = first_reach(curve, target, higher)
+    assert found == (pytest.approx(every[there.argmax()], abs=1) if there.any() else math.inf)
+
+
+def test_share_counts_to_the_baselines_own_first_passage() -> None:
+    """A baseline that was done at half of its run does not lend MTO the other half."""
+    base = Curve(steps=[0, 100, 200, 300, 400], values=[0.0, 0.5, 1.0, 1.0, 1.0])
+    mto = Curve(steps=[0, 100, 200, 300, 400], values=[0.0, 1.0, 1.0, 1.0, 1.0])
+    assert share_of_steps(base, mto) == pytest.approx(0.5)
+    assert share_of_steps(base, base) == pytest.approx(1.0)
+    worse = Curve(steps=base.steps, values=[0.0, 0.2, 0.4, 0.6, 0.8])
+    assert share_of_steps(base, worse) == math.inf
+    falling = Curve(steps=base.steps, values=[1.0, 0.9, 0.8, 0.7, 0.6])
+    assert share_of_steps(falling, mto) is None
+
+
+def test_rauc_is_undefined_where_the_baseline_does_not_rise() -> None:
+    rising = Curve(steps=[0, 100], values=[0.0, 1.0])
+    steeper = Curve(steps=[0, 50, 100], values=[0.0, 1.0, 1.0])
+    assert rauc_or_none(rising, steeper, 0, 100) == pytest.approx(1.5)
+    falling = Curve(steps=[0, 100], values=[1.0, 0.0])
+    assert rauc_or_none(falling, steeper, 0, 100) is None
+    assert rauc_or_none(Curve(), steeper, 0, 100) is None
+
+
+def test_smooth_looks_back_only() -> None:
+    curve = smooth(Curve(steps=list(range(30)), values=[0.0] * 29 + [1.0]))
+    assert curve.values[:29] == [0.0] * 29
+    assert curve.values[29] == pytest.approx(0.5)  # two of thirty points
+    assert average(Curve(steps=[0, 10, 20], values=[0.0, 1.0, 1.0])) == pytest.approx(0.75)
