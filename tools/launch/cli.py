@@ -1,9 +1,10 @@
-"""`mto run`: an upstream's own script, from its own command line."""
+"""`mto run`: an upstream's own script; `mto smoke`: does a recipe do what is promised?"""
 
 from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.console import Console
 def register(app: typer.Typer) -> None:
     """Add this area's commands to `app`."""
     app.command("run")(run)
+    app.command("smoke")(smoke)
 
 
 def run(
@@ -56,3 +58,49 @@ def run(
     argv = launch.argv()
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[dim]{shlex.join(argv)}[/]")
     os.execv(argv[0], argv)
+
+
+def smoke(
+    name: Annotated[
+        str, typer.Argument(help="the recipe: an upstream, or simmim_swin", metavar="NAME")
+    ],
+    cpu: Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")] = False,
+    nproc: Annotated[int, typer.Option(help="processes on this machine, one per GPU")] = 1,
+    steps: Annotated[int, typer.Option(help="steps of each run")] = 4,
+    keep: Annotated[
+        Path | None, typer.Option(help="folder for data, logs and outputs, which then stay")
+    ] = None,
+    repo: Annotated[Path | None, typer.Option(help="the checkout, if not upstream/NAME")] = None,
+) -> None:
+    """Run NAME on a few digits: baseline, MTO off, MTO on, resume; say whether they agree.
+
+    The model has its real size: some minutes on a CPU, and 6 GB of disk for the checkpoints.
+    """
+    from mto_tools.errors import MtoError
+    from mto_tools.home import find_home
+    from mto_tools.launch import smoke as smoking
+    from mto_tools.launch.recipes import find_recipe
+    from mto_tools.patchset.upstreams import load_upstream
+
+    recipe = find_recipe(name)
+    upstream = load_upstream(find_home(), recipe.upstream)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    checkout = (repo or upstream.checkout).resolve()
+    with tempfile.TemporaryDirectory(prefix=f"mto-smoke-{name}-") as temporary:
+        work = (keep or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        problems = smoking.smoke(
+            recipe,
+            checkout,
+            upstream.pin,
+            work,
+            console.print,
+            cpu=cpu,
+            processes=nproc,
+            steps=steps,
+        )
+    if problems:
+        raise MtoError(
+            f"{name}: not as promised: {'; '.join(problems)}",
+            hint=f"mto smoke {name} --keep FOLDER keeps the logs; mto verify {recipe.upstream}",
+        )

@@ -1,8 +1,9 @@
 """Write down every loss and gradient of a run, bit for bit: `worker --before` runs this file.
 
-`MTO_RECORD` names the file; ranks other than 0 append `.RANK`. One JSON object per line: `{"loss":
-hexadecimal float}` for each backward pass, `{"grads": checksum, "mask_token": [checksum]}` for each
-optimizer step. Parameters are known by the name they were registered under.
+`MTO_RECORD` names the file; ranks other than 0 append `.RANK`. One JSON object per line:
+`{"loss": hexadecimal float, "rng": checksum of torch's generator}` for each backward pass,
+`{"grads": checksum, "mask_token": [checksum]}` for each optimizer step. Parameters are known by the
+name they were registered under.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _recorded_backward(self: Tensor, *args: Any, **more: Any) -> None:
-    _write({"loss": float.hex(self.item())})
+    state = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
+    _write({"loss": float.hex(self.item()), "rng": state})
     _backward(self, *args, **more)
 
 

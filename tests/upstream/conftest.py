@@ -1,0 +1,132 @@
+"""The real upstreams, where a source is given; they are patched and run as their users would.
+
+    MTO_UPSTREAM_URL='/mirrors/{owner}/{repo}.git' pytest tests/upstream
+
+Heavy: minutes for each recipe on two cores. Each run is made once and looked at by several tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mto_tools.launch.recipes import RECIPES
+from mto_tools.launch.smoke import Run, Runner, unpatched
+from mto_tools.patchset.upstreams import load_upstream
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+OPTIONS = {
+    "sparsity": 0.01,
+    "singularity": 0.1,
+    "ranking": 0.001,
+    "warmup_steps": 6,
+    "log_every": 1,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A run of eight ViT-B steps takes minutes on a busy CPU; and one run starts another."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of one recipe, each started when first asked for: two epochs of four steps."""
+
+    runner: Runner
+    patched: Path
+    plain: Path
+
+    @functools.cached_property
+    def recipe(self):
+        return self.runner.recipe
+
+    def with_processes(self, processes: int) -> Runner:
+        return Runner(self.recipe, self.runner.work, processes, before=self.runner.before)
+
+    @functools.cache  # noqa: B019
+    def baseline(self, processes: int = 1) -> Run:
+        runner = self.with_processes(processes)
+        return runner.pretrain(f"plain{processes}", self.plain, patched=False, epochs=2)
+
+    @functools.cache  # noqa: B019
+    def off(self, processes: int = 1) -> Run:
+        return self.with_processes(processes).pretrain(f"off{processes}", self.patched, epochs=2)
+
+    @functools.cache  # noqa: B019
+    def on(self) -> Run:
+        folder = self.runner.work / "capture"
+        folder.mkdir()
+        return self.runner.pretrain(
+            "on",
+            self.patched,
+            self.recipe.mto(dict(OPTIONS)),
+            epochs=2,
+            before=[HERE / "capture.py"],
+            environment={"MTO_CAPTURE": str(folder)},
+        )
+
+    @functools.cache  # noqa: B019
+    def resumed(self) -> Run:
+        checkpoint = self.recipe.checkpoint(self.on().out, 0)
+        arguments = [*self.recipe.mto(dict(OPTIONS)), *self.recipe.resume(checkpoint)]
+        return self.runner.pretrain("resumed", self.patched, arguments, epochs=2)
+
+    def captured(self, step: int) -> dict[str, Any]:
+        import torch
+
+        self.on()
+        return torch.load(self.runner.work / "capture" / f"{step}.pt")
+
+    def log(self, run: Run) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.recipe.log(run.out).read_text().splitlines()]
+
+    def finetune(self, script: str) -> str:
+        checkpoint = self.recipe.checkpoint(self.on().out, 1)
+        data = self.runner.data(4)
+        given = self.recipe.finetune(self.patched, data, self.runner.work / "tuned", checkpoint)
+        return self.runner.start(Path(script).stem, self.patched / script, given[script])
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A house of its own: our patches, and no clone yet."""
+    if "MTO_UPSTREAM_URL" not in os.environ:
+        pytest.skip("no source of the upstreams: set MTO_UPSTREAM_URL to a mirror or a template")
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("patches", "mto_core"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Clone, patch, and offer the runs of the recipe that the module names in `RECIPE`."""
+    recipe = RECIPES[request.param if hasattr(request, "param") else request.module.RECIPE]
+    pytest.importorskip("tensorboard")
+    if recipe.upstream == "simmim":
+        pytest.importorskip("yacs")
+        pytest.importorskip("termcolor")
+    upstream = load_upstream(home, recipe.upstream)
+    if not upstream.checkout.exists():
+        subprocess.run(
+            [sys.executable, "-m", "mto_tools.cli", "apply", recipe.upstream],
+            env={**os.environ, "MTO_HOME": str(home)},
+            check=True,
+        )
+    work = tmp_path_factory.mktemp(recipe.name)
+    plain = unpatched(upstream.checkout, upstream.pin, work / "plain")
+    yield Runs(Runner(recipe, work, before=(HERE / "reseed.py",)), upstream.checkout, plain)
+    shutil.rmtree(work)  # a ViT-B checkpoint with its optimizer is over a gigabyte
