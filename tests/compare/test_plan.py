@@ -35,18 +35,18 @@ def test_arms_differ_in_nothing_but_mto() -> None:
     plan = fake_plan(Path("/out"), seeds=2)
     assert [(run.arm, run.seed) for run in plan.runs] == [(a, s) for s in (0, 1) for a in ARMS]
     for baseline, mto in zip(plan.runs[::2], plan.runs[1::2], strict=True):
-        rest = [part.replace("baseline-", "mto-") for part in baseline.command]
-        at = rest.index("--mto_preset")
-        assert rest[at : at + 2] == ["--mto_preset", "observe"]
-        assert rest[:at] + rest[at + 2 :] == mto.command
+        pairs = zip(baseline.command, mto.command, strict=True)
+        differing = [(b, m) for b, m in pairs if b.replace("baseline-", "mto-") != m]
+        assert differing == [("observe", "mae")]
 
 
 def test_preset_and_extra_arguments() -> None:
-    options = Options(seeds=1, preset="simmim", extra=["--width", "32"])
+    options = Options(seeds=1, style="mae", preset="simmim", extra=["--width", "32"])
     plan = make_plan(LAUNCH, options, upstream="fake", checkout=Path(), out=Path(), data=Path())
     baseline, mto = plan.runs
-    assert "simmim" not in baseline.command
+    assert baseline.command[baseline.command.index("--mto_preset") + 1] == "observe"
     assert mto.command[mto.command.index("--mto_preset") + 1] == "simmim"
+    assert mto.command[mto.command.index("--style") + 1] == "mae"
     assert baseline.command[-2:] == mto.command[-2:] == ["--width", "32"]
 
 
@@ -119,7 +119,7 @@ def test_upstream_without_compare_toml(tmp_path: Path) -> None:
         ("steps = 900", 'steps = "many"', "steps: Input should be a valid integer"),
         ("steps = 900", "steps = 900\nstepz = 1", "stepz: Extra inputs are not permitted"),
         ('"{seed}"', '"{seeds}"', r"unknown placeholder \{seeds\} in '\{seeds\}'"),
-        ('styles = ["mae", "simmim"]', "styles = []", "styles: .*must name at least one"),
+        ('mae = "mae"\nsimmim = "simmim"', "", "styles: .*must name at least one"),
     ],
 )
 def test_broken_compare_toml(tmp_path: Path, before: str, after: str, words: str) -> None:

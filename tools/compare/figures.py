@@ -233,8 +233,8 @@ def _guards(records: list[Record]) -> Figure:
     axes[0].legend(loc="best")
     caption = (
         "What the paper leaves out, of softmax(X Xᵀ) at depth 0. Diagonal mass: what visible "
-        "tokens give to themselves. Masked mass: what they give to masked ones. Token norm: with raw dot "
-        "products, longer tokens alone sharpen every row."
+        "tokens give to themselves. Masked mass: what they give to masked ones. Token norm: with "
+        "raw dot products, longer tokens alone sharpen every row."
     )
     return finish("guards", "Guards", caption, canvas)
 

@@ -43,7 +43,7 @@ def _head(report: Report) -> str:
     over = (
         f"{plan.upstream} · style {plan.style} · {plan.steps} steps · {seeds} · {report.made[:16]}"
     )
-    banner, preset = "", f" (preset {plan.preset})" if plan.preset else ""
+    banner = ""
     wrong = [check for check in report.checks if not check.passed]
     if not report.fair:
         items = "".join(f"<li>{escape(c.name)}: {escape(c.detail)}</li>" for c in wrong)
@@ -62,7 +62,7 @@ def _head(report: Report) -> str:
 {banner}<h1>{escape(report.sentence)}</h1>
 <p class="also">{escape(report.also)}</p>
 <p class="arms"><span><i class="key baseline"></i>baseline</span>
-<span><i class="key mto"></i>MTO{escape(preset)}</span></p>
+<span><i class="key mto"></i>MTO, preset {escape(plan.preset)}</span></p>
 </header>"""
 
 

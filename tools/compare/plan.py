@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Literal
 
@@ -75,9 +75,8 @@ class Launch(BaseModel):
     arguments: list[str]
     baseline: list[str]
     mto: list[str]
-    preset: list[str]
     measures: list[str]
-    styles: list[str]
+    styles: dict[str, str]  # style: preset of MTO that is meant for it; the first is the default
     steps: int
     disk_mb_per_run: int
     data: DataSpec
@@ -86,14 +85,14 @@ class Launch(BaseModel):
 
     @field_validator("styles", "scores")
     @classmethod
-    def _not_empty(cls, value: list[object]) -> list[object]:
+    def _not_empty(cls, value: Sized) -> Sized:
         if not value:
             raise ValueError("must name at least one")
         return value
 
     @model_validator(mode="after")
     def _known_placeholders(self) -> Launch:
-        templates = [*self.arguments, *self.baseline, *self.mto, *self.preset, *self.measures]
+        templates = [*self.arguments, *self.baseline, *self.mto, *self.measures]
         for template in [*templates, *self.data.make]:
             unknown = set(re.findall(r"\{(.*?)\}", template)) - PLACEHOLDERS
             if unknown:
@@ -120,7 +119,7 @@ class Plan(Data):
     schema_version: int = 1
     upstream: str
     style: str
-    preset: str | None
+    preset: str
     steps: int
     seeds: list[int]
     log_every: int
@@ -187,11 +186,12 @@ def fill(options: Options, launch: Launch, upstream: str, cores: int) -> Options
     Raises:
         MtoError: Style, seeds, steps or jobs that cannot be run.
     """
-    style = options.style or launch.styles[0]
+    first = next(iter(launch.styles))
+    style = options.style or first
     if style not in launch.styles:
         raise MtoError(
             f"{upstream} has no style {style!r}; it has {', '.join(launch.styles)}",
-            hint=f"mto compare {upstream} --style {launch.styles[0]}",
+            hint=f"mto compare {upstream} --style {first}",
         )
     steps = launch.steps if options.steps is None else options.steps
     jobs = default_jobs(cores, 2 * options.seeds) if options.jobs is None else options.jobs
@@ -201,7 +201,9 @@ def fill(options: Options, launch: Launch, upstream: str, cores: int) -> Options
                 f"--{name} must be at least {least}, not {value}",
                 hint=f"mto compare {upstream} --{name} {max(least, 2)}",
             )
-    return options.model_copy(update={"style": style, "steps": steps, "jobs": jobs})
+    preset = options.preset or launch.styles[style]
+    known = {"style": style, "preset": preset, "steps": steps, "jobs": jobs}
+    return options.model_copy(update=known)
 
 
 def make_plan(
@@ -224,6 +226,7 @@ def make_plan(
     options = fill(options, launch, upstream, cores)
     style, preset, steps, jobs = options.style, options.preset, options.steps, options.jobs
     assert style is not None
+    assert preset is not None
     assert steps is not None
     assert jobs is not None
     log_every, eval_every = max(1, steps // 90), max(1, steps // 9)
@@ -233,7 +236,7 @@ def make_plan(
         "data": str(data),
         "steps": str(steps),
         "style": style,
-        "preset": preset or "",
+        "preset": preset,
         "log_every": str(log_every),
         "eval_every": str(eval_every),
         "grad_every": str(grad_every),
@@ -244,8 +247,6 @@ def make_plan(
         for arm in ARMS:
             here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
             chosen = launch.baseline if arm == "baseline" else launch.mto
-            if arm == "mto" and preset:
-                chosen = [*chosen, *launch.preset]
             templates = [*launch.arguments, *chosen, *launch.measures]
             arguments = [template.format(**here) for template in templates]
             command = [sys.executable, launch.entry, *arguments, *options.extra]
