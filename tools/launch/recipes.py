@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.launch.digits import CLASSES, image_folder
+from mto_tools.launch.digits import CLASSES, image_folder, map_files, wnid_lists
 
 BATCH = 2
 
@@ -31,6 +31,7 @@ class Recipe:
         prepare: Lays out `(root, images per class)` as the recipe reads them.
         finetune: Arguments of the other scripts, by script, from checkout, data, output folder and
             checkpoint.
+        unpatched: Python files that run first in a script which no patch has touched.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Recipe:
     log: Callable[[Path], Path]
     prepare: Callable[[Path, int], Path] = image_folder
     finetune: Callable[[Path, Path, Path, Path], dict[str, list[str]]] | None = None
+    unpatched: tuple[Path, ...] = ()
 
 
 def flags(options: dict[str, object]) -> list[str]:
@@ -135,6 +137,54 @@ def _simmim(model: str, name: str) -> Recipe:
     )
 
 
+def _bootmae_pretrain(checkout: Path, data: Path, out: Path, epochs: int) -> list[str]:
+    return [
+        *_words("--model bootmae_base --model_ema --model_ema_decay 0.999 --model_ema_dynamic"),
+        *_words("--mask_num 147 --feature_weight 1 --weight_mask --lr 1e-2 --min_lr 1e-5"),
+        *_words("--warmup_epochs 1 --save_ckpt_freq 1 --num_workers 0"),
+        *(f"--batch_size={BATCH}", f"--epochs={epochs}", f"--data_path={data}"),
+        f"--output_dir={out}",
+    ]
+
+
+def _bootmae_finetune(checkout: Path, data: Path, out: Path, weights: Path) -> dict[str, list[str]]:
+    common = [
+        *_words("--epochs 1 --batch_size 4 --num_workers 0 --nb_classes 1000"),
+        *(f"--data_path={data}", f"--finetune={weights}"),
+    ]
+    finetune = _words("--model bootmae_base_patch16_224 --warmup_epochs 1 --lr 5e-3")
+    finetune += _words("--layer_decay 0.6 --drop_path 0.1 --abs_pos_emb --disable_rel_pos_bias")
+    finetune += _words("--mixup 0.8 --cutmix 1.0 --model_key model --no_save_ckpt")
+    finetune += _words("--model_ema --model_ema_decay 0.9998")
+    probe = _words("--model base_patch16_224 --depth 9 --global_pool --blr 0.1 --dist_eval")
+    return {
+        "run_class_finetuning.py": [*common, *finetune, f"--output_dir={out / 'f'}"],
+        "main_linprobe.py": [*common, *probe, f"--output_dir={out / 'l'}"],
+    }
+
+
+def _conmim_pretrain(checkout: Path, data: Path, out: Path, epochs: int) -> list[str]:
+    return [
+        *_words("--model conmim_small_patch16_224 --mask_type random_mps32 --mask_ratio 0.75"),
+        *_words("--lr 7.5e-4 --warmup_epochs 1 --clip_grad 1.0 --layer_scale_init_value 1e-5"),
+        *_words("--imagenet_default_mean_and_std --save_ckpt_freq 1 --num_workers 0"),
+        *(f"--batch_size={BATCH}", f"--epochs={epochs}", f"--data_path={data}"),
+        *(f"--output_dir={out}", f"--log_dir={out}"),
+    ]
+
+
+def _conmim_finetune(checkout: Path, data: Path, out: Path, weights: Path) -> dict[str, list[str]]:
+    return {
+        "run_class_finetuning.py": [
+            *_words("--model beit_base_patch16_224 --epochs 1 --batch_size 4 --num_workers 0"),
+            *_words("--warmup_epochs 1 --lr 4e-3 --layer_decay 0.65 --drop_path 0.1"),
+            *_words("--mixup 0.8 --cutmix 1.0 --imagenet_default_mean_and_std --no_save_ckpt"),
+            *("--nb_classes=1000", f"--data_path={data}", f"--finetune={weights}"),
+            f"--output_dir={out}",
+        ]
+    }
+
+
 def _words(text: str) -> list[str]:
     return text.split()
 
@@ -153,6 +203,34 @@ RECIPES: dict[str, Recipe] = {
     ),
     "simmim": _simmim("vit", "simmim"),
     "simmim_swin": _simmim("swin", "simmim_swin"),
+    "bootmae": Recipe(
+        name="bootmae",
+        upstream="bootmae",
+        script="run_pretraining.py",
+        pretrain=_bootmae_pretrain,
+        mto=flags,
+        resume=lambda checkpoint: [f"--resume={checkpoint}"],
+        checkpoint=lambda out, epoch: out / f"checkpoint-{epoch}.pth",
+        log=lambda out: out / "mto.jsonl",
+        prepare=wnid_lists,
+        finetune=_bootmae_finetune,
+        unpatched=(Path(__file__).with_name("always_distributed.py"),),
+    ),
+    "conmim": Recipe(
+        name="conmim",
+        upstream="conmim",
+        script="run_conmim_pretraining.py",
+        pretrain=_conmim_pretrain,
+        mto=flags,
+        resume=lambda checkpoint: [
+            f"--resume={checkpoint}",
+            f"--resume_copy={checkpoint.with_name(checkpoint.name.replace('-', '_copy-'))}",
+        ],
+        checkpoint=lambda out, epoch: out / f"checkpoint-{epoch}.pth",
+        log=lambda out: out / "mto.jsonl",
+        prepare=map_files,
+        finetune=_conmim_finetune,
+    ),
 }
 
 

@@ -87,7 +87,7 @@ class Runner:
             checkout / self.recipe.script,
             [*given, *arguments],
             patched=patched,
-            before=[RECORD, *self.before, *before],
+            before=[RECORD, *([] if patched else self.recipe.unpatched), *self.before, *before],
             environment={"MTO_RECORD": str(record), **(environment or {})},
         )
         lines = [json.loads(line) for line in record.read_text().splitlines()]
