@@ -256,12 +256,22 @@ def test_a_whole_compiled_model_is_refused_and_compiled_blocks_are_not():
     torch._dynamo.reset()
 
 
+class Attention(nn.Module):
+    """A block with intermediates that a compiled backward keeps for itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = torch.sin(self.mix(self.norm(x)))
+        return x + torch.sin((y @ y.mT).softmax(-1) @ y).exp()
+
+
 def test_buffers_that_a_compiled_block_gave_away_are_explained():
     torch._dynamo.reset()
     model = Model()
-    model.blocks = nn.ModuleList(
-        nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)) for _ in range(2)
-    )
+    model.blocks = nn.ModuleList([Attention(), Attention()])
     trace = TokenTrace(model.blocks, 1)
     for block in model.blocks:
         block.compile(backend="aot_eager")
