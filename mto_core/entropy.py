@@ -1,4 +1,16 @@
-"""Entropy of the rows of softmax(Q Kᵀ): the one computation behind heterogeneity and sparsity."""
+"""Entropy of the rows of softmax(Q Kᵀ): the one computation behind heterogeneity and sparsity.
+
+Two backends, one result:
+
+- "dense" is plain autograd. It saves gathered tokens and probabilities, more than the tokens' own
+  size per depth, and can be differentiated twice.
+- "recompute" saves three numbers per row and makes the logits anew in the backward: four products
+  instead of three. Nothing of size N x N outlives a chunk. See `mto_core.recompute`.
+
+"auto" is "recompute", but "dense" for less than 2^17 numbers of tokens on the CPU: there a step
+costs more in calls than in products, dense makes fewer of them, and saves about a megabyte at most.
+`benchmarks/row_entropy.py` measures both. A fused GPU kernel would be a third name in `choose`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mto_core.recompute import Rows, recompute
+from mto_core.recompute import Rows, centred, recompute
 
 BACKENDS = ("auto", "dense", "recompute")
 SCALES = ("raw", "sqrt_dim", "layernorm")
+SMALL = 1 << 17
 
 
 class MaskIndex(NamedTuple):
@@ -77,13 +90,14 @@ def row_entropy(
         query_mask: bool [B, Q]; rows where it is False give 0. None means all rows.
         key_mask: bool [B, K]; keys where it is False take no part. None means all keys.
         scale: factor on the logits.
-        backend: "auto", "dense" or "recompute".
+        backend: "auto", "dense" or "recompute"; what they cost stands at the head of this module.
 
     Returns:
         [B, Q], float64 for float64 tokens and float32 for any other. A row without keys gives 0.
 
     Raises:
         ValueError: a shape, dtype or name that does not fit.
+        RuntimeError: "recompute" is differentiated twice.
 
     Example:
         >>> import torch
@@ -136,7 +150,9 @@ def token_entropy(
 
 def choose(backend: str, tokens: Tensor) -> str:
     """What "auto" means for these tokens."""
-    return "recompute" if backend == "auto" else backend
+    if backend != "auto":
+        return backend
+    return "dense" if tokens.device.type == "cpu" and tokens.numel() < SMALL else "recompute"
 
 
 def dense(
@@ -153,9 +169,11 @@ def dense(
     """
     with torch.autocast(queries.device.type, enabled=False):
         dtype = compute_dtype(queries)
-        logits = (queries.to(dtype) * scale) @ keys.to(dtype).mT
-    if logits.shape[-1] == 0:
-        return logits.sum(-1)
+        queries, keys = queries.to(dtype), keys.to(dtype)
+        if keys.shape[1] == 0:
+            return queries[:, :, :0].sum(-1)
+        keys = centred(keys, key_valid)
+        logits = (queries * scale) @ keys.mT
     if key_valid is None:
         shifted = logits - logits.detach().amax(-1, keepdim=True)
         weights = shifted.exp()
@@ -191,7 +209,7 @@ def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
 def check_mask(mask: Tensor, tokens: Tensor, name: str = "mask") -> None:
     """Raises ValueError unless `mask` is bool and fits `tokens`."""
     if mask.dtype != torch.bool:
-        raise ValueError(f"{name} must be bool, True = taken, got {mask.dtype}: pass {name}.bool()")
+        raise ValueError(f"{name} must be bool, got {mask.dtype}: pass {name}.bool()")
     if mask.shape != tokens.shape[:2]:
         raise ValueError(
             f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
@@ -209,10 +227,7 @@ def _take(tokens: Tensor, index: Tensor | None, num_prefix_tokens: int, normaliz
     if index is None:
         x = tokens[:, num_prefix_tokens:]
     else:  # index_select, not gather: on the CPU it is some 30 times as fast, both ways
-        x = (
-            tokens.flatten(0, 1)
-            .index_select(0, index.flatten())
-            .view(*index.shape, tokens.shape[2])
-        )
+        x = tokens.flatten(0, 1).index_select(0, index.flatten())
+        x = x.view(*index.shape, x.shape[1])
     x = x.to(compute_dtype(tokens))
     return F.layer_norm(x, x.shape[-1:]) if normalize else x
