@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from mto_tools.patchset import build
+from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import write_lock
-from mto_tools.patchset.upstreams import Upstream, load_upstream
+from mto_tools.patchset.upstreams import Upstream, layer_of, load_upstream
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "upstream",
@@ -189,3 +190,21 @@ def said() -> list[str]:
 
 
 Say = Callable[[str], None]
+
+
+@pytest.fixture
+def authored(tmp_path: Path) -> House:
+    """The house of `house`, its series in the canonical form that `mto export` writes."""
+    house = make_house(tmp_path, FILES, {})
+    git, tree, drafts = Git(house.origin), house.pin, []
+    for name, data in SERIES.items():
+        tree = build.apply_patch(git, tree, data, name)
+        drafts.append(Draft(layer_of(name), name[5:-6], "So that it does.", tree, name))
+    house.write_series(write_series(git, house.pin, drafts)[0])
+    return house
+
+
+@pytest.fixture
+def raw() -> Callable[..., str]:
+    """`raw_git`, for tests that cannot import it from here."""
+    return raw_git

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mto_tools.patchset.parser import parse
 from mto_tools.patchset.series import (
     ZERO,

@@ -1,0 +1,361 @@
+"""Export: an edited checkout becomes a series, or is refused with the place and the way out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mto_tools.errors import ConflictError, CorruptError, RefusedError
+from mto_tools.patchset import apply as applying
+from mto_tools.patchset.attribute import labels, relabel
+from mto_tools.patchset.export import export
+from mto_tools.patchset.parser import read_series
+from mto_tools.patchset.series import FilePatch, Hunk, insert, split_lines
+from mto_tools.patchset.trees import NotAdditiveError, Range, additive_hunks, subsequence
+
+MESSAGE = ("add the loss", "Because the paper does.")
+
+
+def put(file, after: int, *lines: str) -> None:
+    """Insert lines behind line `after` of a file."""
+    text = file.read_bytes().decode().splitlines(keepends=True)
+    text[after:after] = [f"{line}\n" for line in lines]
+    file.write_bytes("".join(text).encode())
+
+
+def on_disk(house) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in house.patches.iterdir() if p.name != "upstream.toml"}
+
+
+@pytest.fixture
+def applied(authored):
+    """The whole series applied to a clone."""
+    applying.apply(authored.toy, print)
+    return authored
+
+
+def patches(house) -> dict[str, dict[str, list[str]]]:
+    """Inserted lines by patch and file."""
+    return {
+        patch.name: {
+            file.path: [line.decode() for hunk in file.hunks for line in hunk.lines]
+            for file in patch.files
+        }
+        for patch in read_series(house.toy)
+    }
+
+
+def test_nothing_edited_gives_the_very_same_bytes(applied) -> None:
+    before = on_disk(applied)
+    done = export(applied.toy)
+    assert (done.written, done.removed) == ((), ())
+    assert on_disk(applied) == before
+
+
+def test_first_export_makes_a_series_and_leaves_the_checkout_applied(house, raw) -> None:
+    house.write_series({})
+    (house.patches / "lock").unlink()
+    applying.ensure_clone(house.toy, print)
+    put(house.clone / "engine.py", 4, "loss = mto.add(loss)")
+    (house.clone / "extra.py").write_text("new = 1\n")
+    raw(house.clone, "add", "extra.py")
+    with pytest.raises(RefusedError, match="needs a message"):
+        export(house.toy)
+    assert on_disk(house) == {}
+    done = export(house.toy, message=MESSAGE)
+    assert done.written == ("0001-mto-add-the-loss.patch",)
+    assert patches(house) == {
+        "0001-mto-add-the-loss.patch": {
+            "engine.py": ["loss = mto.add(loss)"],
+            "extra.py": ["new = 1"],
+        }
+    }
+    assert raw(house.clone, "status", "--porcelain") == ""
+    assert raw(house.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
+    assert raw(house.clone, "rev-parse", "HEAD") == done.lock.commit
+    status = house.mto("status", "toy", "--json")
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert house.mto("revert", "toy").returncode == 0
+    assert house.mto("apply", "toy").returncode == 0
+    assert (house.clone / "extra.py").read_text() == "new = 1\n"
+
+
+def test_new_lines_go_to_the_named_layer_and_old_ones_stay(applied) -> None:
+    put(applied.clone / "engine.py", 1, "# by compat")
+    put(applied.clone / "main.py", 2, "# in the middle of a block")
+    export(applied.toy, layer="compat")
+    found = patches(applied)
+    assert found["0002-compat-shim.patch"]["engine.py"] == ["# by compat"]
+    assert found["0002-compat-shim.patch"]["main.py"] == ["# in the middle of a block"]
+    assert found["0001-compat-import.patch"]["main.py"] == ["import compat"]
+    assert found["0003-mto-loss.patch"]["engine.py"] == ["mto = 1", "mto.add()", "mto.log()"]
+    assert export(applied.toy).written == ()
+
+
+def test_a_reworded_line_stays_in_its_patch(applied) -> None:
+    file = applied.clone / "engine.py"
+    file.write_text(file.read_text().replace("mto.add()", "mto.add(loss)"))
+    export(applied.toy, layer="deepspeed")
+    assert patches(applied)["0003-mto-loss.patch"]["engine.py"][1] == "mto.add(loss)"
+    assert list(patches(applied)["0004-deepspeed-engine.patch"]) == ["ds.json", "main.py"]
+
+
+def test_a_patch_that_inserts_nothing_any_more_is_removed(applied) -> None:
+    file = applied.clone / "sub/deep.py"
+    file.write_text(file.read_text().replace("shim = 1\n", ""))
+    done = export(applied.toy)
+    assert done.removed == (
+        "0002-compat-shim.patch",
+        "0003-mto-loss.patch",
+        "0004-deepspeed-engine.patch",
+    )
+    assert list(patches(applied)) == [
+        "0001-compat-import.patch",
+        "0002-mto-loss.patch",
+        "0003-deepspeed-engine.patch",
+    ]
+    assert applied.mto("status", "toy").returncode == 0
+
+
+def test_crlf_files_keep_their_line_ends(applied) -> None:
+    file = applied.clone / "crlf.py"
+    file.write_bytes(file.read_bytes().replace(b"compat = 1\r\n", b"compat = 1\r\nmore = 2\r\n"))
+    export(applied.toy)
+    patch = (applied.patches / "0004-deepspeed-engine.patch").read_bytes()
+    assert b"+more = 2\r\n" in patch
+
+
+def test_commits_on_the_branch_are_exported_like_edits(applied, raw) -> None:
+    put(applied.clone / "engine.py", 1, "# committed")
+    raw(applied.clone, "commit", "-qam", "mine")
+    mine = raw(applied.clone, "rev-parse", "HEAD")
+    done = export(applied.toy, layer="mto")
+    assert patches(applied)["0003-mto-loss.patch"]["engine.py"][0] == "# committed"
+    assert raw(applied.clone, "rev-parse", "HEAD") == done.lock.commit
+    assert any(mine in note for note in done.notes)
+    assert mine in raw(applied.clone, "reflog", "--no-abbrev", "mto")
+
+
+def test_untracked_and_ignored_files_are_left_alone(applied) -> None:
+    (applied.clone / "notes.txt").write_text("mine\n")
+    (applied.clone / "train.log").write_text("mine\n")
+    put(applied.clone / "engine.py", 1, "# x")
+    assert export(applied.toy).untracked == ("notes.txt",)
+    assert (applied.clone / "notes.txt").read_text() == "mine\n"
+    assert not any("notes.txt" in files for files in patches(applied).values())
+
+
+def edit(path: str, change):
+    def do(clone) -> None:
+        (clone / path).write_bytes(change((clone / path).read_bytes()))
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("do", "place"),
+    [
+        (
+            edit("sub/deep.py", lambda b: b.replace(b"line 3\n", b"LINE 3\n")),
+            "sub/deep.py:3: .*changed",
+        ),
+        (edit("sub/deep.py", lambda b: b.replace(b"line 7\n", b"")), "sub/deep.py:7: .*deleted"),
+        (
+            edit("sub/deep.py", lambda b: b.replace(b"line 7\nline 8\n", b"line 8\nline 7\n")),
+            "sub/deep.py:[78]",
+        ),
+        (edit("no_newline.py", lambda b: b + b"\nx\n"), "no_newline.py:21: .*no line feed"),
+        (edit("engine.py", lambda b: b + b"x"), "engine.py:21: .*does not end with a line feed"),
+        (edit("crlf.py", lambda b: b.replace(b"\r\n", b"\n")), "crlf.py:1: upstream lines 1 to"),
+        (edit("engine.py", lambda b: b + b"\0\n"), "engine.py:1: binary"),
+        (lambda clone: (clone / "run.sh").chmod(0o644), "run.sh:1: mode changed from 100755"),
+        (lambda clone: (clone / "data.txt").unlink(), "data.txt:1: upstream file deleted"),
+        (
+            lambda clone: (clone / "data.txt").rename(clone / "moved.txt"),
+            "data.txt:1: upstream file",
+        ),
+    ],
+)
+def test_what_is_not_additive_is_refused_with_its_place(applied, do, place) -> None:
+    before = on_disk(applied)
+    do(applied.clone)
+    with pytest.raises(NotAdditiveError) as caught:
+        export(applied.toy)
+    assert re.search(place, caught.value.message), caught.value.message
+    assert "insert one that replaces its effect" in caught.value.hint
+    assert on_disk(applied) == before
+
+
+def test_a_symlink_is_refused(applied, raw) -> None:
+    (applied.clone / "link").symlink_to("main.py")
+    raw(applied.clone, "add", "link")
+    with pytest.raises(NotAdditiveError, match="link:1: mode 120000"):
+        export(applied.toy)
+
+
+def test_only_part_of_the_series_applied(authored) -> None:
+    """The later patches are carried over to the edit, or it is refused."""
+    applying.apply(authored.toy, print, through="compat")
+    before = on_disk(authored)
+    put(authored.clone / "engine.py", 15, "# ported")
+    export(authored.toy)
+    assert patches(authored)["0002-compat-shim.patch"]["engine.py"] == ["# ported"]
+    assert patches(authored)["0004-deepspeed-engine.patch"].keys() == {"ds.json", "main.py"}
+    assert authored.mto("verify", "toy").returncode == 0
+    put(authored.clone / "engine.py", 2, "# where the mto patch goes, too")
+    with pytest.raises(ConflictError, match=r"0003-mto-loss.patch.*engine.py"):
+        export(authored.toy)
+    with pytest.raises(RefusedError, match="comes before layer deepspeed"):
+        export(authored.toy, layer="deepspeed")
+    assert on_disk(authored) != before
+
+
+def test_starting_points_that_would_lose_patches_are_refused(applied, raw) -> None:
+    before = on_disk(applied)
+    raw(applied.clone, "checkout", "-q", "--detach", applied.pin)
+    put(applied.clone / "engine.py", 1, "# x")
+    with pytest.raises(RefusedError, match="stands on the pin, without the 4 patches"):
+        export(applied.toy)
+    raw(applied.clone, "checkout", "-q", "-f", "--orphan", "other")
+    raw(applied.clone, "commit", "-qm", "other")
+    with pytest.raises(RefusedError, match="descends neither from the pin"):
+        export(applied.toy)
+    assert on_disk(applied) == before
+
+
+def test_a_patch_file_edited_by_hand_is_not_overwritten(applied) -> None:
+    file = applied.patches / "0003-mto-loss.patch"
+    file.write_bytes(file.read_bytes().replace(b"mto.log()", b"mto.bog()"))
+    edited = on_disk(applied)
+    with pytest.raises(CorruptError, match="not the patch that was locked"):
+        export(applied.toy)
+    assert on_disk(applied) == edited
+
+
+def test_user_configuration_does_not_leak_upstream_lines(applied, own_git_configuration) -> None:
+    put(applied.clone / "engine.py", 1, "# a")
+    put(applied.clone / "engine.py", 4, "# b")
+    expected = applied.patches / "0004-deepspeed-engine.patch"
+    before = expected.read_bytes()
+    export(applied.toy)
+    clean = expected.read_bytes()
+    assert clean != before
+    own_git_configuration.write_text(
+        "[diff]\n interHunkContext = 10\n context = 9\n noprefix = true\n algorithm = patience\n"
+        " mnemonicPrefix = true\n indentHeuristic = false\n renames = copies\n external = false\n"
+        " suppressBlankEmpty = true\n[core]\n quotePath = true\n abbrev = 5\n"
+        "[color]\n ui = always\n"
+        '[apply]\n whitespace = fix\n ignoreWhitespace = change\n[diff "py"]\n xfuncname = line.*\n'
+        "[i18n]\n commitEncoding = latin1\n[commit]\n gpgSign = true\n"
+    )
+    (applied.clone / ".git/info").mkdir(exist_ok=True)
+    (applied.clone / ".git/info/attributes").write_text("*.py diff=py -text\n*.json binary\n")
+    file = applied.clone / "engine.py"
+    file.write_text(file.read_text().replace("# b\n", ""))
+    export(applied.toy)
+    put(file, 4, "# b")
+    export(applied.toy)
+    assert expected.read_bytes() == clean
+    assert b"line " not in clean
+
+
+def test_message_replaces_and_says_why(applied) -> None:
+    export(applied.toy, layer="mto", message=("new subject", "First.", "Second."))
+    patch = next(p for p in read_series(applied.toy) if p.layer == "mto")
+    assert (patch.subject, patch.body) == ("new subject", "First.\n\nSecond.")
+    assert patch.name == "0003-mto-loss.patch"
+    with pytest.raises(RefusedError, match="start of a diff"):
+        export(applied.toy, layer="mto", message=("subject", "--- a/file"))
+    with pytest.raises(RefusedError, match="no layer 'other'"):
+        export(applied.toy, layer="other")
+
+
+def test_git_shows_a_deletion_where_insertions_suffice() -> None:
+    """Found by search: git's minimal diff of some additive edits has deletions."""
+    old, new = b"a\nb\na\n", b"a\nb\nx\na\na\n"
+    wrong = [Range(1, 1, 1, 2), Range(3, 0, 4, 1)]  # as if git had replaced b
+    hunks = additive_hunks(old, new, wrong)
+    assert hunks is not None
+    assert insert(old, hunks) == new
+    assert additive_hunks(b"a\nb\n", b"b\na\n", [Range(0, 1, 0, 0), Range(2, 0, 1, 1)]) is None
+
+
+@given(st.lists(st.sampled_from("ab\n"), max_size=8), st.lists(st.sampled_from("ab\n"), max_size=8))
+def test_subsequence_is_exact(old, new) -> None:
+    """Against the definition: try every choice of lines."""
+    a, b = [x.encode() for x in old], [x.encode() for x in new]
+    exists = len(a) <= len(b) and any(list(c) == a for c in itertools.combinations(b, len(a)))
+    found = subsequence(a, b)
+    assert (found is not None) == exists
+    if found is not None:
+        kept = [
+            line for n, line in enumerate(b) if not any(r.new <= n < r.new + r.added for r in found)
+        ]
+        assert kept == a
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_edits_split_into_layers_and_come_back(applied, raw, seed) -> None:
+    """Any edit that only inserts is exported; the series gives it back, and nobody loses a line."""
+    rng = random.Random(seed)
+    for _ in range(8):
+        before = patches(applied)
+        for name in rng.sample(["engine.py", "main.py", "sub/deep.py"], 2):
+            lines = split_lines((applied.clone / name).read_bytes())
+            for _ in range(rng.randint(1, 3)):
+                text = rng.choice(
+                    [b"\n", b"line 3\n", b"mto.add()\n", b"new %d\n" % rng.getrandbits(40)]
+                )
+                lines.insert(rng.randint(0, len(lines)), text)
+            (applied.clone / name).write_bytes(b"".join(lines))
+        edited = {name: (applied.clone / name).read_bytes() for name in before_files(before)}
+        done = export(applied.toy, layer=rng.choice(["compat", "mto", "deepspeed"]))
+        assert raw(applied.clone, "rev-parse", "HEAD^{tree}") == done.lock.tree
+        assert raw(applied.clone, "status", "--porcelain") == ""
+        assert edited == {name: (applied.clone / name).read_bytes() for name in edited}
+        after = patches(applied)
+        for name, files in before.items():
+            for path, old in files.items():
+                # Equal lines may change places; those of which there is one only may not.
+                one = [line for line in old if line.startswith("new ")]
+                assert [line for line in after[name][path] if line in one] == one
+    assert export(applied.toy).written == ()
+
+
+def before_files(series: dict[str, dict[str, list[str]]]) -> set[str]:
+    return {path for files in series.values() for path in files}
+
+
+def test_labels_follow_hunks() -> None:
+    one = FilePatch("f", "", "", "100644", (Hunk(1, (b"x", b"y")),))
+    two = FilePatch("f", "", "", "100644", (Hunk(0, (b"z",)), Hunk(2, (b"w",))))
+    owners = labels(b"a\nb\n", [one, None, two])
+    assert owners == [3, 0, 1, 3, 1, 0]
+    assert relabel(owners, [Range(2, 1, 2, 2)], 9) == [3, 0, 1, 1, 3, 1, 0]
+    assert relabel(owners, [Range(2, 2, 2, 1)], 9) == [3, 0, 9, 1, 0]
+    assert relabel(owners, [Range(6, 0, 6, 1)], 9) == [*owners, 9]
+
+
+def test_command_line(applied) -> None:
+    put(applied.clone / "engine.py", 1, "# x")
+    (applied.clone / "notes.txt").write_text("mine\n")
+    run = applied.mto("export", "toy", "--layer", "mto")
+    assert run.returncode == 0
+    assert run.stdout.splitlines() == [
+        "patches/toy/0003-mto-loss.patch",
+        "patches/toy/0004-deepspeed-engine.patch",
+    ] or run.stdout.splitlines() == ["patches/toy/0003-mto-loss.patch"]
+    assert "notes.txt" in run.stderr
+    again = applied.mto("export", "toy", "--json")
+    assert json.loads(again.stdout)["written"] == []
+    edit("engine.py", lambda b: b.replace(b"line 5\n", b""))(applied.clone)
+    bad = applied.mto("export", "toy")
+    assert bad.returncode == RefusedError.exit_code
+    assert "engine.py:5: upstream line 5 deleted" in bad.stderr
+    assert "hint" in bad.stderr
