@@ -101,17 +101,10 @@ def check(args: argparse.Namespace, run: runtime.Run) -> None:
 
 def make_model(args: argparse.Namespace) -> MaskedImageModel:
     """The model of the chosen style, its weights drawn from the global generator."""
-    encoder = (
-        "img_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "drop_path",
-    )
-    decoder = ("decoder_dim", "decoder_depth", "decoder_num_heads")
-    names = (*encoder, "mask_ratio", "norm_pix_loss", *(decoder if args.style == "mae" else ()))
+    names = ["img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path"]
+    names += ["mask_ratio", "norm_pix_loss"]
+    if args.style == "mae":
+        names += ["decoder_dim", "decoder_depth", "decoder_num_heads"]
     settings = {name: getattr(args, name) for name in names}
     return (MAE if args.style == "mae" else SimMIM)(**settings)
 
@@ -120,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
     """Run pre-training from checked arguments to the last checkpoint."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = runtime.start(args.device)
+    run = runtime.locate(args.device)
     check(args, run)
 
     root = Path(args.data_path)
@@ -135,6 +128,7 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         stop(f"could not make --output_dir {args.output_dir} ({error.strerror})", MISSING)
 
+    runtime.join(run)
     runtime.seed_everything(args.seed)
     model = make_model(args)
     model.to(run.device)

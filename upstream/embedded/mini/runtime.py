@@ -36,8 +36,8 @@ class Run:
         return self.rank == 0
 
 
-def start(device: str) -> Run:
-    """Join the process group when started by torchrun, and choose the device.
+def locate(device: str) -> Run:
+    """Find this process's rank, as torchrun set it, and its device.
 
     Args:
         device: "cpu", "cuda" or "auto" (cuda where there is one).
@@ -50,9 +50,16 @@ def start(device: str) -> Run:
         return Run(torch.device(device))
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Run(torch.device(device), dist.get_rank(), dist.get_world_size())
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return Run(torch.device(device), rank, world_size)
+
+
+def join(run: Run) -> None:
+    """Join the process group, if there is more than one process."""
+    if run.device.type == "cuda":
+        torch.cuda.set_device(run.device)
+    if run.world_size > 1:
+        dist.init_process_group("nccl" if run.device.type == "cuda" else "gloo")
 
 
 def mean_over_ranks(value: torch.Tensor) -> float:
