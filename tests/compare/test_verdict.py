@@ -83,9 +83,9 @@ WAY = [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0]  # better on the way, e
         ((-0.01, -0.09, -0.02), Finding.LEANS_WORSE, "MTO did not help and may have harmed, but 3"),
         ((0.01, -0.02, 0.015), Finding.NO_DIFFERENCE, "MTO made no difference that 3 seeds can"),
         ((0.0, 0.0, 0.0), Finding.NO_DIFFERENCE, "MTO made no difference that 3 seeds can show"),
-        ((0.05,), Finding.ONE_SEED, "In the one seed that was run MTO did better, which proves no"),
-        ((-0.05,), Finding.ONE_SEED, "In the one seed that was run MTO did worse, which proves no"),
-        ((0.0,), Finding.ONE_SEED, "In the one seed that was run MTO did neither better nor worse"),
+        ((0.05,), Finding.ONE_SEED, "MTO did better in the one seed that was run: "),
+        ((-0.05,), Finding.ONE_SEED, "MTO did worse in the one seed that was run: "),
+        ((0.0,), Finding.ONE_SEED, "MTO did neither better nor worse in the one seed"),
         ((math.nan, 0.1), Finding.UNDEFINED, "Whether MTO helped cannot be said: no seed has a fi"),
         ((), Finding.UNDEFINED, "Whether MTO helped cannot be said: "),
     ],
@@ -97,6 +97,7 @@ def test_every_branch_says_what_was_found(
     assert found is finding
     assert text.startswith(start), text
     assert text.endswith(".")
+    assert ("proves nothing" in text) == (finding is Finding.ONE_SEED)
     assert ". " not in text.replace("e. g. ", ""), "one sentence"
 
 
@@ -128,7 +129,9 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
     verdict = judge(pairs, SCORES)
     assert verdict.reach[0].shares == [None]
     assert "final score" not in words.sentence(verdict, "probe")
-    assert "undefined (the baseline does not improve)" in words.also(verdict)
+    assert "RAUC: undefined for linear probe accuracy, -L_ss, where the baseline" in words.also(
+        verdict
+    )
 
 
 def test_equal_differences_are_no_proof() -> None:

@@ -136,6 +136,7 @@ def _thick(axes: Axes, arm: ArmName, xs: Sequence[int], ys: Sequence[float], mar
         color=COLOURS[arm],
         lw=2,
         ls=DASHES[arm],
+        zorder=3 if arm == "baseline" else 2.5,  # dashes on top: equal curves are seen to be two
         marker="o" if markers else None,
         ms=3.5,
         label=NAMES[arm],

@@ -39,6 +39,7 @@ from mto_tools.compare.verdict import judge
 from mto_tools.compare.versions import versions
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
+from mto_tools.patchset.journal import Say
 
 
 def compare(
@@ -71,7 +72,7 @@ def compare(
         check_data(data, launch.data.images, name)
     where, commits = checkout.ready(home, name, say, allow_edited=allow_edited)
     if data is None:
-        data = default_data(home, where, launch, name, console)
+        data = default_data(home, where, launch, name, say)
     need_mb = 2 * options.seeds * launch.disk_mb_per_run + 50
     work, final = open_folder(reports or home / "reports", report_name, need_mb)
     facts = {**versions(), **commits}
@@ -165,12 +166,12 @@ def build(
     )
 
 
-def default_data(home: Path, where: Path, launch: Launch, name: str, console: Console) -> Path:
+def default_data(home: Path, where: Path, launch: Launch, name: str, say: Say) -> Path:
     """Make the built-in data set once, in `home/data`, and return its folder."""
     data = home / "data" / launch.data.name
     done = home / "data" / f".{launch.data.name}.done"
     if not done.is_file():
-        console.print(f"making the data set {data}")
+        say(f"making the data set {data}")
         data.parent.mkdir(exist_ok=True)
         script, *arguments = (part.format(data=data) for part in launch.data.make)
         made = subprocess.run(
@@ -185,7 +186,7 @@ def default_data(home: Path, where: Path, launch: Launch, name: str, console: Co
         if made.returncode:
             raise MissingError(
                 f"the data set {data} could not be made: {(made.stderr or made.stdout).strip()}",
-                hint=f"rm -r {data}    if that folder is not yours, then compare again",
+                hint=f"move {data} away, or name a data set with --data DIR",
             )
         done.touch()
     check_data(data, launch.data.images, name)

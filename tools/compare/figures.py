@@ -58,7 +58,7 @@ def _scores(records: list[Record], scores: list[Score]) -> Figure:
         seen.append(f"{score.label}: {text}.")
     for panel in axes[len(scores) :]:
         panel.set_axis_off()
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="best")
     caption = f"Scores of the frozen encoder while it is pre-trained. At the end: {' '.join(seen)}"
     return finish("scores", "Scores against steps", caption + _thin(records), canvas)
 
@@ -223,10 +223,11 @@ def _gradients(records: list[Record]) -> Figure | None:
 
 def _guards(records: list[Record]) -> Figure:
     canvas, axes = panels(3)
-    lines(axes[0], records, lambda record: record.diagonal_mass)
-    axes[0].set_title("Diagonal mass")
-    lines(axes[1], records, lambda record: record.masked_mass)
-    axes[1].set_title("Masked mass")
+    for panel, name in zip(axes, ("diagonal_mass", "masked_mass"), strict=False):
+        lines(panel, records, partial(_mass, name=name))
+        panel.set_title(name.replace("_", " ").capitalize())
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, max(high, low + 0.02))  # shares in 0..1: less than this is nothing
     if all(record.token_norm.steps for record in records):
         profile(axes[2], records, partial(_row, index=-1, of="token_norm"))
         axes[2].set_title("Token norm at the end")
@@ -237,6 +238,11 @@ def _guards(records: list[Record]) -> Figure:
         "raw dot products, longer tokens alone sharpen every row."
     )
     return finish("guards", "Guards", caption, canvas)
+
+
+def _mass(record: Record, name: str) -> Curve:
+    curve: Curve = getattr(record, name)
+    return curve
 
 
 def _time(records: list[Record]) -> Figure | None:

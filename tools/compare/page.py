@@ -40,9 +40,8 @@ def render(report: Report) -> str:
 def _head(report: Report) -> str:
     plan = report.plan
     seeds = words.number(len(plan.seeds), "seed")
-    over = (
-        f"{plan.upstream} · style {plan.style} · {plan.steps} steps · {seeds} · {report.made[:16]}"
-    )
+    when = report.made[:16].replace("T", " ")
+    over = f"{plan.upstream} · style {plan.style} · {plan.steps} steps · {seeds} · {when}"
     banner = ""
     wrong = [check for check in report.checks if not check.passed]
     if not report.fair:
@@ -71,8 +70,8 @@ def _tiles(report: Report) -> str:
     end, loss = verdict.quantities[0], verdict.quantities[-1]
     score = report.plan.scores[0].label
     tiles = [
-        (words.gap(end), f"{score} at the end, MTO − baseline"),
-        (words.gap(loss), "L_ss at the end, MTO − baseline"),
+        (words.gap(end), f"{score}, MTO − baseline"),
+        (words.gap(loss), "final L_ss, MTO − baseline"),
     ]
     for reach in (verdict.reach[0], verdict.reach[-1]):
         known = [s for s in reach.shares if s is not None]

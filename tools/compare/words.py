@@ -28,8 +28,9 @@ def sentence(verdict: Verdict, label: str) -> str:
     if finding is Finding.ONE_SEED:
         word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
         return (
-            f"In the one seed that was run MTO did {word}, which proves nothing, as one seed says "
-            f"nothing about the spread between seeds: {label} {levels} ({gap(end)}){speed(reach)}."
+            f"MTO did {word} in the one seed that was run: {label} {levels} ({gap(end)})"
+            f"{speed(reach)}; one seed says nothing about the spread between seeds, so this proves "
+            "nothing."
         )
     if finding in (Finding.FASTER, Finding.SLOWER):
         word = "helped" if finding is Finding.FASTER else "harmed"
@@ -53,10 +54,9 @@ def also(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
     loss = verdict.quantities[-1]
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
-    raucs = [f"{rauc.label} {show_rauc(rauc)}" for rauc in verdict.rauc[:: len(RAUC_FROM)]]
     return (
         f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without ({gap(loss)}"
-        f"{sure}){speed(verdict.reach[-1], 'loss')}. RAUC: {'; '.join(raucs)}."
+        f"{sure}){speed(verdict.reach[-1], 'loss')}. RAUC: {show_raucs(verdict.rauc)}."
     )
 
 
@@ -72,13 +72,21 @@ def show_difference(value: float, percent: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def show_rauc(rauc: Rauc) -> str:
-    """Mean over the seeds in which it is defined."""
-    known = [value for value in rauc.values if value is not None]
-    if not known:
-        return "undefined (the baseline does not improve)"
-    some = f" in {len(known)} of {len(rauc.values)} seeds" if len(known) < len(rauc.values) else ""
-    return f"{np.mean(known):.2f}{some}"
+def show_raucs(raucs: Sequence[Rauc]) -> str:
+    """RAUC of each curve over the wider range, mean over the seeds in which it is defined."""
+    wide = raucs[:: len(RAUC_FROM)]
+    known = {rauc.label: [v for v in rauc.values if v is not None] for rauc in wide}
+    count = max((len(rauc.values) for rauc in wide), default=0)
+    parts = [
+        f"{lower(label)} {np.mean(values):.2f}"
+        + (f" in {len(values)} of {count} seeds" if len(values) < count else "")
+        for label, values in known.items()
+        if values
+    ]
+    without = [lower(label) for label, values in known.items() if not values]
+    if without:
+        parts.append(f"undefined for {', '.join(without)}, where the baseline does not improve")
+    return "; ".join(parts)
 
 
 def gap(quantity: Quantity) -> str:
