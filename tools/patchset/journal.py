@@ -202,31 +202,45 @@ def settle(git: Git, journal: Journal) -> tuple[str, list[str]]:
     head = git.resolve("HEAD")
     forward = journal.forward or head == journal.goal
     kept: list[str] = []
+    back = False
     if forward or head == journal.start:
         for path, state in states(git, journal.files, cut=True).items():
             if state == "other":
                 kept.append(path)
             elif state != ("to" if forward else "from"):
                 put(git, path, journal.files[path][forward])
-    copy = private(git) / "index"
-    unchanged = index_digest(git) == journal.index
-    merge_index = forward and copy.exists() and not unchanged  # the user staged something since
-    if forward and unchanged and copy.exists():
-        copy.replace(git.git_dir() / "index")
-    copy.unlink(missing_ok=True)
+                back = True
+    _settle_index(git, journal, forward, back)
+    if forward:
+        _finish_refs(git, journal)
     lock = git.git_dir() / "index.lock"
     if lock.exists() and lock.read_bytes() == journal.marker():
         lock.unlink()
-    if merge_index:
-        git.try_run("read-tree", "-m", journal.start, journal.goal)
-    if forward:
-        _finish_refs(git, journal)
-    # Files put back have new times; without this every git command would read them again.
-    git.try_run("update-index", "-q", "--refresh", convert=True)
     (private(git) / "journal").unlink()
     if forward:
         return "finished it", kept
     return ("undid it" if head == journal.start else "left it, for HEAD has moved since"), kept
+
+
+def _settle_index(git: Git, journal: Journal, forward: bool, back: bool) -> None:
+    """Put our copy of the index into place, by a rename under git's index lock.
+
+    Never let git write the real index here: killed, it would leave a lock that is not marked.
+    """
+    place, copy = git.git_dir() / "index", private(git) / "index"
+    ours = {"GIT_INDEX_FILE": str(copy)}
+    if index_digest(git) != journal.index:  # already in place, or the user staged something since
+        if forward and copy.exists():
+            shutil.copyfile(place, copy)
+            forward = git.try_run("read-tree", "-m", journal.start, journal.goal, env=ours)[0] == 0
+    elif not forward and back:
+        shutil.copyfile(place, copy)
+        forward = True
+    if forward and copy.exists():
+        if back:  # files put back have new times; let no git command take them for edited
+            git.try_run("update-index", "-q", "--really-refresh", env=ours, convert=True)
+        copy.replace(place)
+    copy.unlink(missing_ok=True)
 
 
 def _finish_refs(git: Git, journal: Journal) -> None:

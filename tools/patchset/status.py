@@ -25,6 +25,7 @@ WRONG_BASE = "wrong base"
 INCOMPLETE = "incomplete clone"
 WORDS = (ABSENT, PRISTINE, APPLIED, PARTLY, EDITED, WRONG_BASE, INCOMPLETE)
 GOOD = (ABSENT, PRISTINE, APPLIED)
+PATIENCE = 3.0  # seconds to wait for a command that is under way; it is nearly done
 
 
 @dataclass
@@ -133,7 +134,7 @@ def _look(git: Git, upstream: Upstream, lock: Lock | None, found: Status, say: S
 def _settle(git: Git, say: Say) -> str:
     try:
         if (git.git_dir() / "mto" / "journal").exists():
-            with locked(git, say, wait=0):
+            with locked(git, say, wait=PATIENCE):
                 pass
         return ""
     except (MtoError, OSError) as error:

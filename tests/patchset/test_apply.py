@@ -1,0 +1,372 @@
+"""apply, revert, verify, diff on real repositories; the truth is what git itself says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mto_tools.errors import CorruptError, MissingError, MtoError, RefusedError
+from mto_tools.patchset.apply import apply, diff, revert, verify
+from mto_tools.patchset.checkout import ensure_clone
+from mto_tools.patchset.lock import read_lock
+
+from .conftest import FILES, LINES, House, patch_of, raw_git, write
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def read(house: House, path: str) -> str:
+    return (house.clone / path).read_bytes().decode()
+
+
+def test_every_line_is_where_it_belongs(house: House) -> None:
+    apply(house.toy, quiet)
+    lines = LINES.splitlines()
+    assert (
+        read(house, "main.py").splitlines()
+        == [
+            *("import sys", "import compat", "import mto"),  # mto's patch sees compat's line
+            *([*lines[:7], "engine = deepspeed", *lines[7:]]),
+        ]
+    )
+    assert read(house, "engine.py").splitlines() == [
+        *([*lines[:2], "mto = 1", *lines[2:9], "mto.add()", "mto.log()", *lines[9:]])
+    ]
+    assert read(house, "crlf.py") == "\r\n".join([*lines[:3], "compat = 1", *lines[3:]]) + "\r\n"
+    assert read(house, "no_newline.py") == FILES["no_newline.py"]
+    assert read(house, "ds.json") == '{"zero": 1}\n'
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
+
+
+def test_series_is_four_reproducible_commits(house: House, tmp_path: Path) -> None:
+    apply(house.toy, quiet)
+    lock = read_lock(house.toy)
+    assert lock
+    listed = raw_git(house.clone, "rev-list", "--reverse", f"{house.pin}..mto").split()
+    assert listed == [patch.commit for patch in lock.patches]
+    assert raw_git(house.clone, "log", "-1", "--format=%s", listed[0]) == "0001-compat-import"
+    # another clone, a deep one, gives the same
+    other = tmp_path / "other"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(other))
+    assert apply(house.toy, quiet, repo=other).commit == lock.commit
+
+
+def test_message_of_a_patch_becomes_that_of_its_commit(house: House) -> None:
+    head = b"From 0 Mon Sep 17 00:00:00 2001\nSubject: [PATCH] mto: add the loss\n\nBecause.\n---\n"
+    house.write_series({"0001-mto-loss.patch": head + patch_of("engine.py", (2, ["mto = 1"]))})
+    apply(house.toy, quiet)
+    assert raw_git(house.clone, "log", "-1", "--format=%B") == "mto: add the loss\n\nBecause.\n"
+
+
+def test_apply_and_revert_are_idempotent(house: House) -> None:
+    base = raw_git(house.origin, "rev-parse", "HEAD^{tree}")
+    assert apply(house.toy, quiet).done
+    before = (house.clone / "main.py").stat().st_mtime_ns
+    assert not apply(house.toy, quiet).done
+    assert (house.clone / "main.py").stat().st_mtime_ns == before
+    assert revert(house.toy, quiet).done
+    assert house.head_tree() == base
+    assert not revert(house.toy, quiet).done
+    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
+    assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
+    assert not (house.clone / "ds.json").exists()
+
+
+def test_layers_in_any_order(house: House) -> None:
+    lock = read_lock(house.toy)
+    assert lock
+    ends = {"compat": 1, "mto": 2, "deepspeed": 3}
+    for layer in ("mto", "compat", "deepspeed", "compat", "mto"):
+        apply(house.toy, quiet, through=layer)
+        assert house.head_tree() == lock.patches[ends[layer]].tree
+        assert raw_git(house.clone, "status", "--porcelain") == ""
+        assert verify(house.toy, quiet).commit == lock.patches[ends[layer]].commit
+    revert(house.toy, quiet)
+    assert house.head_tree() == lock.base_tree
+
+
+def test_layer_without_a_patch_is_the_one_before(house: House) -> None:
+    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
+    apply(house.toy, quiet, through="compat")
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    apply(house.toy, quiet)
+    assert "mto = 1" in read(house, "engine.py")
+    revert(house.toy, quiet)
+    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
+
+
+def test_clone_made_elsewhere_goes_back_to_its_own_branch(house: House, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    raw_git(own, "switch", "-q", "-c", "experiment")
+    apply(house.toy, quiet, repo=own)
+    assert raw_git(own, "branch", "--show-current") == "mto"
+    revert(house.toy, quiet, repo=own)
+    assert raw_git(own, "branch", "--show-current") == "experiment"
+    assert raw_git(own, "branch", "--list", "mto") == ""
+    raw_git(own, "switch", "-q", "--detach")
+    apply(house.toy, quiet, repo=own)
+    revert(house.toy, quiet, repo=own)
+    assert raw_git(own, "branch", "--show-current") == ""
+    assert raw_git(own, "rev-parse", "HEAD") == house.pin
+    assert not house.clone.exists()
+
+
+def test_linked_work_trees(house: House, tmp_path: Path, said: list[str]) -> None:
+    own, linked = tmp_path / "own", tmp_path / "linked"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    raw_git(own, "worktree", "add", "-q", "--detach", str(linked), house.pin)
+    one = apply(house.toy, said.append, repo=linked)
+    assert raw_git(linked, "branch", "--show-current") == "mto"
+    assert raw_git(own, "rev-parse", "HEAD") == house.pin
+    two = apply(house.toy, said.append, repo=own)  # the branch is taken
+    assert any("in use in another work tree" in line for line in said)
+    assert raw_git(own, "rev-parse", "HEAD") == one.commit == two.commit
+    revert(house.toy, quiet, repo=own)
+    assert raw_git(own, "branch", "--show-current") == "main"
+    assert raw_git(linked, "rev-parse", "HEAD") == one.commit
+    revert(house.toy, quiet, repo=linked)
+    assert raw_git(linked, "rev-parse", "HEAD") == house.pin
+
+
+def test_edits_elsewhere_survive_both_ways(house: House) -> None:
+    ensure_clone(house.toy, quiet)
+    write(house.clone, {"data.txt": "mine\n", "new.txt": "untracked\n", "staged.py": "staged\n"})
+    raw_git(house.clone, "add", "staged.py")
+    seen = raw_git(house.clone, "status", "--porcelain")
+    assert seen
+    apply(house.toy, quiet)
+    assert raw_git(house.clone, "status", "--porcelain") == seen
+    revert(house.toy, quiet)
+    assert raw_git(house.clone, "status", "--porcelain") == seen
+    assert read(house, "data.txt") == "mine\n"
+
+
+IN_THE_WAY = {
+    "edited": "engine.py (edited)",
+    "deleted": "engine.py (deleted)",
+    "staged": "engine.py (staged)",
+    "staged, then restored": "engine.py (staged)",
+    "assume-unchanged": "engine.py (edited)",
+}
+IN_THE_WAY_OF_A_NEW_FILE = {
+    "untracked": "ds.json (untracked, and the switch adds it)",
+    "ignored": "ds.json (untracked, and the switch adds it)",
+    "added": "ds.json (staged by you, and the switch adds it)",
+    "folder": "ds.json (untracked, and the switch adds it)",
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "way"),
+    [("apply", way) for way in IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE]
+    + [("revert", way) for way in IN_THE_WAY],
+)
+def test_edits_in_the_way_are_refused_then_kept(
+    house: House, verb: str, way: str, said: list[str]
+) -> None:
+    reason = (IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE)[way]
+    ensure_clone(house.toy, quiet)
+    if verb == "revert":
+        apply(house.toy, quiet)
+    target = house.clone / reason.split()[0]
+    original = target.read_bytes() if target.exists() else None
+    if way == "assume-unchanged":
+        raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
+    if way == "deleted":
+        target.unlink()
+    elif way == "folder":
+        write(house.clone, {"ds.json/inside": "mine\n"})
+    else:
+        target.write_text("mine\n")
+    if way in ("staged", "staged, then restored", "added"):
+        raw_git(house.clone, "add", target.name)
+    if way == "staged, then restored":
+        target.write_bytes(original or b"")
+    if way == "ignored":
+        (house.clone / ".git" / "info").mkdir(exist_ok=True)
+        (house.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
+    seen = raw_git(house.clone, "status", "--porcelain", "-uall")
+    head = raw_git(house.clone, "rev-parse", "HEAD")
+    run = apply if verb == "apply" else revert
+    with pytest.raises(RefusedError) as caught:
+        run(house.toy, quiet)
+    assert reason in caught.value.message
+    assert "--keep" in caught.value.hint
+    assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
+    assert raw_git(house.clone, "rev-parse", "HEAD") == head
+    assert not list((house.clone / ".git").glob("*.lock"))
+    if way == "folder":
+        assert read(house, "ds.json/inside") == "mine\n"
+        return
+
+    kept = run(house.toy, said.append, keep_edits=True).kept
+    assert any(f"stash apply --index {kept}" in line for line in said)
+    assert raw_git(house.clone, "status", "--porcelain", "-uall") == ""
+    # back to where the user was, and their edits come back as they were
+    (revert if verb == "apply" else apply)(house.toy, quiet)
+    raw_git(house.clone, "stash", "apply", "--index", kept)
+    if way == "assume-unchanged":
+        raw_git(house.clone, "update-index", "--no-assume-unchanged", "engine.py")
+        seen = " M engine.py"
+    assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
+    if way == "deleted":
+        assert not target.exists()
+    else:
+        assert target.read_bytes() == (original if way == "staged, then restored" else b"mine\n")
+
+
+def test_keep_takes_index_and_files_apart(house: House) -> None:
+    ensure_clone(house.toy, quiet)
+    write(house.clone, {"engine.py": "staged version\n", "run.sh": "#!/bin/sh\nmine\n"})
+    raw_git(house.clone, "add", "engine.py")
+    write(house.clone, {"engine.py": "file version\n", "not-in-the-way": "stays\n"})
+    kept = apply(house.toy, quiet, keep_edits=True).kept
+    assert raw_git(house.clone, "show", f"{kept}^2:engine.py") == "staged version"
+    assert raw_git(house.clone, "show", f"{kept}:engine.py") == "file version"
+    assert raw_git(house.clone, "show", f"{kept}:run.sh") == "#!/bin/sh\nmine"
+    assert (house.clone / "run.sh").stat().st_mode & 0o100
+    assert read(house, "not-in-the-way") == "stays\n"
+    assert apply(house.toy, quiet, keep_edits=True).kept == ""
+
+
+def test_two_keeps_in_one_second(house: House) -> None:
+    ensure_clone(house.toy, quiet)
+    kept = []
+    for text in ("one\n", "two\n"):
+        write(house.clone, {"data.txt": text})
+        kept.append(apply(house.toy, quiet, keep_edits=True).kept)
+    assert [raw_git(house.clone, "show", f"{b}:data.txt") for b in kept] == ["one", "two"]
+
+
+def test_commits_on_top_stay_on_a_branch(house: House, said: list[str]) -> None:
+    apply(house.toy, quiet)
+    write(house.clone, {"main.py": "my work\n"})
+    raw_git(house.clone, "commit", "-q", "-a", "-m", "work")
+    work = raw_git(house.clone, "rev-parse", "HEAD")
+    with pytest.raises(RefusedError, match="commits of yours on top"):
+        apply(house.toy, quiet, through="compat")
+    revert(house.toy, said.append)
+    assert raw_git(house.clone, "rev-parse", "mto") == work
+    assert any(work in line for line in said)
+    with pytest.raises(RefusedError, match="branch mto in .* no commit of the series"):
+        apply(house.toy, quiet)
+    raw_git(house.clone, "branch", "-m", "mto", "my-mto")
+    apply(house.toy, quiet)
+
+
+def test_foreign_branch_mto_is_left_alone(house: House, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    raw_git(own, "switch", "-q", "-c", "mto")
+    raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = raw_git(own, "rev-parse", "mto")
+    raw_git(own, "switch", "-q", "main")
+    with pytest.raises(RefusedError, match=mine):
+        apply(house.toy, quiet, repo=own)
+    assert raw_git(own, "rev-parse", "mto") == mine
+
+
+def test_new_series_over_an_old_one(house: House) -> None:
+    """After `git pull` of mto the lock is new and the clone holds the old series."""
+    apply(house.toy, quiet)
+    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (4, ["mto = 2"]))})
+    write(house.clone, {"data.txt": "mine\n"})
+    apply(house.toy, quiet)
+    assert read(house, "engine.py").splitlines()[4] == "mto = 2"
+    assert read(house, "main.py") == FILES["main.py"]
+    assert raw_git(house.clone, "status", "--porcelain") == " M data.txt"
+    revert(house.toy, quiet)
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+
+
+def test_new_pin_in_a_clone_of_ours(house: House) -> None:
+    apply(house.toy, quiet)
+    write(house.origin, {"engine.py": "new first line\n" + LINES})
+    raw_git(house.origin, "commit", "-q", "-a", "-m", "third")
+    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
+    toml = house.patches / "upstream.toml"
+    toml.write_text(toml.read_text().replace(old, house.pin))
+    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (3, ["mto = 1"]))})
+    apply(house.toy, quiet)
+    assert read(house, "engine.py").splitlines()[:4] == [
+        *("new first line", "line 1", "line 2", "mto = 1")
+    ]
+    revert(house.toy, quiet)
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    assert raw_git(house.clone, "branch", "--show-current") == "base"
+
+
+def test_wrong_base(house: House, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = raw_git(own, "rev-parse", "HEAD")
+    for run in (apply, revert, verify):
+        with pytest.raises(RefusedError, match=f"at {mine}; expected the pin {house.pin}") as error:
+            run(house.toy, quiet, repo=own)
+        assert f"switch --detach {house.pin}" in error.value.hint
+    assert raw_git(own, "rev-parse", "HEAD") == mine
+
+
+def test_verify_finds_an_edit_git_overlooks(house: House) -> None:
+    apply(house.toy, quiet)
+    verify(house.toy, quiet)
+    raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
+    write(house.clone, {"engine.py": "mine\n"})
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    with pytest.raises(MtoError, match=r"edited since: engine\.py"):
+        verify(house.toy, quiet)
+
+
+def test_diff_is_our_lines(house: House) -> None:
+    apply(house.toy, quiet)
+    text = diff(house.toy, stat=False, color=False).decode()
+    assert "5 files changed, 9 insertions(+)" in text
+    assert "+mto.add()" in text
+    assert not [line for line in text.splitlines() if line.startswith("-") and line[:3] != "---"]
+    assert "+mto" not in diff(house.toy, stat=True, color=False).decode()
+
+
+def test_no_series_yet(house: House) -> None:
+    house.write_series({})
+    (house.patches / "lock").unlink()
+    with pytest.raises(MissingError, match="no series for toy yet"):
+        apply(house.toy, quiet)
+
+
+def test_nothing_to_revert_without_a_clone(house: House) -> None:
+    with pytest.raises(MissingError, match="not checked out"):
+        revert(house.toy, quiet)
+
+
+def test_damaged_lock_does_not_hinder_revert(house: House) -> None:
+    apply(house.toy, quiet)
+    (house.patches / "lock").write_text("{")
+    with pytest.raises(CorruptError):
+        apply(house.toy, quiet)
+    revert(house.toy, quiet)
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+
+
+def test_command_line(house: House) -> None:
+    run = house.mto("apply", "toy", "--through", "mto", "--json")
+    assert run.returncode == 0, run.stderr
+    (outcome,) = json.loads(run.stdout)
+    lock = read_lock(house.toy)
+    assert lock
+    assert outcome["tree"] == lock.patches[2].tree == house.head_tree()
+    run = house.mto("diff", "toy", "--stat")
+    assert (run.returncode, run.stderr) == (0, "")
+    run = house.mto("verify", "toy")
+    assert (run.returncode, run.stdout) == (0, "")
+    run = house.mto("apply", "toy", "--through", "moon")
+    assert run.returncode == 2
+    run = house.mto("apply", "moon")
+    assert run.returncode == 3
+    assert "known: toy" in run.stderr

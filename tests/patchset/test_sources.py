@@ -1,0 +1,274 @@
+"""Fetching the pin from every kind of source, and saying what is wrong with one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.apply import apply
+from mto_tools.patchset.checkout import ensure_clone, make_clone
+from mto_tools.patchset.embedded import embedded_commit
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.sources import find_source
+from mto_tools.patchset.status import status
+from mto_tools.patchset.upstreams import Upstream, load_upstream
+
+from .conftest import House, raw_git, write
+
+
+def clone_is_whole(house: House) -> bool:
+    raw_git(house.clone, "fsck", "--full", "--no-dangling")
+    return (
+        raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+        and raw_git(house.clone, "status", "--porcelain") == ""
+    )
+
+
+def lose_object(repo: Path, revision: str) -> str:
+    """Remove one loose object from a repository."""
+    oid = raw_git(repo, "rev-parse", revision)
+    (repo / ".git" / "objects" / oid[:2] / oid[2:]).unlink()
+    return oid
+
+
+def test_order_of_sources(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = house.toy
+    assert find_source(toy).value == str(house.origin)
+    monkeypatch.setenv("MTO_UPSTREAM_URL", "https://mirror/{owner}/{repo}-{name}.git")
+    assert find_source(toy).value == "https://mirror/some/toy-toy.git"
+    monkeypatch.setenv("MTO_UPSTREAM_URL_TOY", "git@host:{owner}/{repo}")
+    assert find_source(toy).value == "git@host:some/toy"
+    assert find_source(toy).kind == "url"
+    assert find_source(toy, "ssh://option/x").said_by == "--source"
+
+
+def test_path_mirror_clone_and_template(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = house.home.parent / "mirrors" / "some" / "toy.git"
+    mirror.parent.mkdir(parents=True)
+    raw_git(house.home, "clone", "-q", "--mirror", str(house.origin), str(mirror))
+    monkeypatch.setenv("MTO_UPSTREAM_URL", str(mirror.parents[1] / "{owner}" / "{repo}.git"))
+    make_clone(house.toy, lambda _: None)
+    assert clone_is_whole(house)
+    assert raw_git(house.clone, "config", "remote.origin.url") == str(house.origin)
+    assert raw_git(house.clone, "rev-list", "--count", "HEAD") == "1"  # shallow
+
+
+def test_file_url(house: House) -> None:
+    make_clone(house.toy, lambda _: None, f"file://{house.origin}")
+    assert clone_is_whole(house)
+
+
+def test_server_that_refuses_unadvertised_objects(house: House) -> None:
+    """The pin is no tip, and protocol 0 gives tips only: the whole history is fetched then."""
+    write(house.origin, {"later.py": "later\n"})
+    raw_git(house.origin, "add", "-A")
+    raw_git(house.origin, "commit", "-q", "-m", "third")
+    config = house.home.parent / "gitconfig"
+    config.write_text("[protocol]\n\tversion = 0\n")
+    with pytest.raises(subprocess.CalledProcessError):  # the premise
+        subprocess.run(
+            ["git", "-C", str(house.home), "fetch-pack", f"file://{house.origin}", house.pin],
+            check=True,
+            capture_output=True,
+        )
+    make_clone(house.toy, lambda _: None, f"file://{house.origin}")
+    assert clone_is_whole(house)
+    assert raw_git(house.clone, "rev-list", "--count", "HEAD") == "2"
+    assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
+
+
+def test_shallow_source(house: House) -> None:
+    shallow = house.home.parent / "shallow"
+    raw_git(house.home, "clone", "-q", "--depth=1", f"file://{house.origin}", str(shallow))
+    make_clone(house.toy, lambda _: None, str(shallow))
+    assert clone_is_whole(house)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_bundle(house: House, deep: bool) -> None:
+    bundle = house.home.parent / "toy.bundle"
+    repo = house.origin
+    if not deep:
+        repo = house.home.parent / "shallow"
+        raw_git(house.home, "clone", "-q", "--depth=1", f"file://{house.origin}", str(repo))
+    raw_git(repo, "bundle", "create", "-q", str(bundle), "--all")
+    make_clone(house.toy, lambda _: None, str(bundle))
+    assert clone_is_whole(house)
+
+
+def test_bundle_that_is_cut(house: House) -> None:
+    bundle = house.home.parent / "toy.bundle"
+    raw_git(house.origin, "bundle", "create", "-q", str(bundle), "--all")
+    bundle.write_bytes(bundle.read_bytes()[:-100])
+    with pytest.raises(CorruptError, match="cannot be used as a bundle") as caught:
+        make_clone(house.toy, lambda _: None, str(bundle))
+    assert "git bundle create" in caught.value.hint
+    assert not house.clone.exists()
+
+
+def test_source_without_the_pin(house: House, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    raw_git(other, "init", "-q", ".")
+    raw_git(other, "commit", "-q", "--allow-empty", "-m", "another")
+    for source in (str(other), f"file://{other}"):
+        with pytest.raises(MissingError, match=house.pin):
+            make_clone(house.toy, lambda _: None, source)
+    assert not house.clone.exists()
+
+
+def test_lost_blob_that_no_patch_touches(house: House, said: list[str]) -> None:
+    oid = lose_object(house.origin, "HEAD:data.txt")
+    apply(house.toy, said.append)
+    assert any("data.txt" in line and oid in line for line in said)
+    assert not (house.clone / "data.txt").exists()
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    found = status(house.toy, said.append)
+    assert (found.word, found.missing) == ("applied", ["data.txt"])
+    assert "data.txt" in found.detail
+    # local edits, --keep and revert get along with the hole
+    write(house.clone, {"main.py": "mine\n"})
+    apply(house.toy, said.append, through="compat", keep_edits=True)
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    assert status(house.toy, said.append).word == "applied"
+
+
+def test_lost_blob_that_is_patched(house: House) -> None:
+    oid = lose_object(house.origin, "HEAD:engine.py")
+    with pytest.raises(MissingError, match=f"engine.py, blob {oid}"):
+        ensure_clone(house.toy, lambda _: None)
+    assert not house.clone.exists()
+
+
+def test_lost_tree(house: House) -> None:
+    lose_object(house.origin, "HEAD:sub")
+    with pytest.raises((MissingError, CorruptError)):
+        ensure_clone(house.toy, lambda _: None)
+    assert not house.clone.exists()
+
+
+def test_no_network(house: House) -> None:
+    run = house.mto("checkout", "toy", "--source", "http://127.0.0.1:9/toy.git")
+    assert run.returncode == 3
+    assert "cannot fetch toy" in run.stderr
+    assert house.pin in run.stderr
+    for way in ("URL", "mirror", "bundle"):
+        assert way in run.stderr
+    assert not house.clone.exists()
+
+
+def test_path_that_does_not_exist(house: House) -> None:
+    with pytest.raises(MissingError, match="neither a URL nor an existing path"):
+        find_source(house.toy, "/no/such/mirror")
+
+
+def test_folder_that_is_no_repository(house: House, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(CorruptError, match="not a git repository"):
+        make_clone(house.toy, lambda _: None, str(tmp_path / "plain"))
+
+
+def test_killed_clone_leaves_nothing_that_hinders(house: House) -> None:
+    part = house.home / "upstream" / ".mto" / "toy"
+    (part / ".git").mkdir(parents=True)
+    (part / ".git" / "HEAD").write_text("half")
+    make_clone(house.toy, lambda _: None)
+    assert clone_is_whole(house)
+    assert not part.exists()
+
+
+def embedded(home: Path, pin: str = "0" * 40) -> Upstream:
+    folder = home / "patches" / "small"
+    folder.mkdir(exist_ok=True)
+    (folder / "upstream.toml").write_text(
+        f'name = "small"\nsource = "embedded"\npath = "upstream/embedded/small"\npin = "{pin}"\n'
+        'pin_date = "2024-01-01"\nlicence = { spdx = "MIT" }\n'
+    )
+    return load_upstream(home, "small")
+
+
+RECIPE = {"main.py": "print()\n", "run.sh": "#!/bin/sh\n", "sub/a.py": "a\n", "sub-b.py": "b\n"}
+
+
+def test_embedded_commit_depends_on_content_only(house: House, tmp_path: Path) -> None:
+    """Not on umask, times, litter, the user's autocrlf, or mto being a git clone."""
+    folder = house.home / "upstream" / "embedded" / "small"
+    write(folder, RECIPE)
+    small = embedded(house.home)
+    objects = Git(house.origin)
+    oid = embedded_commit(house.home, small, objects)
+    assert raw_git(house.origin, "ls-tree", "-r", "--name-only", oid).split("\n") == sorted(RECIPE)
+    assert raw_git(house.origin, "ls-tree", oid, "run.sh").startswith("100755")
+
+    for file in folder.rglob("*.*"):
+        file.chmod(0o700)
+    write(folder, {"__pycache__/main.pyc": "x", "sub/.pytest_cache/v": "x"})
+    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
+    assert embedded_commit(house.home, small, objects) == oid
+
+    raw_git(house.home, "init", "-q", ".")
+    raw_git(
+        house.home,
+        "-c",
+        "core.autocrlf=false",
+        "add",
+        "-f",
+        *(f"upstream/embedded/small/{n}" for n in RECIPE),
+    )
+    write(folder, {"output.txt": "a run left this here"})
+    assert embedded_commit(house.home, small, objects) == oid
+
+    write(folder, {"main.py": "print(1)\n"})
+    assert embedded_commit(house.home, small, objects) != oid
+
+
+def test_embedded_upstream_is_a_repository_of_its_own(house: House) -> None:
+    write(house.home / "upstream" / "embedded" / "small", RECIPE)
+    pin = embedded_commit(house.home, embedded(house.home), Git(house.origin))
+    git = ensure_clone(embedded(house.home, pin), lambda _: None)
+    assert raw_git(git.folder, "rev-parse", "HEAD") == pin
+    assert (git.folder / "sub-b.py").read_text() == "b\n"
+    assert raw_git(git.folder, "status", "--porcelain") == ""
+
+
+def test_embedded_recipe_that_was_changed(house: House) -> None:
+    folder = house.home / "upstream" / "embedded" / "small"
+    write(folder, RECIPE)
+    pin = embedded_commit(house.home, embedded(house.home), Git(house.origin))
+    write(folder, {"main.py": "changed\r\n"})
+    found = embedded_commit(house.home, embedded(house.home), Git(house.origin))
+    with pytest.raises(CorruptError, match=f"expected commit {pin}, found {found}") as caught:
+        ensure_clone(embedded(house.home, pin), lambda _: None)
+    assert "CRLF" in caught.value.message
+    assert "mto upgrade small --to embedded --accept" in caught.value.hint
+    assert not (house.home / "upstream" / "small").exists()
+
+
+def test_embedded_folder_that_is_gone(house: House) -> None:
+    with pytest.raises(MissingError, match="no file in"):
+        ensure_clone(embedded(house.home), lambda _: None)
+
+
+def test_another_mto_is_cloning(house: House) -> None:
+    shop = house.home / "upstream" / ".mto"
+    shop.mkdir(parents=True)
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(shop / "toy.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        run = house.mto("checkout", "toy")
+        assert run.returncode == 4
+        assert "another mto is checking out toy" in run.stderr
+        assert holder.stdin
+        holder.stdin.close()
