@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mto_tools.compare import cli as compare_cli
 from mto_tools.errors import MtoError
+from mto_tools.launch import cli as launch_cli
 from mto_tools.patchset import cli as patchset_cli
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 patchset_cli.register(app)
 compare_cli.register(app)
+launch_cli.register(app)
 
 
 def main() -> None:

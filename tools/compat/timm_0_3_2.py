@@ -76,10 +76,13 @@ def vision_transformer() -> bool:
     MAE's fine-tuning model pools by itself, and overrides `forward_features` only. The class token
     starts as it did, too; all else that is not loaded from a checkpoint is drawn as before.
     """
-    if not hasattr(vit.VisionTransformer, "forward_head"):
+    known = vit.VisionTransformer
+    if not hasattr(known, "forward_head") or hasattr(known, "pools_nothing"):
         return False
 
     class VisionTransformer(vit.VisionTransformer):
+        pools_nothing = True
+
         def __init__(self, *args: Any, **more: Any) -> None:
             super().__init__(*args, **more)
             vit.trunc_normal_(self.cls_token, std=0.02)

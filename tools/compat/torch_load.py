@@ -77,6 +77,7 @@ class _ListedUnpickler(pickle.Unpickler):
     """Finds only what `_PLAIN` lists, and torch's storage, dtype and size types."""
 
     def find_class(self, module: str, name: str) -> Any:
+        module = {"__builtin__": "builtins"}.get(module, module)  # its name in old protocols
         if name in _PLAIN.get(module, ()):
             return super().find_class(module, name)
         if module == "torch":

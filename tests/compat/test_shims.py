@@ -1,0 +1,363 @@
+"""Each shim restores what the old library did, and does nothing where the old API is there."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import pickle
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mto_tools import compat
+
+_ABSENT = object()
+
+
+@pytest.fixture
+def keep():
+    """Call with (object, attribute) to have it put back, or taken away again, after the test."""
+    kept: list[tuple[object, str, object]] = []
+
+    def remember(target: object, name: str) -> None:
+        kept.append((target, name, vars(target).get(name, _ABSENT)))
+
+    yield remember
+    for target, name, value in reversed(kept):
+        if value is _ABSENT:
+            if name in vars(target):
+                delattr(target, name)
+        else:
+            setattr(target, name, value)
+
+
+def run(name: str) -> bool:
+    return compat.shim(name)()
+
+
+def test_every_listed_shim_exists_and_says_why() -> None:
+    for name in {name for shims in compat.RECIPES.values() for name in shims}:
+        assert len((compat.shim(name).__doc__ or "").split()) > 5, name
+
+
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ValueError, match="known: mae, simmim"):
+        compat.activate("dino")
+
+
+def test_torch_six(keep) -> None:
+    if "torch._six" in sys.modules:
+        pytest.skip("torch has it")
+    try:
+        assert run("torch_six.torch_six")
+        from torch._six import inf
+
+        assert inf == math.inf
+        assert not run("torch_six.torch_six")
+    finally:
+        sys.modules.pop("torch._six", None)
+
+
+def test_numpy_aliases(keep) -> None:
+    for name in ("int", "float", "object"):
+        keep(np, name)
+    assert run("numpy_aliases.numpy_aliases")
+    assert np.arange(3, dtype=np.float).dtype == np.float64  # type: ignore[attr-defined]
+    assert np.ones(2).astype(np.int).dtype.kind == "i"  # type: ignore[attr-defined]
+    assert not run("numpy_aliases.numpy_aliases")
+
+
+def test_tensorboardx() -> None:
+    pytest.importorskip("tensorboard")
+    if "tensorboardX" in sys.modules:
+        pytest.skip("tensorboardX is there")
+    try:
+        assert run("tensorboardx.tensorboardx")
+        from tensorboardX import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter as Own
+
+        assert issubclass(SummaryWriter, Own)
+        assert not run("tensorboardx.tensorboardx")
+    finally:
+        sys.modules.pop("tensorboardX", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--local-rank=3", "--x"], ["--local_rank=3", "--x"]),
+        (["--local-rank", "3"], ["--local_rank", "3"]),
+        (["--local_rank=3"], ["--local_rank=3"]),
+        (["--path", "a--local-rank"], ["--path", "a--local-rank"]),
+    ],
+)
+def test_dashed_local_rank(monkeypatch, given: list[str], expected: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", *given])
+    assert run("local_rank.dashed_flag") == (given != expected)
+    assert sys.argv == ["script", *expected]
+
+
+@pytest.mark.parametrize("given", [["--opts", "A", "1"], ["--local_rank=2"], ["--local_rank", "2"]])
+def test_required_local_rank_comes_from_torchrun(monkeypatch, given: list[str]) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(sys, "argv", ["script", *given])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int, required=True)
+    parser.add_argument("--opts", nargs="+")
+    run("local_rank.required_flag")
+    assert parser.parse_args().local_rank == 2
+    assert sys.argv.count("--local_rank") + sum("rank=" in a for a in sys.argv) == 1
+
+
+def test_without_a_launcher_the_flag_stays_missing(monkeypatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    assert not run("local_rank.required_flag")
+    assert sys.argv == ["script"]
+
+
+class TestTorchLoad:
+    def test_namespace(self, tmp_path) -> None:
+        torch.save({"args": argparse.Namespace(lr=0.1)}, tmp_path / "c.pth")
+        run("torch_load.argparse_namespace")
+        assert torch.load(tmp_path / "c.pth")["args"].lr == 0.1
+
+    def test_yacs_node_with_tensors_and_optimizer(self, keep, tmp_path) -> None:
+        config = pytest.importorskip("yacs.config")
+        node = config.CfgNode({"A": {"B": [1, (2, 3)]}, "N": None})
+        node.freeze()
+        layer = nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(layer.parameters())
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        state = {"model": layer.state_dict(), "optimizer": optimizer.state_dict(), "config": node}
+        torch.save(state, tmp_path / "c.pth")
+        keep(torch, "load")
+        assert run("torch_load.yacs_node")
+        assert not run("torch_load.yacs_node")
+        with (tmp_path / "c.pth").open("rb") as file:
+            loaded = torch.load(file, map_location="cpu")
+        assert loaded["config"] == node
+        assert loaded["config"].is_frozen()
+        assert torch.equal(loaded["model"]["weight"], layer.weight)
+        optimizer.load_state_dict(loaded["optimizer"])
+
+    def test_a_file_that_holds_code_is_refused(self, keep, tmp_path) -> None:
+        config = pytest.importorskip("yacs.config")
+        torch.save({"config": config.CfgNode(), "x": _Harmful(tmp_path / "hit")}, tmp_path / "c")
+        keep(torch, "load")
+        run("torch_load.yacs_node")
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(tmp_path / "c")
+        assert not (tmp_path / "hit").exists()
+
+    def test_an_explicit_choice_is_left_alone(self, keep, tmp_path) -> None:
+        config = pytest.importorskip("yacs.config")
+        torch.save({"config": config.CfgNode()}, tmp_path / "c")
+        keep(torch, "load")
+        run("torch_load.yacs_node")
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(tmp_path / "c", weights_only=True)
+        assert torch.load(tmp_path / "c", weights_only=False)["config"] == {}
+
+
+class _Harmful:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_timm_version(keep) -> None:
+    import timm
+
+    keep(timm, "__version__")
+    assert run("timm_0_3_2.version")
+    assert timm.__version__ == "0.3.2"
+    assert not run("timm_0_3_2.version")
+
+
+def test_weight_decay_groups_keep_the_old_order(keep) -> None:
+    import timm.optim.optim_factory as factory
+
+    keep(factory, "add_weight_decay")
+    assert run("timm_0_3_2.add_weight_decay")
+    model = nn.ModuleDict({"a": nn.Linear(2, 3), "n": nn.LayerNorm(3), "b": nn.Linear(3, 1)})
+    model["frozen"] = nn.Linear(1, 1).requires_grad_(False)
+    free, decayed = factory.add_weight_decay(model, 0.05, skip_list=("b.weight",))
+    ids = {id(p): name for name, p in model.named_parameters()}
+    assert [ids[id(p)] for p in free["params"]] == [
+        *("a.bias", "n.weight", "n.bias", "b.weight", "b.bias"),
+    ]
+    assert [ids[id(p)] for p in decayed["params"]] == ["a.weight"]
+    assert (free["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    assert not run("timm_0_3_2.add_weight_decay")
+
+
+def test_block_takes_the_default_scale_only(keep) -> None:
+    import timm.models.vision_transformer as vit
+
+    keep(vit, "Block")
+    plain = vit.Block
+    assert run("timm_0_3_2.block")
+    torch.manual_seed(0)
+    mine = vit.Block(16, 2, 4.0, qkv_bias=True, qk_scale=None, norm_layer=nn.LayerNorm)
+    torch.manual_seed(0)
+    theirs = plain(16, 2, 4.0, qkv_bias=True, norm_layer=nn.LayerNorm)
+    x = torch.randn(1, 3, 16)
+    assert torch.equal(mine(x), theirs(x))
+    # The arithmetic of 0.3.2, by hand.
+    head = mine.attn.qkv(mine.norm1(x)).reshape(1, 3, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    weights = (head[0] @ head[1].transpose(-2, -1) * 8**-0.5).softmax(-1)
+    y = x + mine.attn.proj((weights @ head[2]).transpose(1, 2).reshape(1, 3, 16))
+    y = y + mine.mlp.fc2(nn.functional.gelu(mine.mlp.fc1(mine.norm2(y))))
+    torch.testing.assert_close(mine(x), y)
+    with pytest.raises(ValueError, match="qk_scale"):
+        vit.Block(16, 2, qk_scale=0.5)
+    assert not run("timm_0_3_2.block")
+
+
+def test_vision_transformer_leaves_pooling_to_the_recipe(keep) -> None:
+    import timm.models.vision_transformer as vit
+
+    keep(vit, "VisionTransformer")
+    assert run("timm_0_3_2.vision_transformer")
+
+    class Pooled(vit.VisionTransformer):
+        def forward_features(self, x):
+            return torch.full((x.shape[0], self.embed_dim), 2.0)
+
+    model = Pooled(img_size=32, embed_dim=24, depth=1, num_heads=2, num_classes=5)
+    expected = model.head(torch.full((3, 24), 2.0))
+    assert torch.equal(model(torch.zeros(3, 3, 32, 32)), expected)
+    assert 0.005 < model.cls_token.std() < 0.05
+    assert not run("timm_0_3_2.vision_transformer")
+
+
+def test_image_size_is_width_then_height(keep) -> None:
+    import torchvision.transforms.functional as functional
+    from PIL import Image
+
+    keep(functional, "_get_image_size")
+    assert run("torchvision_functional.get_image_size")
+    assert list(functional._get_image_size(Image.new("RGB", (7, 5)))) == [7, 5]
+    assert not run("torchvision_functional.get_image_size")
+
+
+def test_pil_interp(keep) -> None:
+    import timm.data.transforms as transforms
+    from PIL import Image
+
+    keep(transforms, "_pil_interp")
+    assert run("timm_data.pil_interp")
+    assert transforms._pil_interp("bicubic") == Image.BICUBIC
+    assert transforms._pil_interp("random") == Image.BILINEAR
+    assert not run("timm_data.pil_interp")
+
+
+class TestSchedules:
+    def test_t_mul(self, keep) -> None:
+        from timm.scheduler.cosine_lr import CosineLRScheduler
+
+        keep(CosineLRScheduler, "__init__")
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+        with pytest.raises(TypeError):
+            CosineLRScheduler(optimizer, t_initial=10, t_mul=1.0)
+        assert run("timm_scheduler.t_mul")
+        schedule = CosineLRScheduler(optimizer, t_initial=10, t_mul=1.0, t_in_epochs=False)
+        schedule.step_update(5)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+        assert not run("timm_scheduler.t_mul")
+
+    def test_layer_decay_acts_once(self, keep) -> None:
+        """SimMIM's way: `lr` holds the scale, from `lr` the schedule starts, `lr_scale` is a note.
+
+        In warm-up and at the end, the old library gave every layer the same rate.
+        """
+        from timm.scheduler.cosine_lr import CosineLRScheduler
+        from timm.scheduler.scheduler import Scheduler
+
+        keep(Scheduler, "update_groups")
+        assert run("timm_scheduler.lr_scale_once")
+        layer = nn.Linear(1, 1)
+        groups = [
+            {"params": [layer.weight], "lr": 1e-3 * 0.1, "lr_scale": 0.1},
+            {"params": [layer.bias], "lr": 1e-3, "lr_scale": 1.0},
+        ]
+        optimizer = torch.optim.SGD(groups)
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=100,
+            lr_min=1e-6,
+            warmup_t=10,
+            warmup_lr_init=1e-7,
+            cycle_limit=1,
+            t_in_epochs=False,
+        )
+
+        def rates() -> list[float]:
+            return [group["lr"] for group in optimizer.param_groups]
+
+        assert rates() == [1e-7, 1e-7]
+        schedule.step_update(5)
+        assert rates() == pytest.approx([(1e-7 + 1e-4) / 2, (1e-7 + 1e-3) / 2])
+        schedule.step_update(50)
+        assert rates() == pytest.approx([(1e-4 + 1e-6) / 2, (1e-3 + 1e-6) / 2])
+        schedule.step_update(100)
+        assert rates() == [1e-6, 1e-6]
+        assert not run("timm_scheduler.lr_scale_once")
+
+
+def test_register_model_drops_what_old_models_do_not_take(keep) -> None:
+    import timm
+    import timm.models.registry as registry
+
+    keep(registry, "register_model")
+    assert run("timm_registry.register_model")
+    assert not run("timm_registry.register_model")
+    module = ModuleType("old_models")
+    sys.modules["old_models"] = module
+    try:
+        space = {"register": registry.register_model, "__name__": "old_models"}
+        space["build"] = nn.Identity
+        code = "def mto_test_model(pretrained=False, **kwargs):\n    model = build()\n"
+        exec(f"{code}    model.got = kwargs\n    return model", space)
+        space["register"](space["mto_test_model"])
+        assert timm.create_model("mto_test_model", pretrained=False, depth=3).got == {"depth": 3}
+    finally:
+        del sys.modules["old_models"]
+
+
+class TestInterp2d:
+    @pytest.fixture
+    def interp2d(self, keep):
+        from scipy import interpolate
+
+        keep(interpolate, "interp2d")
+        run("scipy_interp2d.interp2d")
+        return interpolate.interp2d
+
+    def test_a_cubic_is_met_exactly_on_an_uneven_grid(self, interp2d) -> None:
+        def surface(x, y):
+            return x**3 - 2 * x * y**2 + 3 * y + 1
+
+        x, y = np.array([-3.7, -2.1, -1.0, 0.0, 1.0, 2.1, 3.7]), np.array([-2.0, -1, 0, 1, 2.5])
+        z = surface(x[None, :], y[:, None])
+        new_x, new_y = np.linspace(-3, 3, 9), np.linspace(-2, 2, 4)
+        found = interp2d(x, y, z, kind="cubic")(new_x, new_y)
+        np.testing.assert_allclose(found, surface(new_x[None, :], new_y[:, None]), atol=1e-9)
+
+    def test_outside_is_the_edge(self, interp2d) -> None:
+        grid = np.arange(5.0)
+        found = interp2d(grid, grid, np.add.outer(10 * grid, grid), kind="cubic")([9.0], [1.0, 2.0])
+        np.testing.assert_allclose(found[:, 0], [14.0, 24.0])
+
+    def test_scattered_points_are_refused(self, interp2d) -> None:
+        with pytest.raises(ValueError, match="scattered"):
+            interp2d([0, 1, 2], [0, 1, 2], [1.0, 2.0, 3.0])

@@ -1,0 +1,142 @@
+"""The command lines that start upstream scripts, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mto_tools.errors import MissingError
+from mto_tools.launch.command import Launch
+from mto_tools.launch.digits import CLASSES, image_folder
+from mto_tools.launch.recipes import find_recipe, flags, nodes
+from mto_tools.launch.smoke import differences
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    file = tmp_path / "main_pretrain.py"
+    file.write_text("pass\n")
+    return file
+
+
+def test_on_a_gpu_the_script_itself_is_started(script: Path) -> None:
+    one = Launch(name="mae", script=script, arguments=["--x", "1"]).argv()
+    assert one == [sys.executable, str(script), "--x", "1"]
+    many = Launch(name="mae", script=script, arguments=["--x"], processes=8).argv()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    assert many == [*torchrun, "--nproc_per_node=8", str(script), "--x"]
+
+
+def test_simmim_is_distributed_even_alone(script: Path) -> None:
+    assert "--nproc_per_node=1" in Launch(name="simmim", script=script).argv()
+
+
+def test_a_missing_script_names_the_command_that_brings_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingError) as caught:
+        Launch(name="mae", script=tmp_path / "main_pretrain.py").argv()
+    assert "make apply-mae" in caught.value.hint
+    assert str(tmp_path / "main_pretrain.py") in caught.value.message
+
+
+@pytest.mark.parametrize("command", [["run", "mae", "--", "--x"], ["smoke", "simmim_swin"]])
+def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[str]) -> None:
+    for name in ("patches", "mto_core"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "mto_tools.cli", *command],
+        env={**os.environ, "MTO_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "hint" in done.stderr
+
+
+def test_a_cuda_script_runs_on_the_cpu(tmp_path: Path) -> None:
+    """Every device call the recipes make, in a process of its own."""
+    script = tmp_path / "cuda_only.py"
+    script.write_text(_CUDA_ONLY)
+    launch = Launch(name="simmim", script=script, arguments=["--opts", "A"], cpu=True, compat=True)
+    done = subprocess.run(launch.argv(), capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["argv"] == ["--local_rank", "0", "--opts", "A"]
+    assert found["random"] == 0.8444218515250481  # Python's generator with seed 0
+    assert found["devices"] == ["cpu"] * 6
+    assert found["backend"] == "gloo"
+    assert found["sibling"] == "found"
+
+
+_CUDA_ONLY = """
+import json, random, sys
+from pathlib import Path
+if __name__ == "__main__":
+    value = random.random()
+    Path(__file__).with_name("sibling.py").write_text("WORD = 'found'")
+    import sibling
+    import torch, torch.distributed as dist
+    torch.cuda.set_device(0)
+    dist.init_process_group(backend="nccl", init_method="env://", world_size=1, rank=0)
+    dist.barrier()
+    made = [
+        torch.ones(1).cuda(non_blocking=True),
+        torch.tensor([1.0], dtype=torch.float64, device="cuda"),
+        torch.zeros(1, device=torch.device("cuda", 0)),
+        torch.ones(1).to("cuda:0", non_blocking=True),
+        next(torch.nn.Linear(1, 1).cuda().parameters()),
+        next(torch.nn.Linear(1, 1).to(device="cuda").parameters()),
+    ]
+    model = torch.nn.parallel.DistributedDataParallel(
+        torch.nn.Linear(1, 1).cuda(), device_ids=[0], broadcast_buffers=False
+    )
+    with torch.cuda.amp.autocast():
+        loss = model(made[0]).sum()
+    scaler = torch.cuda.amp.GradScaler()
+    scaler.scale(loss).backward()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.max_memory_allocated() / 1024
+    print(json.dumps({
+        "argv": sys.argv[1:], "random": value, "devices": [str(t.device) for t in made],
+        "backend": dist.get_backend(), "sibling": sibling.WORD,
+    }))
+"""
+
+
+def test_digits_are_an_image_folder(tmp_path: Path) -> None:
+    from PIL import Image
+
+    image_folder(tmp_path, per_class=2)
+    assert len(list((tmp_path / "train").glob("*/*.png"))) == 2 * CLASSES
+    assert len(list((tmp_path / "val").glob("*/*.png"))) == CLASSES
+    image = Image.open(next((tmp_path / "train").glob("digit3/*.png")))
+    assert (image.size, image.mode) == ((64, 64), "RGB")
+
+
+def test_options_in_each_recipes_manner() -> None:
+    assert flags({"sparsity": 0.1}) == ["--mto", "--mto_sparsity", "0.1"]
+    assert nodes({"sparsity": 0.1}) == ["MTO.ON", "True", "MTO.SPARSITY", "0.1"]
+    with pytest.raises(MissingError, match="known: mae"):
+        find_recipe("dino")
+
+
+def test_differences_see_one_bit_and_not_the_output_folder(tmp_path: Path) -> None:
+    import torch
+
+    value = {"model": {"w": torch.tensor([1.0, 2.0])}, "args": {"out": "/a/b", "lr": 0.1}}
+    torch.save(value, tmp_path / "a")
+    torch.save({**value, "args": {"out": "/c/d", "lr": 0.1}}, tmp_path / "b")
+    assert differences(tmp_path / "a", tmp_path / "b") == []
+    value["model"]["w"] = torch.nextafter(value["model"]["w"], torch.tensor(9.0))
+    torch.save(value, tmp_path / "c")
+    assert differences(tmp_path / "a", tmp_path / "c") == ["checkpoint.model.w"]
+    torch.save({**value, "extra": 1}, tmp_path / "d")
+    assert "checkpoint: keys" in differences(tmp_path / "a", tmp_path / "d")
