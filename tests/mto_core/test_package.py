@@ -1,0 +1,126 @@
+import ast
+import importlib.metadata
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mto_core
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = {"torch", "einops", "mto_core", *sys.stdlib_module_names}
+PUBLIC = {
+    "heterogeneity",
+    "sparsity_loss",
+    "singularity_loss",
+    "ranking_loss",
+    "row_entropy",
+    "affinity",
+    "MTOConfig",
+    "MaskedTokenOptimization",
+    "MTOTerms",
+    "TokenTrace",
+    "TraceError",
+    "rauc",
+}
+FIVE_LINES = """
+import torch, mto_core
+from torch import nn
+from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
+blocks = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+x, mask = torch.randn(2, 9, 8, requires_grad=True), torch.arange(8).repeat(2, 1) < 5
+trace = TokenTrace(blocks, num_prefix_tokens=1)
+mto = MaskedTokenOptimization(MTOConfig.preset("mae"))
+with trace:
+    loss = blocks(x).square().mean()
+terms = mto(trace.tokens_by_depth, mask)
+(loss + terms.total).backward()
+assert x.grad.isfinite().all()
+"""
+
+
+def python(code, cwd, **env):
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=cwd,  # not the sources: python -c would import from there
+        env={**os.environ, **env},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_exactly_the_public_names_are_exported():
+    assert set(mto_core.__all__) == PUBLIC
+    assert mto_core.__all__ == sorted(mto_core.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_public_name_is_documented(name):
+    thing = getattr(mto_core, name)
+    doc = inspect.getdoc(thing)
+    assert doc
+    if inspect.isfunction(thing):
+        # A signature's every parameter is described, and so are result and errors.
+        for parameter in inspect.signature(thing).parameters:
+            assert re.search(rf"^ +{parameter}: ", doc, re.MULTILINE), parameter
+        assert "Returns:" in doc
+        assert "Raises:" in doc
+    elif thing is not mto_core.TraceError:
+        assert any(section in doc for section in ("Args:", "Attributes:"))
+    assert name in (ROOT / "docs" / "method.md").read_text(), "missing in docs/method.md"
+
+
+def test_sources_import_torch_einops_and_the_standard_library_only():
+    for path in (ROOT / "mto_core").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path.name}: relative import"
+                names = [node.module]
+            for name in names:
+                assert name.split(".")[0] in ALLOWED, f"{path.name} imports {name}"
+
+
+def test_importing_and_using_it_loads_nothing_else(tmp_path):
+    before = "import sys, torch, einops, torch.distributed; before = set(sys.modules)"
+    after = "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    loaded = set(python("\n".join([before, FIVE_LINES, after]), tmp_path).split())
+    assert "mto_core" in loaded
+    assert not loaded - ALLOWED
+
+
+def test_distribution_needs_torch_and_einops_only():
+    needs = [r for r in importlib.metadata.requires("mto-core") if "extra ==" not in r]
+    assert {re.match(r"[\w-]+", need)[0] for need in needs} == {"torch", "einops"}
+
+
+def test_it_installs_and_runs_from_the_installed_files(tmp_path):
+    """From a copy of the sources, so that no build folder is left in them."""
+    setuptools = pytest.importorskip("setuptools", minversion="77", reason="no backend to build")
+    assert setuptools
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in ("mto_core", "tools"):
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*pip, "--no-index", "--disable-pip-version-check", "--target", target, source],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (target / "mto_core" / "py.typed").exists()
+    where = python(FIVE_LINES + "print(mto_core.__file__)", tmp_path, PYTHONPATH=str(target))
+    assert Path(where.strip()).is_relative_to(target)
