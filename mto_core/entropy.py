@@ -59,7 +59,7 @@ def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskIndex:
     low, high = torch.stack(num_masked.aminmax()).tolist() if mask.numel() else (0, 0)
     masked_first = mask.sort(dim=1, descending=True, stable=True)
     length = num_prefix_tokens + size
-    first = torch.arange(0, batch * length, length, device=mask.device) + num_prefix_tokens
+    first = torch.arange(batch, device=mask.device) * length + num_prefix_tokens
     rows = masked_first.indices + first[:, None]
     ragged = low != high
     return MaskIndex(

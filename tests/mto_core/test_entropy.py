@@ -1,0 +1,354 @@
+"""Row entropy: every backend against a float64 loop, and what each backend promises besides."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mto_core import recompute
+from mto_core.entropy import choose, row_entropy, split_mask, token_entropy
+from mto_core.losses import (
+    heterogeneity,
+    heterogeneity_of,
+    ranking_loss,
+    singularity_loss,
+    sparsity_loss,
+)
+
+BACKENDS = ["dense", "recompute"]
+MASKS = {
+    "equal counts": ["MM...M.", ".M.M.M."],
+    "ragged": ["MM...MM", ".M.....", "MMMMMM.", "....MMM"],
+    "none masked": [".......", "......."],
+    "all masked": ["MMMMMMM", "MMMMMMM"],
+    "one visible": ["MMMMMM.", ".MMMMMM"],
+    "empty and full": ["MMMMMMM", ".......", ".M.M.M."],
+}
+
+
+def bits(rows: list[str]) -> Tensor:
+    return torch.tensor([[char == "M" for char in row] for row in rows])
+
+
+def reference(
+    queries: Tensor, keys: Tensor, query_mask: Tensor, key_mask: Tensor, scale: float = 1.0
+) -> Tensor:
+    """One row at a time, in float64, with only the keys that count."""
+    result = torch.zeros(queries.shape[:2], dtype=torch.float64)
+    for image, row in query_mask.nonzero().tolist():
+        taken = keys[image, key_mask[image]].double()
+        p = (scale * (taken @ queries[image, row].double())).softmax(0)
+        result[image, row] = -(p * p.log().clamp_min(-1e300)).sum()
+    return result
+
+
+@pytest.fixture
+def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": 60})
+    monkeypatch.setattr(recompute, "MIN_ROWS", 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    shape=st.tuples(*(st.integers(low, high) for low, high in [(0, 3), (0, 5), (0, 6), (1, 9)])),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    scale=st.sampled_from([1.0, 0.3, 7.0]),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=60, deadline=None)
+def test_matches_a_float64_loop(
+    backend: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    scale: float,
+    masked: bool,
+    seed: int,
+) -> None:
+    batch, num_queries, num_keys, dim = shape
+    random = torch.Generator().manual_seed(seed)
+    q = torch.randn(batch, num_queries, dim, generator=random).to(dtype).requires_grad_()
+    k = torch.randn(batch, num_keys, dim, generator=random).to(dtype).requires_grad_()
+    qm = torch.rand(batch, num_queries, generator=random) < (0.6 if masked else 2)
+    km = torch.rand(batch, num_keys, generator=random) < (0.6 if masked else 2)
+    got = row_entropy(
+        q,
+        k,
+        query_mask=qm if masked else None,
+        key_mask=km if masked else None,
+        scale=scale,
+        backend=backend,
+    )
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = reference(q.detach(), k.detach(), qm, km, scale)
+    torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=1e-5)
+    gradients = torch.autograd.grad((got * 3).sum(), (q, k), materialize_grads=True)
+    assert all(g.dtype == dtype and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", MASKS)
+def test_gradcheck_between_two_tensors(backend: str, name: str, tiny_chunks: None) -> None:
+    mask = bits(MASKS[name])
+    q = torch.randn(len(mask), 4, 3, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(len(mask), 7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda q, k: row_entropy(
+            q, k, query_mask=mask[:, :4], key_mask=~mask, scale=0.7, backend=backend
+        ),
+        (q, k),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_may_be_the_keys(backend: str) -> None:
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: row_entropy(x, x, backend=backend), x)
+
+
+@pytest.mark.parametrize("rows", ["masked", "visible"])
+@pytest.mark.parametrize("scale", ["raw", "sqrt_dim", "layernorm"])
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_chunks_change_nothing(
+    rows: str, scale: str, name: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = bits(MASKS[name])
+    x = torch.randn(len(mask), 7 + prefix, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(backend: str) -> tuple[Tensor, Tensor]:
+        h = token_entropy(x, split_mask(mask, prefix), rows=rows, scale=scale, backend=backend)
+        return h, torch.autograd.grad((h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum(), x)[0]
+
+    whole = run("dense")
+    for elements, min_rows in [(1 << 22, 64), (60, 2), (1, 1)]:
+        monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": elements})
+        monkeypatch.setattr(recompute, "MIN_ROWS", min_rows)
+        torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
+
+
+def test_no_more_logits_than_a_chunk_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    logits = recompute._Problem.logits
+    monkeypatch.setattr(
+        recompute._Problem,
+        "logits",
+        lambda *args: made.append((out := logits(*args)).numel()) or out,
+    )
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": 1 << 15})
+    x = torch.randn(3, 300, 8, requires_grad=True)
+    row_entropy(x, x, backend="recompute").sum().backward()
+    assert sum(made) == 2 * 3 * 300 * 300
+    assert max(made) <= 1 << 15
+
+
+def saved_beyond(tokens: Tensor, index: tuple[object, ...], backend: str) -> int:
+    """Numbers saved for the backward that are neither tokens nor index."""
+    known = {t.untyped_storage().data_ptr() for t in (tokens, *index) if isinstance(t, Tensor)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (at := tensor.untyped_storage().data_ptr()) not in known:
+            kept[at] = tensor.untyped_storage().nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = heterogeneity_of(tokens, index, backend=backend)
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recompute_saves_three_numbers_per_row(dtype: torch.dtype) -> None:
+    mask = torch.zeros(2, 20, dtype=torch.bool)
+    mask[:, :12] = True
+    tokens = torch.randn(2, 21, 64, requires_grad=True).to(dtype)
+    index = split_mask(mask, 1)
+    assert saved_beyond(tokens, index, "dense") > tokens.numel()  # the count does count
+    assert saved_beyond(tokens, index, "recompute") <= 3 * 2 * 12 + 2 * 2  # and the mean's divisor
+
+
+def test_gradients_are_made_one_depth_at_a_time() -> None:
+    """Else the gradients of all depths wait in memory for the model's backward."""
+    mask = torch.arange(9).lt(5).repeat(2, 1)
+    order: list[str] = []
+    depths = [torch.randn(2, 9, 4, requires_grad=True) * 1]
+    for _ in range(3):
+        depths.append(depths[-1].tanh())
+    total = torch.zeros(())
+    for depth, tokens in enumerate(depths):
+        assert tokens.grad_fn is not None
+        tokens.grad_fn.register_prehook(lambda _, name=f"model {depth}": order.append(name))
+        term = heterogeneity(tokens, mask, backend="recompute").sum()
+        node = term.grad_fn
+        while node is not None and "row_entropy" not in node.name():
+            node = node.next_functions[0][0]
+        assert node is not None
+        node.register_prehook(lambda _, name=f"term {depth}": order.append(name))
+        total = total + term
+    total.backward()
+    assert order == [f"{what} {depth}" for depth in (3, 2, 1, 0) for what in ("term", "model")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_does_not_reach_the_logits(backend: str) -> None:
+    x = (4 * torch.randn(2, 9, 64)).requires_grad_()
+    mask = torch.arange(9).lt(5).repeat(2, 1)
+    plain = heterogeneity(x, mask, scale="sqrt_dim", backend=backend)
+    gradient = torch.autograd.grad(plain.sum(), x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        under = heterogeneity(x, mask, scale="sqrt_dim", backend=backend)
+        # recompute makes its logits in here again
+        gradient_under = torch.autograd.grad(under.sum(), x)[0]
+    assert under.dtype == torch.float32
+    torch.testing.assert_close(under, plain, atol=0, rtol=0)
+    if backend == "recompute":
+        torch.testing.assert_close(gradient_under, gradient, atol=0, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["recompute"])
+def test_tf32_does_not_reach_the_logits(backend: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        x = 6 * torch.randn(2, 50, 768, device="cuda")
+        got = row_entropy(x[:, :20], x[:, 20:], backend=backend).double()
+        expected = row_entropy(x[:, :20].double(), x[:, 20:].double(), backend="dense")
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_second_derivative_works_or_says_why_not() -> None:
+    x = torch.randn(1, 5, 3, dtype=torch.float64, requires_grad=True)
+    mask = bits(["MM..."])
+    assert torch.autograd.gradgradcheck(lambda x: heterogeneity(x, mask, backend="dense"), x)
+    (first,) = torch.autograd.grad(
+        heterogeneity(x, mask, backend="recompute").sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no second derivative: pass backend='dense'"):
+        first.sum().backward()
+
+
+def everything(x: Tensor, mask: Tensor, backend: str) -> Tensor:
+    h0 = heterogeneity(x, mask, backend=backend)
+    h1 = heterogeneity(2 * x, mask, scale="layernorm", backend=backend)
+    rows = row_entropy(x, x + 1, query_mask=mask, key_mask=~mask, backend=backend).sum(1)
+    terms = sparsity_loss(x, mask, backend=backend) + singularity_loss(h0, valid=mask.any(1))
+    return terms + ranking_loss(torch.stack((h0, h1))) + rows
+
+
+def check_compiled(backend: str, dynamic: bool, compiler: str, sizes: tuple[int, ...]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic, backend=compiler)
+    for size in sizes:
+        x = torch.randn(3, size, 8, requires_grad=True)
+        mask = torch.rand(3, size) < 0.6
+        got, expected = compiled(x, mask, backend), everything(x, mask, backend)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.autograd.grad(got.sum(), x),
+            torch.autograd.grad(expected.sum(), x),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_as_one_graph(backend: str, dynamic: bool) -> None:
+    check_compiled(backend, dynamic, "aot_eager", (9, 12, 15) if dynamic else (9,))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
+def test_compiles_with_inductor() -> None:
+    check_compiled("recompute", False, "inductor", (9,))
+
+
+@pytest.mark.parametrize("backend", ["auto", "recompute"])
+def test_dynamic_shapes_are_traced_once(backend: str) -> None:
+    torch._dynamo.reset()
+    traced = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(heterogeneity, fullgraph=True, dynamic=True, backend=traced)
+    for size in (9, 12, 15):
+        compiled(torch.randn(3, size, 8), torch.rand(3, size) < 0.5, backend=backend)
+    assert traced.frame_count == 1
+
+
+def test_auto_goes_by_size() -> None:
+    assert choose("auto", torch.empty(8, 196, 768)) == "recompute"
+    assert choose("auto", torch.empty(64, 17, 64)) == "dense"
+    assert choose("auto", torch.empty(64, 17, 64, device="meta")) == "recompute"
+    assert choose("dense", torch.empty(8, 196, 768)) == "dense"
+
+
+def test_split_mask_orders_and_pads() -> None:
+    index = split_mask(bits(["M..M", "...M"]), num_prefix_tokens=1)
+    assert index.masked is not None
+    assert index.visible is not None
+    assert index.masked[0].tolist() == [1, 4]
+    assert index.masked[1, 0].item() == 5 + 4  # the second image starts at row 5
+    assert index.masked_valid.tolist() == [[True, True], [True, False]]
+    assert index.visible[index.visible_valid].tolist() == [2, 3, 6, 7, 8]
+    assert index.num_masked.tolist() == [2, 1]
+    assert index.num_visible.tolist() == [2, 3]
+    equal = split_mask(bits(["M..M", ".MM."]))
+    assert equal.masked_valid is None
+    assert equal.visible_valid is None
+
+
+def test_padding_keys_may_hold_anything_finite() -> None:
+    q, k = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+    mask = torch.tensor([[True, True, True, False, False]])
+    far = k.clone()
+    far[:, 3:] = 1e6
+    for backend in BACKENDS:
+        torch.testing.assert_close(
+            row_entropy(q, far, key_mask=mask, backend=backend),
+            row_entropy(q, k[:, :3], backend=backend),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_keys_and_no_tokens(backend: str) -> None:
+    q = torch.randn(2, 3, 4, requires_grad=True)
+    h = row_entropy(q, torch.empty(2, 0, 4), backend=backend)
+    assert h.tolist() == [[0.0] * 3] * 2
+    h.sum().backward()
+    empty = torch.empty(2, 0, 4, requires_grad=True)
+    h = heterogeneity(empty, torch.empty(2, 0, dtype=torch.bool), backend=backend)
+    assert h.tolist() == [0.0, 0.0]
+    h.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_tokens_reach_the_maximum(backend: str) -> None:
+    h = row_entropy(torch.full((1, 2, 8), 30.0), torch.full((1, 7, 8), 30.0), backend=backend)
+    torch.testing.assert_close(h, torch.full((1, 2), math.log(7)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"queries": torch.ones(2, 3)}, r"queries must be \[B, N, D\], got shape \(2, 3\)"),
+        ({"keys": torch.ones(2, 5, 9)}, "must agree in B and D"),
+        ({"keys": torch.ones(2, 5, 4).double()}, "they must be equal"),
+        ({"queries": torch.ones(2, 3, 4).long()}, "must be floating point, got torch.int64"),
+        ({"query_mask": torch.ones(2, 3)}, r"pass query_mask\.bool\(\)"),
+        ({"key_mask": torch.ones(2, 3).bool()}, r"key_mask must be \[2, 5\]"),
+        ({"backend": "fused"}, "unknown backend 'fused': choose one of auto, dense, recompute"),
+    ],
+)
+def test_refuses(change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"queries": torch.ones(2, 3, 4), "keys": torch.ones(2, 5, 4)}
+    arguments.update(change)
+    with pytest.raises(ValueError, match=message):
+        row_entropy(**arguments)  # type: ignore[arg-type]

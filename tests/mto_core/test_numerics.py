@@ -1,0 +1,115 @@
+"""Large logits, near ties, one-hot rows, equal tokens, empty sets: close to float64, never NaN."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mto_core.affinity import affinity
+from mto_core.entropy import row_entropy, split_mask, token_entropy
+from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
+
+BACKENDS = ["dense", "recompute"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZE, DIM = 196, 768
+
+
+def tokens_of(kind: str, largest_logit: float, dtype: torch.dtype) -> Tensor:
+    """[1, 196, 768] whose largest dot product is `largest_logit`, before rounding to `dtype`."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, SIZE, DIM, generator=random)
+    if kind == "nearly equal":
+        x = x[:, :1] + 1e-3 * x
+    elif kind == "much in common":
+        x = x[:, :1] + 0.05 * x
+    elif kind == "near twins":
+        x[:, 1::2] = x[:, ::2] + 1e-3 * x[:, 1::2]
+    elif kind == "one channel":  # the massive activations of trained ViTs
+        x[:, :, 7] += 60
+    return (x * (largest_logit / (x @ x.mT).abs().max()).sqrt()).to(dtype)
+
+
+MASK = torch.rand(1, SIZE, generator=torch.Generator().manual_seed(1)).argsort(1) < 120
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("largest_logit", "bar"), [(3e3, 1e-4), (3e4, 1e-3)])
+@pytest.mark.parametrize(
+    "kind", ["independent", "nearly equal", "much in common", "near twins", "one channel"]
+)
+def test_error_against_float64(
+    kind: str, largest_logit: float, bar: float, dtype: torch.dtype, backend: str
+) -> None:
+    tokens, index = tokens_of(kind, largest_logit, dtype), split_mask(MASK)
+    got = token_entropy(tokens, index, rows="masked", backend=backend).double()
+    expected = token_entropy(tokens.double(), index, rows="masked", backend="dense")
+    assert (got - expected).abs().max() < bar  # every row, and so their mean
+
+    got = sparsity_loss(tokens, MASK, backend=backend).double()
+    expected = sparsity_loss(tokens.double(), MASK, backend="dense")
+    assert (got - expected).abs().max() < bar
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["independent", "nearly equal", "much in common"])
+def test_gradient_against_float64(kind: str, backend: str) -> None:
+    tokens = tokens_of(kind, 3e3, torch.float32)
+    gradients = []
+    for x in (tokens.requires_grad_(), tokens.detach().double().requires_grad_()):
+        terms = heterogeneity(x, MASK, backend=backend) + sparsity_loss(x, MASK, backend=backend)
+        gradients.append(torch.autograd.grad(terms.sum(), x)[0].double())
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+def every_term(tokens: Tensor, mask: Tensor, scale: str, backend: str) -> Tensor:
+    same = {"scale": scale, "backend": backend}
+    h = torch.stack([heterogeneity(tokens * a, mask, **same) for a in (1, 0.7)])
+    valid = mask.any(1) & ((~mask).sum(1) > 1)
+    return (
+        sparsity_loss(tokens, mask, reduction="sum", **same)
+        + singularity_loss(h[0], valid=valid)
+        + ranking_loss(h)
+    )
+
+
+RAGGED = torch.arange(24)[None] < torch.tensor([0, 1, 12, 22, 23, 24])[:, None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", ["raw", "sqrt_dim", "layernorm"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("kind", ["one-hot", "equal", "zero", "nearly equal", "tiny"])
+def test_everything_stays_finite(kind: str, dtype: torch.dtype, scale: str, backend: str) -> None:
+    """Logits up to 1e5; masks with |M| and |V| of 0, 1 and more in one batch."""
+    x = torch.randn(6, 24, 32, generator=torch.Generator().manual_seed(2))
+    if kind == "equal":
+        x = x[:, :1].expand_as(x)
+    elif kind == "nearly equal":
+        x = x[:, :1] + 1e-3 * x
+    largest = {"zero": 0.0, "tiny": 1e-30}.get(kind, 1e5)
+    x = (x * (largest / (x @ x.mT).abs().max()).sqrt()).to(dtype).requires_grad_()
+    terms = every_term(x, RAGGED, scale, backend)
+    assert terms.isfinite().all()
+    (gradient,) = torch.autograd.grad(terms.sum(), x)
+    assert gradient.isfinite().all()
+    assert affinity(x, RAGGED, scale=scale).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_hot_rows_have_no_entropy_and_no_gradient(backend: str) -> None:
+    x = (300 * torch.eye(6)).unsqueeze(0).requires_grad_()
+    h = row_entropy(x, x, backend=backend)
+    assert h.eq(0).all()
+    assert torch.autograd.grad(h.sum(), x)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sets_that_fix_the_entropy_give_no_gradient(backend: str) -> None:
+    x = torch.randn(6, 24, 32, requires_grad=True)
+    h = heterogeneity(x, RAGGED, backend=backend)
+    fixed = ~RAGGED.any(1) | ((~RAGGED).sum(1) < 2)
+    assert fixed.tolist() == [True, False, False, False, True, True]
+    assert h[fixed].eq(0).all()
+    assert h[~fixed].gt(0).all()
+    (gradient,) = torch.autograd.grad(h.sum(), x)
+    assert gradient[fixed].eq(0).all()
