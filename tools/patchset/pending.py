@@ -23,7 +23,7 @@ from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.build import temporary_index
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import PATIENCE, Say, locked
-from mto_tools.patchset.lock import sha256, write_atomically
+from mto_tools.patchset.lock import sha256
 from mto_tools.patchset.switch import BRANCH, read_record, write_record
 
 NEW, DECIDED, DONE = ".pending.new", ".pending", ".pending.done"
@@ -192,7 +192,9 @@ def _put(target: Path, copy: Path, entry: dict[str, str | None]) -> Iterator[str
     data = copy.read_bytes()
     if sha256(data) != entry["after"]:
         raise CorruptError(f"{copy} is damaged", hint=f"restore {target} with git, remove {copy}")
-    write_atomically(target, data)
+    part = copy.with_name(f"{copy.name}.part")  # in here, so that no kill leaves it behind
+    _write(part, data)
+    part.replace(target)
 
 
 def _move(git: Git, follow: Follow) -> bool:
