@@ -117,7 +117,8 @@ def file_name(number: int, layer: str, title: str, old: str = "") -> str:
     slug = (
         old[5:]
         if old
-        else "-".join([layer, *re.findall(r"[a-z0-9]+", title.lower())[:6]]) + ".patch"
+        else "-".join([layer, *re.findall(r"[a-z0-9]+", title.lower().replace("'", ""))[:6]])
+        + ".patch"
     )
     return f"{number:04d}-{slug}"
 

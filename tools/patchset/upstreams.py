@@ -109,10 +109,19 @@ def load_upstream(home: Path, name: str) -> Upstream:
         CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong kind.
     """
     file = home / "patches" / name / "upstream.toml"
+    _settle(file.parent)
     if not _NAME.fullmatch(name) or not file.is_file():
         known = ", ".join(_names(home)) or "none"
         raise MissingError(f"there is no upstream {name!r}: {file} does not exist; known: {known}")
     return parse_upstream(home, name, file.read_text("utf-8"), file)
+
+
+def _settle(folder: Path) -> None:
+    """Finish or undo what a killed export or upgrade left in `folder`."""
+    if any(folder.glob(".pending*")):
+        from mto_tools.patchset import pending
+
+        pending.recover(folder, lambda line: print(line, file=sys.stderr))
 
 
 def all_upstreams(home: Path) -> list[Upstream]:
