@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         git = Git(part)
         git.run("init", "--quiet", "--template=", ".")
         # A clone of our own holds the very bytes that were pinned, whatever the user's default.
-        git.run("config", "core.autocrlf", "false")
+        for key, value in (("autocrlf", "false"), ("eol", "lf"), ("attributesFile", os.devnull)):
+            git.run("config", f"core.{key}", value)
         if upstream.url:
             git.run("config", "remote.origin.url", upstream.url)
             git.run("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")

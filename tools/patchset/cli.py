@@ -17,6 +17,7 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.patchset import authoring_cli
+from mto_tools.patchset.pending import recover
 from mto_tools.patchset.upstreams import LAYERS, Upstream, all_upstreams, load_upstream
 
 if TYPE_CHECKING:
@@ -66,12 +67,14 @@ def plain_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MissingError(
                 f"no space left on the disk of {where}",
-                hint="free some disk space, then run the command again",
+                hint="free some disk space, then run the command again; what was begun is finished "
+                "or undone by it",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MtoError(
                 f"cannot write {where}: {error.strerror}",
-                hint="see that the folder is yours and not read-only",
+                hint="see that it is yours and not read-only; what was begun is finished or undone "
+                "by the next mto command",
             ) from error
         raise MtoError(f"{where}: {error.strerror or error}") from error
 
@@ -81,7 +84,10 @@ def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
     if repo and len(names) != 1:
         raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
     home = find_home()
-    return [load_upstream(home, name) for name in dict.fromkeys(names)]
+    found = [load_upstream(home, name) for name in dict.fromkeys(names)]
+    for upstream in found:
+        recover(upstream.folder, say)  # an export or upgrade that was killed
+    return [load_upstream(home, upstream.name) for upstream in found]
 
 
 def checkout(names: Names, source: From = None) -> None:
@@ -186,9 +192,7 @@ def status(
     if expect is not None and expect not in WORDS:
         raise typer.BadParameter(f"one of: {', '.join(WORDS)}", param_hint="--expect")
     with plain_errors():
-        wanted = upstreams(names, repo) if names else all_upstreams(find_home())
-        if repo and not names:
-            raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
+        wanted = upstreams(names or [u.name for u in all_upstreams(find_home())], repo)
         found = [look(upstream, say, repo=repo) for upstream in wanted]
     if as_json:
         typer.echo(json.dumps([_as_dict(state) for state in found], indent=2))

@@ -70,6 +70,7 @@ _KEEP = re.compile(
     r"EXEC_PATH|CURL_VERBOSE|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+)|"
     r"PYTHON_\w+)"
 )
+HINT_DISK = "free some disk space, then run the command again"
 _HINT_NO_GIT = (
     "install git 2.31 or newer and see that it is on PATH; without root: conda install git"
 )
@@ -258,12 +259,17 @@ class Git:
 _READING = frozenset({"status", "diff", "diff-files", "diff-index", "ls-files", "rev-parse"})
 
 
+def is_disk_full(err: str) -> bool:
+    """Whether git's words mean that the disk, or the user's share of it, is full."""
+    return any(w in err for w in ("No space left", "Disk quota exceeded", "Out of diskspace"))
+
+
 def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError:
     """Turn git's own words into our error, keeping them."""
     words = " ".join(line.strip() for line in err.splitlines() if line.strip()) or f"status {rc}"
     what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
-    if "No space left" in err or "Disk quota exceeded" in err:
-        return MissingError(what, hint="free some disk space, then run the command again")
+    if is_disk_full(err):
+        return MissingError(what, hint=HINT_DISK)
     if "dubious ownership" in err:
         hint = f"git config --global --add safe.directory {folder}"
         return GitError(what, hint=hint, rc=rc, stderr=err)

@@ -104,6 +104,8 @@ def locked(git: Git, say: Say, *, wait: float = PATIENCE) -> Iterator[Git]:
                         hint="wait until it is done, then run the command again",
                     ) from None
                 time.sleep(0.05)
+            except OSError:
+                break  # a file system without locks: git's index lock still keeps others out
         held = Git(git.folder, git.env, stream.fileno())
         recover(held, say)
         yield held

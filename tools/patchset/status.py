@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mto_tools.errors import MtoError
+from mto_tools.errors import CorruptError, MtoError
 from mto_tools.patchset.apply import unlike
 from mto_tools.patchset.checkout import clone_folder
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import Git, GitError
 from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import Lock, read_lock, verify
 from mto_tools.patchset.sources import missing_files
@@ -99,7 +99,7 @@ def _look(git: Git, upstream: Upstream, lock: Lock | None, found: Status, say: S
     found.word = INCOMPLETE
     try:
         git.require_toplevel()
-    except MtoError as error:
+    except (CorruptError, GitError) as error:
         found.detail = error.message
         return
     unsettled = _settle(git, say)

@@ -7,9 +7,9 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
-from mto_tools.errors import MtoError, RefusedError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.patchset.build import temporary_index, write_commit
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import HINT_DISK, Git, is_disk_full
 from mto_tools.patchset.journal import (
     Journal,
     begin,
@@ -142,10 +142,13 @@ def switch(
             )
         _, kept = settle(git, journal)
     if git.resolve("HEAD") != goal:
-        raise MtoError(
+        what = (
             f"mto {verb}: git could not switch {git.folder} from {start} to {goal}: "
-            f"{' '.join(words.split())}; everything is as it was before",
+            f"{' '.join(words.split())}; everything is as it was before"
         )
+        if is_disk_full(words):
+            raise MissingError(what, hint=HINT_DISK)
+        raise MtoError(what, hint=f"see that {git.folder} and all in it is yours to write")
     if kept:
         raise MtoError(
             f"mto {verb}: {', '.join(kept)} changed in {git.folder} during the switch; left alone",

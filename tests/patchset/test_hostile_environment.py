@@ -1,0 +1,353 @@
+"""Whoever asks and however their machine is set up: the same trees, and nothing of theirs lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.apply import apply, revert, verify
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.lock import read_lock
+from mto_tools.patchset.status import status
+
+from .conftest import FILES, SERIES, House, make_house, raw_git, write
+
+HOSTILE = """
+[apply]
+    whitespace = fix
+    ignoreWhitespace = change
+[core]
+    hooksPath = {hooks}
+    quotePath = true
+    fsmonitor = {hooks}/post-checkout
+    attributesFile = {hooks}/attributes
+[diff]
+    noprefix = true
+    mnemonicPrefix = true
+    external = /bin/false
+    interHunkContext = 9
+    context = 9
+    renames = copies
+    algorithm = patience
+    orderFile = {hooks}/attributes
+[color]
+    ui = always
+[commit]
+    gpgSign = true
+[gpg]
+    program = /bin/false
+[merge]
+    conflictStyle = diff3
+[status]
+    showUntrackedFiles = all
+    short = true
+    branch = true
+[log]
+    showSignature = true
+[init]
+    templateDir = {hooks}
+    defaultBranch = trunk
+[user]
+    useConfigOnly = true
+[submodule]
+    recurse = true
+[checkout]
+    guess = true
+"""
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A user's configuration that changes whatever can be changed; returns the hooks' trace."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    trace = tmp_path / "hook-ran"
+    for name in ("post-checkout", "post-commit", "reference-transaction", "post-index-change"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {trace}\n")
+        (hooks / name).chmod(0o755)
+    (hooks / "attributes").write_text("*.py diff=x text eol=crlf\nmain.py\n")
+    (tmp_path / "gitconfig").write_text(HOSTILE.format(hooks=hooks))
+    return trace
+
+
+def test_hostile_configuration(house: House, hostile: Path) -> None:
+    lock = read_lock(house.toy)
+    assert lock
+    apply(house.toy, quiet)
+    assert house.head_tree() == lock.tree
+    verify(house.toy, quiet)
+    assert status(house.toy, quiet).word == "applied"
+    write(house.clone, {"data.txt": "mine\n"})
+    revert(house.toy, quiet, keep_edits=True)
+    assert status(house.toy, quiet).word == "pristine"
+    assert not hostile.exists(), "a hook ran"
+
+
+def test_redirecting_variables(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As inside a git hook or an alias of some other repository."""
+    lock = read_lock(house.toy)
+    other = tmp_path / "other"
+    other.mkdir()
+    raw_git(other, "init", "-q", ".")
+    raw_git(other, "commit", "-q", "--allow-empty", "-m", "other")
+    refs = raw_git(other, "for-each-ref")
+    with monkeypatch.context() as patch:
+        for name, value in {
+            "GIT_DIR": str(other / ".git"),
+            "GIT_WORK_TREE": str(other),
+            "GIT_INDEX_FILE": str(other / ".git" / "strange-index"),
+            "GIT_OBJECT_DIRECTORY": str(other / ".git" / "objects"),
+            "GIT_COMMON_DIR": str(other / ".git"),
+            "GIT_EXTERNAL_DIFF": "/bin/false",
+            "GIT_CONFIG_PARAMETERS": "'core.bare=true'",
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "core.autocrlf",
+            "GIT_CONFIG_VALUE_0": "false",
+            "GIT_NAMESPACE": "x",
+            "GIT_LITERAL_PATHSPECS": "1",
+            "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z",
+            "GIT_CEILING_DIRECTORIES": "/",
+        }.items():
+            patch.setenv(name, value)
+        run = house.mto("apply", "toy")
+        assert run.returncode == 0, run.stderr
+        assert house.mto("status", "--expect", "applied").returncode == 0
+    assert lock
+    assert house.head_tree() == lock.tree
+    assert raw_git(other, "for-each-ref") == refs
+    assert not (other / "main.py").exists()
+    assert not (other / ".git" / "strange-index").exists()
+
+
+def test_clone_of_a_user_with_autocrlf(house: House, tmp_path: Path) -> None:
+    """CRLF stands in the files and LF in the blobs: that is no edit, and stays so."""
+    lock = read_lock(house.toy)
+    assert lock
+    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
+    own = tmp_path / "own"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    assert (own / "engine.py").read_bytes().startswith(b"line 1\r\n")
+    apply(house.toy, quiet, repo=own)
+    assert (own / "engine.py").read_bytes().count(b"\r\n") == 23
+    assert raw_git(own, "rev-parse", "HEAD^{tree}") == lock.tree
+    assert raw_git(own, "status", "--porcelain") == ""
+    assert status(house.toy, quiet, repo=own).word == "applied"
+    verify(house.toy, quiet, repo=own)
+    with (own / "engine.py").open("ab") as stream:
+        stream.write(b"mine\r\n")
+    assert status(house.toy, quiet, repo=own).edited == ["engine.py"]
+    kept = revert(house.toy, quiet, repo=own, keep_edits=True).kept
+    assert raw_git(own, "show", f"{kept}:engine.py").endswith("mine")
+    assert raw_git(own, "status", "--porcelain") == ""
+    assert (own / "engine.py").read_bytes() == FILES["engine.py"].replace("\n", "\r\n").encode()
+
+
+def test_our_own_clone_keeps_line_ends_whatever_the_user_likes(
+    house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
+    apply(house.toy, quiet)
+    assert b"\r" not in (house.clone / "run.sh").read_bytes()
+    assert (house.clone / "crlf.py").read_bytes().count(b"\r\n") == 21
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+
+
+def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
+    files = FILES | {
+        ".gitattributes": "*.bat text eol=crlf\n* text=auto\n",
+        "run.bat": "one\ntwo\n",
+        "ä file.py": "one\ntwo\n",
+        'a"quote\t.py': "one\n",
+    }
+    patch = (
+        b'diff --git "a/\\303\\244 file.py" "b/\\303\\244 file.py"\n'
+        b'--- "a/\\303\\244 file.py"\n+++ "b/\\303\\244 file.py"\n@@ -1,0 +2 @@\n+mto\n'
+        b"diff --git a/run.bat b/run.bat\n--- a/run.bat\n+++ b/run.bat\n@@ -1,0 +2 @@\n+mto\n"
+    )
+    house = make_house(tmp_path, files, {"0001-mto-odd.patch": patch})
+    apply(house.toy, quiet)
+    assert (house.clone / "ä file.py").read_text() == "one\nmto\ntwo\n"
+    assert (house.clone / "run.bat").read_bytes() == b"one\r\nmto\r\ntwo\r\n"
+    assert status(house.toy, quiet).word == "applied"
+    verify(house.toy, quiet)
+    write(house.clone, {'a"quote\t.py': "mine\n", "ä file.py": "mine\n"})
+    assert status(house.toy, quiet).edited == ['a"quote\t.py', "ä file.py"]
+    revert(house.toy, quiet, keep_edits=True)
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+
+
+def test_replaced_objects_do_not_count(house: House, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    first = raw_git(own, "rev-parse", "HEAD:engine.py")
+    other = raw_git(own, "rev-parse", "HEAD:main.py")
+    apply(house.toy, quiet, repo=own)
+    raw_git(own, "replace", first, other)
+    assert status(house.toy, quiet, repo=own).word == "applied"
+    revert(house.toy, quiet, repo=own)
+    assert (own / "engine.py").read_text() == FILES["engine.py"]
+
+
+def test_clone_folder_inside_another_repository(house: House) -> None:
+    """`git apply` in such a folder skips everything and leaves with status 0."""
+    raw_git(house.home, "init", "-q", ".")
+    write(house.clone, FILES)
+    with pytest.raises(CorruptError, match="not a clone of its own but a folder inside"):
+        apply(house.toy, quiet)
+    assert (house.clone / "main.py").read_text() == FILES["main.py"]
+    shutil.rmtree(house.clone)
+    apply(house.toy, quiet)  # the usual case: a clone of its own under upstream/, inside ours
+    assert status(house.toy, quiet).word == "applied"
+
+
+def test_no_git(house: House, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (["apply", "toy"], ["checkout", "toy"]):
+        run = house.mto(*command, PATH=str(tmp_path / "empty"))
+        assert run.returncode == 3
+        assert "there is no git on PATH" in run.stderr
+        assert "Traceback" not in run.stderr
+    apply(house.toy, quiet)
+    run = house.mto("status", PATH=str(tmp_path / "empty"))
+    assert run.returncode == 3
+    assert "install git" in run.stderr
+
+
+def may_not_write(folder: Path) -> bool:
+    """Make a folder read-only, also for root where the file system can; False where not."""
+    if os.geteuid():
+        folder.chmod(0o555)
+        return True
+    run = subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False)
+    return run.returncode == 0
+
+
+def may_write(folder: Path) -> None:
+    if os.geteuid():
+        folder.chmod(0o755)
+    else:
+        subprocess.run(["chattr", "-i", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("where", [".", ".git", ".git/mto", "sub"])
+def test_read_only_folder(house: House, where: str) -> None:
+    apply(house.toy, quiet)
+    revert(house.toy, quiet)
+    folder = house.clone / where
+    if not may_not_write(folder):
+        pytest.skip("root here, and no chattr +i on this file system")
+    try:
+        run = house.mto("apply", "toy")
+        assert run.returncode not in (0, 2)
+        assert "Traceback" not in run.stderr
+        assert "hint:" in run.stderr
+    finally:
+        may_write(folder)
+    # Where git moved HEAD all the same, the step is finished, else undone.
+    assert status(house.toy, quiet).word in ("pristine", "applied")
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    apply(house.toy, quiet)
+    verify(house.toy, quiet)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A small tmpfs that fills up between clone and apply; with room again all is well."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        house = make_house(tmp_path / "rest", FILES, SERIES)
+        own = disk / "own"
+        raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+        for left in (0, 8, 40, 60, 80, 100):  # KiB
+            filler = disk / "filler"
+            with filler.open("wb") as stream:
+                free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+                stream.write(bytes(max(0, free - left * 1024)))
+            run = house.mto("apply", "toy", "--repo", str(own))
+            filler.unlink()
+            if run.returncode:
+                assert run.returncode == 3, run.stderr
+                assert "space" in run.stderr
+                assert "Traceback" not in run.stderr
+                assert status(house.toy, quiet, repo=own).word == "pristine"
+            apply(house.toy, quiet, repo=own)
+            verify(house.toy, quiet, repo=own)
+            revert(house.toy, quiet, repo=own)
+            if not left:
+                assert run.returncode == 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_two_at_once(house: House) -> None:
+    """Both end well: the second waits for the first."""
+    apply(house.toy, quiet)
+    revert(house.toy, quiet)
+    command = [sys.executable, "-m", "mto_tools.cli", "apply", "toy"]
+    env = {**os.environ, **house.env}
+    runs = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for run in runs:
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+    verify(house.toy, quiet)
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_interrupt(house: House, tmp_path: Path, group: bool) -> None:
+    """Ctrl-C in the middle of the switch: settled at once, and exit status 130.
+
+    A slow smudge filter holds git inside the switch until the signal has come.
+    """
+    lock = read_lock(house.toy)
+    apply(house.toy, quiet)
+    revert(house.toy, quiet)
+    (house.clone / ".git" / "info").mkdir(exist_ok=True)
+    (house.clone / ".git" / "info" / "attributes").write_text("main.py filter=slow\n")
+    reached = tmp_path / "reached"
+    raw_git(house.clone, "config", "filter.slow.smudge", f"touch {reached}; sleep 2; cat")
+    with subprocess.Popen(
+        [sys.executable, "-m", "mto_tools.cli", "apply", "toy"],
+        env={**os.environ, **house.env},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    ) as run:
+        while not reached.exists():
+            assert run.poll() is None
+            time.sleep(0.02)
+        (os.killpg if group else os.kill)(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+        assert run.returncode == 130, err
+    assert lock
+    assert house.head_tree() == (lock.base_tree if group else lock.tree)
+    assert not (house.clone / ".git" / "mto" / "journal").exists()
+    assert not list((house.clone / ".git").glob("*.lock"))
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+
+
+def test_git_answers_the_same_in_every_language(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    assert "not a git repository" in Git(house.home).try_run("status")[2]
+    with pytest.raises(MissingError, match="there is no folder"):
+        Git(house.home / "nowhere").run("status")

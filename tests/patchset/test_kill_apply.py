@@ -1,0 +1,180 @@
+"""SIGKILL at random moments of apply and revert: base or result, and the user's files are there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mto_tools.patchset.apply import apply, revert
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.lock import read_lock
+from mto_tools.patchset.status import status
+from mto_tools.patchset.upstreams import load_upstream
+
+from .conftest import FILES, SERIES, House, make_house, patch_of, raw_git, write
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
+
+BIG = {f"pkg/module_{n:03}.py": "".join(f"x{n} = {i}\n" for i in range(2000)) for n in range(60)}
+BIG_SERIES = {
+    "0001-compat-all.patch": b"".join(patch_of(path, (7, ["import compat"])) for path in BIG),
+    "0002-mto-all.patch": b"".join(
+        patch_of(path, (1500, ["mto.add()"] * 20)) for path in list(BIG)[::2]
+    ),
+}
+EDITS = {"data.txt": "edited by me\n", "notes/untracked.txt": "mine\n", "out/run.log": "ignored\n"}
+
+
+def _work(home: Path, verb: str, ready: Any) -> None:
+    os.setpgid(0, 0)
+    toy = load_upstream(home, "toy")
+    ready.send(True)
+    if verb == "apply":
+        apply(toy, lambda _: None)
+    else:
+        revert(toy, lambda _: None)
+
+
+class Killer:
+    """Starts commands in a forked process group of their own, and kills them."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["mto_tools.patchset.apply", "git"])
+
+    def start(self, house: House, verb: str) -> multiprocessing.process.BaseProcess:
+        mine, theirs = self.context.Pipe()
+        process = self.context.Process(target=_work, args=(house.home, verb, theirs))
+        process.start()
+        assert mine.recv()
+        return process
+
+    def run(self, house: House, verb: str) -> float:
+        """Let the command run to its end, and return how long that took."""
+        process = self.start(house, verb)
+        begin = time.perf_counter()
+        process.join()
+        assert process.exitcode == 0
+        return time.perf_counter() - begin
+
+    def kill(
+        self, house: House, verb: str, delay: float, *, from_journal: bool, group: bool
+    ) -> bool:
+        """Kill after `delay` seconds, counted from the start or from the journal's appearing."""
+        process = self.start(house, verb)
+        journal = house.clone / ".git" / "mto" / "journal"
+        while from_journal and process.is_alive() and not journal.exists():
+            pass
+        time.sleep(delay)
+        assert process.pid
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                os.kill(process.pid, signal.SIGKILL)  # its git runs on
+        process.join()
+        return process.exitcode == -signal.SIGKILL
+
+
+def settle_by(house: House, command: str) -> list[str]:
+    """Any next command settles; returns what it told the user."""
+    said: list[str] = []
+    if command == "status":
+        status(house.toy, said.append)
+    elif command == "apply":
+        apply(house.toy, said.append)
+    else:
+        revert(house.toy, said.append)
+    return said
+
+
+def check(house: House, touched: list[str], may_differ: str | None) -> str:
+    """Assert that the clone is at base or result and nothing is lost; return which of the two."""
+    git_dir = house.clone / ".git"
+    assert not (git_dir / "mto" / "journal").exists()
+    assert not list(git_dir.glob("*.lock"))
+    assert not list((git_dir / "refs").rglob("*.lock"))
+    lock = read_lock(house.toy)
+    assert lock
+    tree = house.head_tree()
+    assert tree in (lock.base_tree, lock.tree)
+    expected = {" M data.txt", "A  staged.py", "?? notes/untracked.txt"}
+    found = set(raw_git(house.clone, "status", "--porcelain", "-uall").splitlines())
+    # A file edited between the kill and the next command stays edited, in either version.
+    assert found - expected <= {f" M {may_differ}", f"?? {may_differ}"}, found
+    assert expected <= found
+    for path, text in EDITS.items():
+        assert (house.clone / path).read_text() == text
+    tracked = raw_git(house.clone, "ls-files", "--", *touched).split()
+    present = [path for path in touched if (house.clone / path).exists()]
+    assert set(tracked) ^ set(present) <= {may_differ}
+    sound = [path for path in tracked if path != may_differ]
+    blobs = raw_git(house.clone, "rev-parse", *(f"HEAD:{path}" for path in sound))
+    assert raw_git(house.clone, "hash-object", "--no-filters", *sound) == blobs
+    return "base" if tree == lock.base_tree else "result"
+
+
+@pytest.mark.parametrize(("verb", "size", "kills", "seed"), [
+    ("apply", "small", 30, 1),
+    ("apply", "big", 34, 2),
+    ("revert", "small", 26, 3),
+    ("revert", "big", 34, 4),
+])  # fmt: skip
+def test_killed_at_random(
+    tmp_path: Path, verb: str, size: str, kills: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where mto alone was killed its git runs on, on a busy machine for longer than a user waits.
+    monkeypatch.setattr("mto_tools.patchset.status.PATIENCE", 60)
+    rng = random.Random(seed)
+    files, series = (FILES, SERIES) if size == "small" else (FILES | BIG, BIG_SERIES)
+    house = make_house(tmp_path, files, series)
+    touched = sorted(read_lock(house.toy).touched())  # type: ignore[union-attr]
+    killer = Killer()
+    killer.run(house, "apply")  # makes the clone, too
+    write(house.clone, {**EDITS, "staged.py": "staged\n"})
+    raw_git(house.clone, "add", "staged.py")
+    lasts = {v: killer.run(house, v) for v in ("revert", "apply")}
+    ends = {"base": 0, "result": 0}
+    interrupted = caught = 0  # killed at all; killed in between, with a journal left
+    for number in range(3 * kills):
+        if interrupted == kills:
+            break
+        (revert if verb == "apply" else apply)(house.toy, lambda _: None)
+        from_journal = number % 3 != 0
+        last = lasts[verb] * (0.15 if from_journal else 0.7)
+        hit = killer.kill(
+            house, verb, rng.uniform(0, last), from_journal=from_journal, group=number % 5 != 4
+        )
+        interrupted += hit
+        caught += hit and (house.clone / ".git" / "mto" / "journal").exists()
+        victim = None
+        if hit and number % 4 == 3:
+            victim = rng.choice(touched[:20])
+            file = house.clone / victim
+            text = file.read_bytes() if file.exists() else b""
+            file.write_bytes(text + b"MINE\n")
+        settle_by(house, "status")
+        end = check(house, touched, victim)
+        ends[end] += 1
+        if victim:
+            assert (house.clone / victim).read_bytes().endswith(b"MINE\n")
+            if raw_git(house.clone, "ls-files", victim):
+                raw_git(house.clone, "checkout", "HEAD", "--", victim)
+            else:
+                (house.clone / victim).unlink()
+        # and the command itself still works
+        settle_by(house, verb)
+        assert check(house, touched, None) == ("result" if verb == "apply" else "base")
+    print(f"{verb} {size}: {interrupted} killed in {number}, {caught} in between, {ends}, {lasts}")
+    assert interrupted == kills, "the delays miss the command"
+    assert caught >= kills // 4
+    assert all(ends.values()), ends
+    assert Git(house.clone).ok("fsck", "--connectivity-only", "--no-dangling")
