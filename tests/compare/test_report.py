@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from mto_tools.compare import canvas
-from mto_tools.compare.command import redraw
+from mto_tools.compare.command import build, redraw
 from mto_tools.compare.page import render
+from mto_tools.compare.plan import LogSpec
 from mto_tools.compare.report import Report, close_folder, open_folder, read_report, write_report
+from mto_tools.compare.run import execute
 from mto_tools.errors import CorruptError, MissingError, RefusedError
+
+from .conftest import fake_plan, quiet
 
 FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards", "time"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "source", "image", "use", "path"}
@@ -165,6 +169,19 @@ def test_unfair_comparison_is_noticed(
     report = run_fake("--drift", drift)
     assert not report.fair
     assert [check.name for check in report.checks if not check.passed] == [name]
+
+
+def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
+    """No log, no scores, no data digests of its own: what MTO measures is enough."""
+    plan = fake_plan(work, seeds=1)
+    plan = plan.model_copy(update={"scores": [], "logs": LogSpec(train="", data="")})
+    execute(plan, work, quiet())
+    report = build(plan, work, work, "fake", {}, [])
+    assert report.fair
+    assert report.records[0].loss == report.records[0].own_loss
+    assert "L_ss ended at" in report.sentence
+    page = Page(render(report))
+    assert [i for i in page.ids if i in FIGURES] == [f for f in FIGURES[1:] if f != "time"]
 
 
 def test_unfair_comparison_is_said_loudly(report: Report) -> None:

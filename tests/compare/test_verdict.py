@@ -68,7 +68,7 @@ def verdict_of(*gains: list[float] | float) -> Verdict:
 
 def said(*gains: list[float] | float) -> tuple[Finding, str]:
     verdict = verdict_of(*gains)
-    return verdict.finding, words.sentence(verdict, SCORES[0].label)
+    return verdict.finding, words.sentence(verdict)
 
 
 WAY = [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0]  # better on the way, equal at the end
@@ -128,8 +128,8 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
     pairs = [(record("baseline", 0, flat), record("mto", 0, flat))]
     verdict = judge(pairs, SCORES)
     assert verdict.reach[0].shares == [None]
-    assert "final score" not in words.sentence(verdict, "probe")
-    assert "RAUC: undefined for linear probe accuracy, -L_ss, where the baseline" in words.also(
+    assert "final score" not in words.sentence(verdict)
+    assert "RAUC: undefined for linear probe accuracy, −L_ss, where the baseline" in words.also(
         verdict
     )
 
@@ -144,9 +144,20 @@ def test_equal_differences_are_no_proof() -> None:
 def test_loss_counts_as_better_when_lower() -> None:
     base, mto = [1 - v for v in RISING], [0.9 - v for v in RISING]
     pairs = [(record("baseline", 0, RISING, base), record("mto", 0, RISING, mto))]
-    loss = judge(pairs, SCORES).quantities[-1]
+    loss = judge(pairs, SCORES).loss_at_the_end()
     assert (loss.better, loss.worse) == (1, 0)
     assert loss.mean == pytest.approx(-0.1)
+
+
+def test_without_scores_the_loss_decides() -> None:
+    pairs = []
+    for seed, gain in enumerate((0.05, 0.06, 0.055)):
+        loss = [1 - v + 0.01 * seed for v in RISING]
+        mto = [v - gain for v in loss]
+        pairs.append((record("baseline", seed, RISING, loss), record("mto", seed, RISING, mto)))
+    verdict = judge(pairs, [])
+    assert verdict.finding is Finding.HELPED
+    assert words.sentence(verdict).startswith("MTO helped: over 3 seeds L_ss ended at 0.235 with")
 
 
 def test_missing_score_is_undefined_not_a_crash() -> None:

@@ -89,10 +89,10 @@ def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
         CorruptError: A line is not the JSON that the recipe promises.
     """
     logs = plan.logs
-    lines = _read_lines(folder / logs.train)
-    measured = _read_lines(folder / logs.measures)
+    measured = _read_lines(folder / logs.measures, "step")
+    lines = _read_lines(folder / logs.train, logs.step) if logs.train else []
     steps = [line for line in lines if logs.loss in line]
-    if not steps:
+    if logs.train and not steps:
         raise MissingError(
             f"{folder / logs.train} holds no line with {logs.step!r} and {logs.loss!r}",
             hint=f"read {folder / 'output.txt'}, and check [logs] in patches/{plan.upstream}/"
@@ -109,7 +109,7 @@ def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
         seed=run.seed,
         seconds=seconds,
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        loss=read.curve(steps, logs.loss),
+        loss=read.curve(steps, logs.loss) if logs.train else read.curve(measured, "loss"),
         step_ms=read.curve(steps, logs.step_ms),
         data={line[logs.step]: str(line[logs.data]) for line in steps if logs.data in line},
         rng={line["step"]: str(line["rng"]) for line in measured if "rng" in line},
@@ -129,7 +129,7 @@ def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
 
 class _Reader:
     def __init__(self, logs: LogSpec) -> None:
-        self.logs = logs
+        self.step = logs.step
 
     def curve(self, lines: list[dict[str, Any]], *path: str) -> Curve:
         """The values at `path` inside the lines that have one: some are logged on some steps."""
@@ -139,7 +139,7 @@ class _Reader:
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
             if isinstance(value, (int, float)):
-                points[int(line[self.logs.step])] = float(value)
+                points[int(line[self.step if self.step in line else "step"])] = float(value)
         return Curve(steps=sorted(points), values=[points[step] for step in sorted(points)])
 
     def rows(self, lines: list[dict[str, Any]], key: str) -> Rows:
@@ -147,7 +147,7 @@ class _Reader:
         return Rows(steps=sorted(points), values=[points[step] for step in sorted(points)])
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, step: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines: list[dict[str, Any]] = []
@@ -156,8 +156,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError as error:
             raise CorruptError(f"{path}:{number} is not JSON: {error}") from None
-        if not isinstance(line, dict) or "step" not in line:
-            raise CorruptError(f"{path}:{number}: expected an object with a step, found {text:.60}")
+        if not isinstance(line, dict) or step not in line:
+            raise CorruptError(
+                f"{path}:{number}: expected an object with {step!r}, found {text:.60}"
+            )
         lines.append(line)
     return lines
 
@@ -193,10 +195,11 @@ def _digest(path: Path) -> str:
 
 def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
     """Check that in every seed both arms met the same weights, data, masks and random numbers."""
+    data = _check("Same data in the same order", pairs, lambda b, m: _same(b.data, m.data, "data"))
     return [
         _check("Same first loss, bit for bit", pairs, _first_loss),
         _check("Same initial weights", pairs, _first_state),
-        _check("Same data in the same order", pairs, lambda b, m: _same(b.data, m.data, "data")),
+        *([data] if plan.logs.data else []),
         _check("Same random numbers", pairs, lambda b, m: _same(b.rng, m.rng, "RNG state")),
         _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan.steps)),
         _check("Every loss is finite", pairs, _finite),

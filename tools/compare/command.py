@@ -60,6 +60,8 @@ def compare(
     say = partial(console.print, markup=False)
     home = find_home()
     launch = load_launch(home, name)
+    if options.jobs is None and _has_gpu():
+        options = options.model_copy(update={"jobs": 2})  # a seed's two arms share the GPU
     options = fill(options, launch, name, usable_cores())
     report_name = report_name or name
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", report_name):
@@ -95,7 +97,14 @@ def train(
     """Run the plan in `work` and write the report there, under the name it will have, `final`."""
     with saying_disk_full(work):
         write(work / "plan.json", plan.model_dump_json(indent=1))
-        outcomes = execute(plan, work, console, keep_going=keep_going)
+        try:
+            outcomes = execute(plan, work, console, keep_going=keep_going)
+        except KeyboardInterrupt:
+            console.print(
+                f"stopped; what is done stays in {work}, and the seeds that are whole make"
+            )
+            console.print(f"a report with: mto report {work}")
+            raise
         seconds = {outcome.run.name: round(outcome.seconds, 2) for outcome in outcomes}
         write(work / "seconds.json", json.dumps(seconds))
     failed = [outcome.run.name for outcome in outcomes if outcome.exit_code != 0]
@@ -155,7 +164,7 @@ def build(
     return Report(
         name=name,
         made=datetime.now().astimezone().isoformat(timespec="seconds"),
-        sentence=words.sentence(verdict, plan.scores[0].label),
+        sentence=words.sentence(verdict),
         also=words.also(verdict),
         fair=all(check.passed for check in checks),
         checks=checks,
@@ -193,8 +202,14 @@ def default_data(home: Path, where: Path, launch: Launch, name: str, say: Say) -
     return data
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _whole(plan: Plan, folder: Path, run: str) -> bool:
-    path = folder / "runs" / run / plan.logs.train
+    path = folder / "runs" / run / (plan.logs.train or plan.logs.measures)
     if not path.is_file():
         return False
     steps = (json.loads(line).get(plan.logs.step, 0) for line in path.read_text().splitlines())

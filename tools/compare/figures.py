@@ -44,7 +44,9 @@ def draw(records: list[Record], scores: list[Score]) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def _scores(records: list[Record], scores: list[Score]) -> Figure:
+def _scores(records: list[Record], scores: list[Score]) -> Figure | None:
+    if not scores:
+        return None
     canvas, axes = panels(max(2, len(scores)))
     seen = []
     for panel, score in zip(axes, scores, strict=False):

@@ -15,6 +15,7 @@ import numpy as np
 
 from mto_tools.compare import figures, words
 from mto_tools.compare.canvas import NAMES, Figure
+from mto_tools.compare.collect import Curve
 from mto_tools.compare.plan import Run
 from mto_tools.compare.report import Report
 from mto_tools.compare.verdict import Quantity
@@ -67,13 +68,12 @@ def _head(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     verdict = report.verdict
-    end, loss = verdict.quantities[0], verdict.quantities[-1]
-    score = report.plan.scores[0].label
+    end, loss = verdict.quantities[0], verdict.loss_at_the_end()
     tiles = [
-        (words.gap(end), f"{score}, MTO − baseline"),
-        (words.gap(loss), "final L_ss, MTO − baseline"),
+        (words.gap(quantity), f"{quantity.label}, MTO − baseline")
+        for quantity in ([end] if end is loss else [end, loss])
     ]
-    for reach in (verdict.reach[0], verdict.reach[-1]):
+    for reach in verdict.reach[:1] if end is loss else (verdict.reach[0], verdict.reach[-1]):
         known = [s for s in reach.shares if s is not None]
         if known and all(map(math.isfinite, known)):
             text = f"{100 * float(np.mean(known)):.0f} %"
@@ -84,8 +84,9 @@ def _tiles(report: Report) -> str:
         known = [v for v in rauc.values if v is not None]
         text = f"{np.mean(known):.2f}" if known else "undefined"
         tiles.append((text, f"RAUC of {words.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"))
-    ratios = figures.step_time_ratios(report.records)
-    tiles.append((f"{np.mean(ratios):.2f} ×", "step time, MTO / baseline"))
+    if all(record.step_ms.values for record in report.records):
+        ratio = np.mean(figures.step_time_ratios(report.records))
+        tiles.append((f"{ratio:.2f} ×", "step time, MTO / baseline"))
     cells = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in tiles
@@ -117,7 +118,7 @@ def _numbers(report: Report) -> str:
         f"<td>{_each(rauc.values, lambda v: f'{v:.2f}')}</td></tr>"
         for rauc in report.verdict.rauc
     ]
-    label = escape(words.lower(report.plan.scores[0].label))
+    label = escape(words.lower(report.verdict.reach[0].label))
     return f"""<section class="plain" id="numbers"><h2>Numbers</h2>
 <div class="scroll"><table>{head}{rows}</table></div>
 <p class="note">Means over seeds; differences are MTO − baseline, paired by seed, with the
@@ -178,7 +179,7 @@ def _runs(report: Report) -> str:
         )
         rows.append(
             f"<tr><td>{NAMES[record.arm]}</td><td>{record.seed}</td>"
-            f"<td>{record.loss.values[-1]:.4g}</td>{scores}<td>{np.median(record.step_ms.values):.1f}"
+            f"<td>{record.loss.values[-1]:.4g}</td>{scores}<td>{_median(record.step_ms)}"
             f"</td><td>{record.seconds:.0f} s</td><td>{record.bytes / 1e6:.1f} MB</td></tr>"
         )
     labels = "".join(f"<th>{escape(s.label)}</th>" for s in report.plan.scores)
@@ -186,6 +187,10 @@ def _runs(report: Report) -> str:
 <tr><th>arm</th><th>seed</th><th>last L_ss</th>{labels}<th>step, ms</th><th>duration</th>
 <th>folder</th></tr>{"".join(rows)}</table></div>
 <p class="note">Logs, output and checkpoints are in runs/ beside this page.</p></section>"""
+
+
+def _median(curve: Curve) -> str:
+    return f"{np.median(curve.values):.1f}" if curve.values else "–"
 
 
 def _how(report: Report) -> str:

@@ -41,6 +41,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     started: float
     offset: int = 0
+    step: int = 0
     last: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,6 +81,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
             run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
             for run in plan.runs
         }
+        everything = progress.add_task("all", total=len(plan.runs) * plan.steps, loss="")
         try:
             while waiting or running:
                 while waiting and len(running) < plan.jobs:
@@ -87,6 +89,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                     progress.reset(tasks[run.name])
                     running.append(_start(run, plan, out))
                 time.sleep(POLL)
+                progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
                 for child in list(running):
                     done = child.process.poll() is not None
                     _show(child, progress, tasks, plan)
@@ -166,7 +169,7 @@ def _failure(child: _Child, out: Path) -> MtoError:
     last = log.read_text("utf-8", "replace").strip().splitlines()[-TAIL:]
     words = "\n".join(f"  | {line}" for line in last) or "  | (it printed nothing)"
     return MtoError(
-        f"{_title(child.run)} ended {how} at step {child.last.get('step', 0)}; its last lines:\n"
+        f"{_title(child.run)} ended {how} at step {child.step}; its last lines:\n"
         f"{words}\nAll of it is in {log}",
         hint=f"mend the cause and start again; what was done so far is kept in {out}",
     )
@@ -192,7 +195,7 @@ def _progress(console: Console) -> Progress:
 
 def _show(child: _Child, progress: Progress, tasks: dict[str, Any], plan: Plan) -> None:
     logs = plan.logs
-    path = child.folder / logs.train
+    path = child.folder / (logs.train or logs.measures)
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -204,10 +207,7 @@ def _show(child: _Child, progress: Progress, tasks: dict[str, Any], plan: Plan) 
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             child.last.update(record)
-    if logs.step in child.last:
-        loss = child.last.get(logs.loss)
-        progress.update(
-            tasks[child.run.name],
-            completed=child.last[logs.step],
-            loss=f"loss {loss:.4f}" if isinstance(loss, float) else "",
-        )
+    child.step = int(child.last.get(logs.step if logs.train else "step", 0))
+    loss = child.last.get(logs.loss if logs.train else "loss")
+    words = f"loss {loss:.4f}" if isinstance(loss, float) else ""
+    progress.update(tasks[child.run.name], completed=child.step, loss=words)

@@ -1,8 +1,8 @@
 """Did MTO help, by how much, and how sure is that? Decided by rules fixed before the runs.
 
-1. The first score of compare.toml (for mini the linear probe) at the end of pre-training decides.
-   The paired differences over seeds give a 95 % t-interval; helped or harmed is said only where it
-   excludes zero.
+1. The first score of compare.toml (for mini the linear probe; L_ss where there is none) at the end
+   of pre-training decides. The paired differences over seeds give a 95 % t-interval; helped or
+   harmed is said only where it excludes zero.
 2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
    show that training was faster or slower.
 3. Everything else (k-NN, L_ss, RAUC, steps saved) is reported, and decides nothing.
@@ -20,6 +20,7 @@ from mto_tools.compare.collect import Curve, Record
 from mto_tools.compare.plan import Data, Score
 
 CONFIDENCE = 0.95
+LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
 
 
@@ -81,9 +82,13 @@ class Verdict(Data):
     """What can be said and the numbers behind it; `words.sentence` says it."""
 
     finding: Finding
-    quantities: list[Quantity]
+    quantities: list[Quantity]  # the first two are those that decide
     reach: list[Reach]
     rauc: list[Rauc]
+
+    def loss_at_the_end(self) -> Quantity:
+        """The final smoothed L_ss."""
+        return next(q for q in self.quantities if q.key == f"{LOSS.key}_end")
 
 
 def smooth(curve: Curve) -> Curve:
@@ -187,46 +192,34 @@ def judge(pairs: list[tuple[Record, Record]], scores: list[Score]) -> Verdict:
     quantities: list[Quantity] = []
     reach: list[Reach] = []
     raucs: list[Rauc] = []
-    for score in scores:
-        curves = [(b.scores[score.key], m.scores[score.key]) for b, m in pairs]
+    for score in (*scores, LOSS):
+        curves = [(_curve(b, score), _curve(m, score)) for b, m in pairs]
         curves = [(b, m) for b, m in curves if b.steps and m.steps]
-        more = {"higher_is_better": score.higher_is_better, "percent": score.percent}
-        for suffix, label, value in (
+        higher = score.higher_is_better
+        for suffix, words, value in (
             ("end", "at the end", lambda c: c.values[-1]),
             ("mean", "mean over the run", average),
         ):
-            values = [(value(b), value(m)) for b, m in curves]
-            quantities.append(
-                paired(
-                    f"{score.key}_{suffix}",
-                    f"{score.label}, {label}",
-                    [b for b, _ in values],
-                    [m for _, m in values],
-                    **more,
-                )
+            quantity = paired(
+                f"{score.key}_{suffix}",
+                f"{score.label}, {words}",
+                [value(b) for b, _ in curves],
+                [value(m) for _, m in curves],
+                higher_is_better=higher,
+                percent=score.percent,
             )
-        shares = [share_of_steps(b, m, score.higher_is_better) for b, m in curves]
+            quantities.append(quantity)
+        shares = [share_of_steps(b, m, higher) for b, m in curves]
         reach.append(Reach(key=score.key, label=score.label, shares=shares))
-        sign = 1.0 if score.higher_is_better else -1.0
+        sign = 1.0 if higher else -1.0
         rising = [(_times(b, sign), _times(m, sign)) for b, m in curves]
-        raucs += _raucs(score.key, score.label, rising)
-    losses = [(smooth(b.loss), smooth(m.loss)) for b, m in pairs]
-    ends = [(b.values[-1], m.values[-1]) for b, m in losses]
-    quantities.append(
-        paired(
-            "loss_end",
-            "L_ss, at the end",
-            [b for b, _ in ends],
-            [m for _, m in ends],
-            higher_is_better=False,
-        )
-    )
-    shares = [share_of_steps(b, m, higher_is_better=False) for b, m in losses]
-    reach.append(Reach(key="loss", label="L_ss", shares=shares))
-    raucs += _raucs("loss", "-L_ss", [(_times(b, -1), _times(m, -1)) for b, m in losses])
-    return Verdict(
-        finding=find(quantities[0], quantities[1]), quantities=quantities, reach=reach, rauc=raucs
-    )
+        raucs += _raucs(score.key, score.label if higher else f"−{score.label}", rising)
+    finding = find(quantities[0], quantities[1])
+    return Verdict(finding=finding, quantities=quantities, reach=reach, rauc=raucs)
+
+
+def _curve(record: Record, score: Score) -> Curve:
+    return smooth(record.loss) if score is LOSS else record.scores[score.key]
 
 
 def _times(curve: Curve, sign: float) -> Curve:

@@ -10,15 +10,10 @@ import numpy as np
 from mto_tools.compare.verdict import RAUC_FROM, Finding, Quantity, Rauc, Reach, Verdict
 
 
-def sentence(verdict: Verdict, label: str) -> str:
-    """Say in one sentence whether MTO helped, by how much, and how sure that is.
-
-    Args:
-        verdict: What was found.
-        label: Name of the score that decides.
-    """
+def sentence(verdict: Verdict) -> str:
+    """Say in one sentence whether MTO helped, by how much, and how sure that is."""
     finding, (end, mean), reach = verdict.finding, verdict.quantities[:2], verdict.reach[0]
-    label = lower(label)
+    label = lower(reach.label)
     if finding is Finding.UNDEFINED:
         return f"Whether MTO helped cannot be said: no seed has a finite {label} in both arms."
     n = len(end.differences)
@@ -52,7 +47,7 @@ def sentence(verdict: Verdict, label: str) -> str:
 
 def also(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
-    loss = verdict.quantities[-1]
+    loss = verdict.loss_at_the_end()
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
     return (
         f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without ({gap(loss)}"
