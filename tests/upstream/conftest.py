@@ -57,13 +57,19 @@ class Runs:
     def with_processes(self, processes: int) -> Runner:
         return replace(self.runner, processes=processes)
 
-    @functools.cache  # noqa: B019
     def baseline(self, processes: int = 1) -> Run:
+        return self._baseline(processes)
+
+    @functools.cache  # noqa: B019
+    def _baseline(self, processes: int) -> Run:
         runner = self.with_processes(processes)
         return runner.pretrain(f"plain{processes}", self.plain, patched=False, epochs=2)
 
-    @functools.cache  # noqa: B019
     def off(self, processes: int = 1) -> Run:
+        return self._off(processes)
+
+    @functools.cache  # noqa: B019
+    def _off(self, processes: int) -> Run:
         return self.with_processes(processes).pretrain(f"off{processes}", self.patched, epochs=2)
 
     @functools.cache  # noqa: B019
