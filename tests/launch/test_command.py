@@ -60,15 +60,18 @@ def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[
     assert "hint" in done.stderr
 
 
-def test_a_cuda_script_runs_on_the_cpu(tmp_path: Path) -> None:
-    """Every device call the recipes make, in a process of its own."""
+@pytest.mark.parametrize("launcher", ["run", "launch"])
+def test_a_cuda_script_runs_on_the_cpu(tmp_path: Path, launcher: str) -> None:
+    """Every device call the recipes make; `torch.distributed.launch` passes --local-rank."""
     script = tmp_path / "cuda_only.py"
     script.write_text(_CUDA_ONLY)
-    launch = Launch(name="simmim", script=script, arguments=["--opts", "A"], cpu=True, compat=True)
-    done = subprocess.run(launch.argv(), capture_output=True, text=True, check=False, timeout=200)
+    made = Launch(name="simmim", script=script, arguments=["--opts", "A"], cpu=True, compat=True)
+    argv = [part.replace("distributed.run", f"distributed.{launcher}") for part in made.argv()]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["argv"] == ["--local_rank", "0", "--opts", "A"]
+    flag = {"run": ["--local_rank", "0"], "launch": ["--local_rank=0"]}[launcher]
+    assert found["argv"] == [*flag, "--opts", "A"]
     assert found["random"] == 0.8444218515250481  # Python's generator with seed 0
     assert found["devices"] == ["cpu"] * 6
     assert found["backend"] == "gloo"
