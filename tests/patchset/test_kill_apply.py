@@ -21,13 +21,16 @@ from mto_tools.patchset.upstreams import load_upstream
 
 from .conftest import FILES, SERIES, House, make_house, patch_of, raw_git, write
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="process groups"),
+    pytest.mark.timeout(900),
+]
 
-BIG = {f"pkg/module_{n:03}.py": "".join(f"x{n} = {i}\n" for i in range(2000)) for n in range(60)}
+BIG = {f"pkg/module_{n:03}.py": "".join(f"x{n} = {i}\n" for i in range(1000)) for n in range(40)}
 BIG_SERIES = {
     "0001-compat-all.patch": b"".join(patch_of(path, (7, ["import compat"])) for path in BIG),
     "0002-mto-all.patch": b"".join(
-        patch_of(path, (1500, ["mto.add()"] * 20)) for path in list(BIG)[::2]
+        patch_of(path, (900, ["mto.add()"] * 20)) for path in list(BIG)[::2]
     ),
 }
 EDITS = {"data.txt": "edited by me\n", "notes/untracked.txt": "mine\n", "out/run.log": "ignored\n"}
@@ -170,9 +173,9 @@ def test_killed_at_random(
                 raw_git(house.clone, "checkout", "HEAD", "--", victim)
             else:
                 (house.clone / victim).unlink()
-        # and the command itself still works
-        settle_by(house, verb)
-        assert check(house, touched, None) == ("result" if verb == "apply" else "base")
+        if number % 4 == 3:  # and the command itself still works
+            settle_by(house, verb)
+            assert check(house, touched, None) == ("result" if verb == "apply" else "base")
     print(f"{verb} {size}: {interrupted} killed in {number}, {caught} in between, {ends}, {lasts}")
     assert interrupted == kills, "the delays miss the command"
     assert caught >= kills // 4
