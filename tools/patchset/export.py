@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +243,10 @@ def _place(
 
 
 def _message(message: Sequence[str]) -> tuple[str, str]:
-    text = "\n\n".join(message).strip()
+    wrapped = [
+        m if "\n" in m else textwrap.fill(m, 90, break_long_words=False) for m in message[1:]
+    ]
+    text = "\n\n".join([*message[:1], *wrapped]).strip()
     subject, _, body = text.partition("\n")
     body = "\n".join(line.rstrip() for line in body.split("\n")).strip("\n")
     if reason := message_problem(subject) or message_problem(body):

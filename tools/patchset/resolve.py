@@ -214,7 +214,6 @@ def _resolved(git: Git, upstream: Upstream, state: State) -> str:
             f"conflict markers are left in {git.folder}: {', '.join(left)}",
             hint=f"resolve them, then mto upgrade {upstream.name} --continue; or --abort",
         )
-    git.try_run(*_RERERE, "rerere")  # remember it for the next upgrade
     with temporary_index(git) as away:
         away.run("read-tree", onto)
         away.run("add", "--all", "--", ":/")
@@ -224,6 +223,7 @@ def _resolved(git: Git, upstream: Upstream, state: State) -> str:
     except NotAdditiveError as error:
         error.message = f"in {git.folder}: {error.message}"
         raise
+    git.try_run(*_RERERE, "rerere")  # remember a good answer for the next upgrade
     return tree
 
 
