@@ -97,6 +97,9 @@ upgrade-%: $(TOOLS)  ## rehearse the series on a newer upstream (TO=REF)
 compare-%: $(TOOLS)  ## baseline against MTO side by side for NAME
 	@$(MTO) compare $* --seeds $(SEEDS) $(COMPARE) $(ARGS)
 
+smoke-%: $(TOOLS)  ## NAME on a few digits: baseline, MTO off, on, resume (CPU=1: no GPU)
+	@$(MTO) smoke $* $(if $(CPU),--cpu) $(ARGS)
+
 bench: $(TOOLS)  ## speed and memory of the losses, each against its baseline
 	$(PY) benchmarks/row_entropy.py $(ARGS)
 	$(PY) benchmarks/overhead.py $(ARGS)
