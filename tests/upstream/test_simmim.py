@@ -19,9 +19,12 @@ def test_finetuning_starts_from_an_mto_checkpoint(runs: Runs) -> None:
     text = runs.finetune("main_finetune.py")
     assert "Detect pre-trained model, remove [encoder.] prefix." in text
     assert "Max accuracy" in text
-    # At every step a group's rate is the schedule's, once times its layer's scale.
-    rates = re.findall(r"Current learning rate for different parameter groups: \[(.*)\]", text)
-    assert rates
+    # Before the first step each group's rate is the peak times its layer's decay, once.
+    rates = re.search(r"Current learning rate for different parameter groups: \[(.*)\]", text)
+    found = [float(rate) for rate in rates[1].split(", ")]
+    decay, layers = (0.65, 12) if runs.recipe.name == "simmim" else (0.9, 24)
+    assert max(found) == pytest.approx(1.25e-3 * 4 / 512)
+    assert min(found) == pytest.approx(max(found) * decay ** (layers + 1))
 
 
 def test_terms_are_in_the_recipes_own_log(runs: Runs) -> None:
