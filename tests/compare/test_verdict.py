@@ -118,12 +118,12 @@ def test_sentence_carries_the_numbers() -> None:
     assert "77.9 % with MTO and 72.4 % without" in text
     assert f"+5.5 points, 95 % interval +{100 * low:.1f} to +{100 * high:.1f}" in text
     assert "3 of 3 seeds better" in text
-    assert "of the steps to the baseline's final score" in text
+    assert "and MTO reached the baseline's final score in " in text
 
 
 def test_reach_is_said_only_where_it_is_defined() -> None:
     assert "MTO never reached the baseline's final score" in said(-0.05, -0.06, -0.055)[1]
-    assert "reached the baseline's final score in 2 of 3 seeds" in said(0.01, 0.02, -0.01)[1]
+    assert "reached the baseline's final score in only 2 of 3 seeds" in said(0.01, 0.02, -0.01)[1]
     flat = [0.5] * 9
     pairs = [(record("baseline", 0, flat), record("mto", 0, flat))]
     verdict = judge(pairs, SCORES)
@@ -209,6 +209,9 @@ def test_rauc_is_undefined_where_the_baseline_does_not_rise() -> None:
     falling = Curve(steps=[0, 100], values=[1.0, 0.0])
     assert rauc_or_none(falling, steeper, 0, 100) is None
     assert rauc_or_none(Curve(), steeper, 0, 100) is None
+    settled = Curve(steps=[0, 50, 100], values=[0.0, 0.9, 0.901])
+    assert rauc_or_none(settled, steeper, 0, 100) is not None
+    assert rauc_or_none(settled, steeper, 50, 100) is None  # would be a ratio of 200
 
 
 def test_smooth_looks_back_only() -> None:

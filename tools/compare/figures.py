@@ -79,11 +79,11 @@ def _loss(records: list[Record]) -> Figure:
     canvas, (left, right) = panels(2)
     for record in records:
         colour = COLOURS[record.arm]
-        left.plot(record.loss.steps, record.loss.values, color=colour, lw=0.5, alpha=0.25)
+        left.plot(record.loss.steps, record.loss.values, color=colour, lw=0.6, alpha=0.4)
     means = lines(left, records, lambda record: smooth(record.loss))
     left.set_title("L_ss: raw (faint) and smoothed")
-    # The first drop would flatten all that matters: the scale begins after an eighth of the run.
-    shown = [v for m in means.values() for v in m.values[len(m.values) // 8 :] if np.isfinite(v)]
+    # The first drop would flatten all that matters: the scale begins after a quarter of the run.
+    shown = [v for m in means.values() for v in m.values[len(m.values) // 4 :] if np.isfinite(v)]
     if shown and max(shown) > min(shown):
         room = max(shown) - min(shown)
         left.set_ylim(min(shown) - 0.1 * room, max(shown) + 0.1 * room)
@@ -203,13 +203,14 @@ def _term(record: Record, term: str, of: str = "terms") -> Curve:
 def _gradients(records: list[Record]) -> Figure | None:
     if not any(record.grad_ratio[term].steps for record in records for term in TERMS):
         return None
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     canvas, axes = panels(3)
     for panel, term in zip(axes, TERMS, strict=True):
         means = lines(panel, records, partial(_term, term=term, of="grad_ratio"), markers=True)
         if all(value > 0 for mean in means.values() for value in mean.values):
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter(NullFormatter())
         panel.axhline(1, color=INK, lw=0.8)
@@ -229,7 +230,8 @@ def _guards(records: list[Record]) -> Figure:
         lines(panel, records, partial(_mass, name=name))
         panel.set_title(name.replace("_", " ").capitalize())
         low, high = panel.get_ylim()
-        panel.set_ylim(low, max(high, low + 0.02))  # shares in 0..1: less than this is nothing
+        if high - low < 0.02:  # shares in 0..1: less than this is nothing
+            panel.set_ylim(low - 0.002, low + 0.018)
     if all(record.token_norm.steps for record in records):
         profile(axes[2], records, partial(_row, index=-1, of="token_norm"))
         axes[2].set_title("Token norm at the end")

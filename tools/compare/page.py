@@ -129,7 +129,7 @@ interval holds zero, its mean over the run. All else is reported and decides not
 <p class="note">L_ss is smoothed here (mean of the last fifteenth of the run before each point).
 The baseline's steps count to where it first stood at its own final value. RAUC (eq. 8) is the area
 gained over the baseline's score at the start of the range, relative to the baseline's own; it is
-undefined where the baseline does not improve.</p></section>"""
+undefined where the baseline hardly improves.</p></section>"""
 
 
 def _seeds(report: Report) -> list[int]:

@@ -22,6 +22,7 @@ from mto_tools.compare.plan import Data, Score
 CONFIDENCE = 0.95
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
+RAUC_LEAST = 0.05  # of the baseline's whole rise that the range must hold on average
 
 
 class Finding(str, Enum):
@@ -69,7 +70,7 @@ class Reach(Data):
 
 
 class Rauc(Data):
-    """RAUC (eq. 8) per seed from `start` to `stop`; None: undefined, the baseline does not rise."""
+    """RAUC (eq. 8) per seed from `start` to `stop`; None: undefined, the baseline hardly rises."""
 
     key: str
     label: str
@@ -171,14 +172,15 @@ def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -
 
 
 def rauc_or_none(baseline: Curve, mto: Curve, start: float, stop: float) -> float | None:
-    """RAUC, or None where it says nothing: the baseline does not rise, or too few points."""
+    """RAUC, or None where it says nothing: the baseline hardly rises, or too few points."""
     from mto_core import rauc
 
     if len(baseline.steps) < 2 or not start < stop:
         return None
     grid = np.linspace(start, stop, 257)
     heights = np.interp(grid, baseline.steps, baseline.values)
-    if not heights.mean() > heights[0]:  # a ratio to a negative area would mislead
+    # A ratio to next to nothing, or to a negative area, would mislead.
+    if not heights.mean() - heights[0] > RAUC_LEAST * np.ptp(baseline.values):
         return None
     curves = [list(zip(c.steps, c.values, strict=True)) for c in (baseline, mto)]
     try:

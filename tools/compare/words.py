@@ -80,7 +80,7 @@ def show_raucs(raucs: Sequence[Rauc]) -> str:
     ]
     without = [lower(label) for label, values in known.items() if not values]
     if without:
-        parts.append(f"undefined for {', '.join(without)}, where the baseline does not improve")
+        parts.append(f"undefined for {', '.join(without)}, where the baseline hardly improves")
     return "; ".join(parts)
 
 
@@ -118,8 +118,9 @@ def speed(reach: Reach, what: str = "score") -> str:
         return f", and MTO never reached the baseline's final {what}"
     if len(finite) < len(known):
         some = f"{len(finite)} of {len(known)} seeds"
-        return f", and MTO reached the baseline's final {what} in {some}"
-    return f", and MTO took {show_shares(finite)} of the steps to the baseline's final {what}"
+        return f", and MTO reached the baseline's final {what} in only {some}"
+    steps = f"{show_shares(finite)} of the steps that the baseline took"
+    return f", and MTO reached the baseline's final {what} in {steps}"
 
 
 def show_shares(shares: Sequence[float]) -> str:
