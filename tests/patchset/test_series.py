@@ -52,6 +52,8 @@ def test_parse_is_the_inverse_of_render() -> None:
 
 def test_git_reads_what_render_writes(tmp_path) -> None:
     """git's own parser is the independent truth about the format."""
+    tmp_path = tmp_path / "repo"
+    tmp_path.mkdir()
     (tmp_path / "train.py").write_bytes(b"a\nb\nc\n")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)

@@ -44,6 +44,9 @@ def export(
         list[str] | None,
         typer.Option("-m", "--message", help="Subject; given again, paragraphs that say why."),
     ] = None,
+    from_patches: Annotated[
+        bool, typer.Option("--from-patches", help="Take patch files you edited or git merged.")
+    ] = False,
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
@@ -56,6 +59,16 @@ def export(
     from mto_tools.patchset.upstreams import load_upstream
 
     upstream = load_upstream(find_home(), name)
+    if from_patches:
+        from mto_tools.patchset.relock import relock
+
+        changed, lock = relock(upstream, say, repo)
+        if as_json:
+            _dump({"name": name, "written": changed, "tree": lock.tree, "commit": lock.commit})
+        for file in changed if not as_json else ():
+            print(f"patches/{name}/{file}")
+        say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
+        return
     done = exporting.export(upstream, repo, layer, message or (), say)
     if as_json:
         table = {key: getattr(done, key) for key in ("written", "removed", "layer", "untracked")}

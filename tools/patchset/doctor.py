@@ -66,11 +66,10 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
     for name in names:
         try:
             upstream = load_upstream(home, name)
+            yield _source(upstream, network)
+            yield _series(upstream)
         except MtoError as error:
-            yield Finding(f"{name}", "missing", error.message, error.hint)
-            continue
-        yield _source(upstream, network)
-        yield _series(upstream)
+            yield Finding(name, "missing", error.message, error.hint)
 
 
 def _python() -> Finding:

@@ -26,6 +26,9 @@ _INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (100644|100755))
 _HUNK = re.compile(r"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@")
 
 
+NO_FILE = "touches no file"
+
+
 def read_series(upstream: Upstream) -> list[Patch]:
     """Read all patches of an upstream in order.
 
@@ -51,6 +54,21 @@ def parse(data: bytes, name: str) -> Patch:
         parser.problem(1, "not in canonical form (compare with what `mto export` writes)")
     if parser.problems:
         raise PatchFormatError(parser.problems)
+    return patch
+
+
+def read_header(data: bytes, name: str) -> Patch:
+    """Read layer, subject and body only; whatever follows may be wrong.
+
+    Raises:
+        PatchFormatError: The message is not in the form of ours.
+    """
+    head, mark, _ = data.partition(b"\n---\n")
+    parser = _Parser(head + mark, name)
+    patch = parser.patch()
+    problems = [problem for problem in parser.problems if problem.reason != NO_FILE]
+    if problems:
+        raise PatchFormatError(problems)
     return patch
 
 
@@ -102,7 +120,7 @@ class _Parser:
             if files[1:] and not files[-2].path.encode() < files[-1].path.encode():
                 self.problem(files[-1].where, f"{files[-1].path}: paths out of order")
         if not files and not self.problems:
-            self.problem(len(self.lines), "touches no file")
+            self.problem(len(self.lines), NO_FILE)
         return Patch(layer, subject, body, tuple(files), self.name)
 
     def _body(self) -> str:

@@ -1,0 +1,155 @@
+"""Lint: every promise about a series, broken once; and this repository's own patches."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from mto_tools.home import find_home
+from mto_tools.patchset import apply as applying
+from mto_tools.patchset.lint import lint
+from mto_tools.patchset.relock import relock
+
+
+def mute(line: str) -> None:
+    """Say nothing."""
+
+
+def replaced(name: str, old: bytes, new: bytes):
+    def do(folder) -> None:
+        file = folder / name
+        assert old in file.read_bytes()
+        file.write_bytes(file.read_bytes().replace(old, new))
+
+    return do
+
+
+MTO = "0003-mto-loss.patch"
+
+
+@pytest.mark.parametrize(
+    ("do", "found"),
+    [
+        (replaced(MTO, b"+mto = 1", b"+mto = 2"), r"lock:1: .*not the patch that was locked"),
+        (replaced(MTO, b"@@ -2,0 +3 @@", b"@@ -2,0 +3 @@ class A"), rf"{MTO}:\d+: text behind @@"),
+        (replaced(MTO, b"+mto = 1\n", b"+mto = 1\n line 3\n"), rf"{MTO}:\d+: context"),
+        (replaced(MTO, b"+mto = 1\n", b"-line 3\n"), rf"{MTO}:\d+: deletes an upstream line"),
+        (replaced(MTO, b"@@ -9,0", b"@@ -8,0"), rf"{MTO}:\d+: expected '\+"),
+        (replaced(MTO, b"So that it does.\n", b""), rf"{MTO}:2: the message does not say why"),
+        (replaced("lock", b'"layer": "mto"', b'"layer": "compat"'), "lock:1: .*is not of layer"),
+        (replaced("lock", b"\n", b"\r\n"), "lock:1: .*CRLF"),
+        (
+            replaced("upstream.toml", b'pin = "', b'pin = "main"\nx = "'),
+            "toml:1: .*unknown key|full",
+        ),
+        (replaced("upstream.toml", b"MIT", b'MIT"'), "upstream.toml:1: .*not TOML"),
+        (lambda f: (f / "lock").unlink(), "lock:1: .*is missing"),
+        (lambda f: (f / MTO).unlink(), "toml:1: .*expected number 0003"),
+        (lambda f: (f / MTO).rename(f / "0003-other.patch"), "toml:1: .*is named 000N-"),
+        (
+            lambda f: (f / "0001-compat-import.patch").rename(f / "0001-mto-import.patch"),
+            "must come before",
+        ),
+    ],
+)
+def test_every_broken_promise_has_its_place(authored, do, found) -> None:
+    assert lint(authored.home, "toy").problems == []
+    do(authored.patches)
+    problems = [str(problem) for problem in lint(authored.home, "toy").problems]
+    assert any(re.search(found, problem) for problem in problems), problems
+    assert all(problem.startswith("patches/toy/") for problem in problems)
+
+
+def test_without_a_clone_it_says_what_it_did_not_check(authored) -> None:
+    linted = lint(authored.home, "toy")
+    assert (linted.patches, linted.inserted) == (4, 9)
+    assert any("no clone" in what for what in linted.unchecked)
+    run = authored.mto("lint")
+    assert run.returncode == 0
+    assert "not checked: upstream text" in run.stderr
+
+
+def test_upstream_text_and_rebuild_with_a_clone(authored, raw) -> None:
+    long = "def upstreams_own_function(argument):"
+    engine = authored.origin / "engine.py"
+    engine.write_text(f"    {long}\n" + engine.read_text())
+    raw(authored.origin, "commit", "-qam", "long line")
+    authored.pin = raw(authored.origin, "rev-parse", "HEAD")
+    toml = authored.patches / "upstream.toml"
+    old = authored.toy.pin
+    toml.write_text(toml.read_text().replace(old, authored.pin))
+    (authored.patches / "lock").unlink()
+    for file in authored.patches.glob("*.patch"):
+        file.rename(file.with_suffix(".away"))
+    applying.ensure_clone(authored.toy, mute)
+    for file in authored.patches.glob("*.away"):
+        file.rename(file.with_suffix(".patch"))
+    relock(authored.toy, mute)
+    assert lint(authored.home, "toy").problems == []
+    assert lint(authored.home, "toy").unchecked == []
+    # The same words with other white space are upstream's, too.
+    replaced(MTO, b"+mto = 1", b"+" + long.encode())(authored.patches)
+    relock(authored.toy, mute)
+    (problem,) = lint(authored.home, "toy").problems
+    line = (authored.patches / MTO).read_text().splitlines()[problem.line - 1]
+    assert line == "+" + long
+    assert "upstream has this line too" in problem.reason
+    # 20 characters decide: shorter lines are nobody's.
+    replaced(MTO, b"+" + long.encode(), b"+line 3")(authored.patches)
+    relock(authored.toy, mute)
+    assert lint(authored.home, "toy").problems == []
+
+
+def test_a_lock_that_is_only_consistent_with_itself_is_found_by_the_rebuild(authored) -> None:
+    """Tampering with patch, sha256 and all OIDs together needs a clone to be found."""
+    applying.ensure_clone(authored.toy, mute)
+    lock = json.loads((authored.patches / "lock").read_text())
+    text = (authored.patches / "lock").read_text()
+    text = text.replace(lock["tree"], "1" * 40)
+    (authored.patches / "lock").write_text(text)
+    (problem,) = lint(authored.home, "toy").problems
+    assert "0004-deepspeed-engine.patch: tree: expected 1111" in problem.reason
+
+
+def test_relock_takes_patches_edited_by_hand(authored) -> None:
+    applying.ensure_clone(authored.toy, mute)
+    replaced(MTO, b"+mto = 1\n", b"+mto = 11\n")(authored.patches)
+    assert lint(authored.home, "toy").problems
+    changed, lock = relock(authored.toy, mute)
+    assert changed == [MTO, "0004-deepspeed-engine.patch"] or changed == [MTO]
+    assert lint(authored.home, "toy").problems == []
+    assert authored.mto("apply", "toy").returncode == 0
+    assert "mto = 11" in (authored.clone / "engine.py").read_text()
+    before = (authored.patches / MTO).read_bytes()
+    replaced(MTO, b"+mto = 11\n", b"-line 3\n+mto = 11\n")(authored.patches)
+    run = authored.mto("export", "toy", "--from-patches")
+    assert run.returncode == 5, run.stderr
+    (authored.patches / MTO).write_bytes(before)
+    assert relock(authored.toy, mute) == ([], lock)
+
+
+def test_command_line(authored) -> None:
+    shutil.copytree(authored.patches, authored.home / "patches/other")
+    toml = authored.home / "patches/other/upstream.toml"
+    toml.write_text(toml.read_text().replace('name = "toy"', 'name = "other"'))
+    replaced(MTO, b"+mto = 1\n", b"+mto = 1\n line 3\n")(authored.patches)
+    run = authored.mto("lint", "--json")
+    assert run.returncode == 1
+    table = json.loads(run.stdout)
+    assert [one["ok"] for one in table["upstreams"]] == [True, False]
+    text = authored.mto("lint")
+    assert re.search(rf"^patches/toy/{MTO}:\d+: context", text.stdout, re.MULTILINE)
+    assert authored.mto("lint", "other").returncode == 0
+    assert authored.mto("lint", "nobody").returncode == 1
+
+
+def test_this_repository() -> None:
+    """What `make test` must never let through; against the clones where there are some."""
+    home = find_home()
+    names = [path.parent.name for path in (home / "patches").glob("*/upstream.toml")]
+    assert names
+    problems = [str(p) for name in names for p in lint(home, name).problems]
+    assert problems == []
