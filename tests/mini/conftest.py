@@ -42,12 +42,19 @@ class Process:
     code: int | None = None
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         if self.code is None:
             self.code = int(ask(self.zygote, {"wait": self.pid}))
         return self.code
+
+    def is_running(self) -> bool:
+        if self.code is None:
+            answer = ask(self.zygote, {"poll": self.pid})
+            self.code = int(answer) if answer.strip() else None
+        return self.code is None
 
     @property
     def stderr(self) -> str:

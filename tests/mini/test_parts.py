@@ -7,6 +7,7 @@ import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch import nn
 STYLES = ("SimMIM", "MAE")
 
 
-def make(mini: SimpleNamespace, style: str, **kwargs: object) -> nn.Module:
+def make(mini: SimpleNamespace, style: str, **kwargs: object) -> Any:
     torch.manual_seed(0)
     model = getattr(mini.models, style)(
         img_size=12, patch_size=3, embed_dim=16, depth=2, num_heads=2, **kwargs
@@ -28,7 +29,7 @@ def make(mini: SimpleNamespace, style: str, **kwargs: object) -> nn.Module:
     return model.eval()
 
 
-def inputs(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(3, 3, 12, 12), model.random_mask(3)
 
@@ -118,7 +119,9 @@ def test_warm_up_and_cosine(mini: SimpleNamespace) -> None:
     assert rate[10] > 0
 
 
-def batches(mini: SimpleNamespace, root: Path, rank: int = 0, size: int = 1, **kwargs) -> object:
+def batches(
+    mini: SimpleNamespace, root: Path, rank: int = 0, size: int = 1, **kwargs: object
+) -> Any:
     defaults = {
         **{"seed": 3, "batch_size": 8, "img_size": 8, "grid": 4, "mask_ratio": 0.6},
         **{"mask_cell": 1, "crop_scale": 0.5, "hflip": True},

@@ -95,7 +95,8 @@ def test_disk_full(recipe: Recipe, tmp_path: Path) -> None:
     # no room for the next one
     out = tmp_path / "out"
     out.mkdir()
-    old = shutil.copy(whole / "checkpoint-000005.pth", out / "checkpoint.pth").read_bytes()
+    old = (whole / "checkpoint-000005.pth").read_bytes()
+    (out / "checkpoint.pth").write_bytes(old)
     run = recipe.start_tiny(out, file_size=size // 2)
     assert_stopped(run, MISSING, str(out / "checkpoint.pth"), "old file is intact")
     assert (out / "checkpoint.pth").read_bytes() == old

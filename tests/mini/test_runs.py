@@ -14,6 +14,7 @@ import torch
 
 from .conftest import (
     TINY,
+    Process,
     Recipe,
     assert_same_run,
     read_checkpoint,
@@ -89,28 +90,40 @@ def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style:
 
     out = tmp_path / "killed"
     draw = random.Random(f"kills {style}")
-    torn = kills = 0
-    while kills < 12:
+    found: list[int] = []  # the step of the checkpoint that each kill left behind
+    torn = 0
+    while True:
         process = recipe.start_tiny(out, *flags)
-        if kills % 2:
-            # while a checkpoint is being written
-            pause = draw.uniform(0, 0.15)
-            time.sleep(pause)
-            deadline = time.monotonic() + 2
-            while time.monotonic() < deadline and not (out / "checkpoint.pth.tmp").exists():
-                pass
+        wait_for_saves(process, out, draw.randint(0, 3))
+        if len(found) % 2:
+            while process.is_running() and not (out / "checkpoint.pth.tmp").exists():
+                pass  # until a checkpoint is being written
         else:
-            time.sleep(draw.uniform(0, 0.5))
+            time.sleep(draw.uniform(0, 0.05))
         process.kill()
         if process.wait() == 0:
             break  # it was faster than the kill
         assert process.code == -9, process.stderr
-        kills += 1
         torn += (out / "checkpoint.pth.tmp").exists()
-    assert kills >= 3
+        found.append(read_checkpoint(out)["step"] if (out / "checkpoint.pth").exists() else 0)
+    assert len({step for step in found if step}) >= 3, found
     assert torn >= 1, "no kill fell into the writing of a checkpoint"
-    recipe.train(out, *flags)
     assert_same_run(whole, out)
+
+
+def wait_for_saves(process: Process, out: Path, count: int) -> None:
+    """Return when checkpoint.pth has been replaced `count` times since the process started."""
+
+    def stamp() -> int:
+        path = out / "checkpoint.pth"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    last = stamp()
+    while count and process.is_running():
+        now = stamp()
+        count -= now != last
+        last = now
+        time.sleep(0.001)
 
 
 def test_two_ranks_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:
@@ -146,9 +159,18 @@ def test_torchrun_resumes(recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_accumulation_gives_the_same_run(recipe: Recipe, tmp_path: Path, style: str) -> None:
-    flags = ("--style", style, "--clip_grad", "0.5")
-    one = recipe.train(tmp_path / "one", *flags)
-    assert_close_runs(one, recipe.train(tmp_path / "four", *flags, "--accum_steps", "4"))
+    one = recipe.train(tmp_path / "one", "--style", style)
+    four = recipe.train(tmp_path / "four", "--style", style, "--accum_steps", "4")
+    assert_close_runs(one, four)
+
+
+def test_gradients_are_clipped_to_the_norm(recipe: Recipe, tmp_path: Path) -> None:
+    """After one step, Adam's first running mean is a tenth of the gradient."""
+    flags = ("--steps", "1", "--warmup_steps", "0")
+    out = recipe.train(tmp_path / "out", *flags, "--clip_grad", "1e-3", "--accum_steps", "2")
+    states = read_checkpoint(out)["optimizer"]["state"].values()
+    norm = torch.cat([state["exp_avg"].double().flatten() for state in states]).norm()
+    assert norm.item() == pytest.approx(1e-4, rel=1e-3)
 
 
 def assert_close_runs(a: Path, b: Path) -> None:

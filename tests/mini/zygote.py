@@ -3,8 +3,10 @@
 Importing torch, torchvision and timm costs six CPU-seconds; a fork costs milliseconds. The children
 are real processes, with a command line, an exit code and a pid that can be killed.
 
-Reads one JSON job per line and answers with one line: {"run": argv, "stdout": path, "stderr": path,
-"env": {}, "file_size": bytes} gives a pid, {"wait": pid} gives its exit code (-9 after SIGKILL).
+Reads one JSON job per line and answers each with one line:
+    {"run": argv, "stdout": path, "stderr": path, "env": {}, "file_size": bytes}: the pid
+    {"wait": pid}: its exit code, -9 after SIGKILL
+    {"poll": pid}: the same, or an empty line while it runs
 """
 
 import importlib
@@ -35,6 +37,10 @@ def child(job: dict) -> None:
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
+        if "poll" in job:
+            pid, status = os.waitpid(job["poll"], os.WNOHANG)
+            print(os.waitstatus_to_exitcode(status) if pid else "", flush=True)
+            continue
         if "wait" in job:
             _, status = os.waitpid(job["wait"], 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
