@@ -41,7 +41,7 @@ def _keep(which, depth):
 
 def _strays():
     watched = set(map(id, _watched))
-    modules = [m for m in gc.get_objects() if isinstance(m, torch.nn.Module)]
+    modules = [m for m in gc.get_objects() if issubclass(type(m), torch.nn.Module)]
     hooked = [m for m in modules if m._forward_hooks or m._forward_pre_hooks]
     return [type(m).__name__ for m in hooked if id(m) not in watched and m is not _model[0]]
 
