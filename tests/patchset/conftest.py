@@ -189,9 +189,6 @@ def said() -> list[str]:
     return []
 
 
-Say = Callable[[str], None]
-
-
 @pytest.fixture
 def authored(tmp_path: Path) -> House:
     """The house of `house`, its series in the canonical form that `mto export` writes."""

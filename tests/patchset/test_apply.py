@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,7 @@ IN_THE_WAY_OF_A_NEW_FILE = {
     "ignored": "ds.json (untracked, and the switch adds it)",
     "added": "ds.json (staged by you, and the switch adds it)",
     "folder": "ds.json (untracked, and the switch adds it)",
+    "pipe": "ds.json (untracked, and the switch adds it)",
 }
 
 
@@ -180,6 +182,8 @@ def test_edits_in_the_way_are_refused_then_kept(
         raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
     if way == "deleted":
         target.unlink()
+    elif way == "pipe":
+        os.mkfifo(target)
     elif way == "folder":
         write(house.clone, {"ds.json/inside": "mine\n"})
     else:
@@ -201,8 +205,10 @@ def test_edits_in_the_way_are_refused_then_kept(
     assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
     assert raw_git(house.clone, "rev-parse", "HEAD") == head
     assert not list((house.clone / ".git").glob("*.lock"))
-    if way == "folder":
-        assert read(house, "ds.json/inside") == "mine\n"
+    if way in ("folder", "pipe"):
+        with pytest.raises(RefusedError, match="no file, and the switch adds a file"):
+            run(house.toy, quiet, keep_edits=True)
+        assert target.is_fifo() or read(house, "ds.json/inside") == "mine\n"
         return
 
     kept = run(house.toy, said.append, keep_edits=True).kept

@@ -190,6 +190,27 @@ def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
     assert raw_git(house.clone, "status", "--porcelain") == ""
 
 
+def test_file_name_that_is_not_utf8(house: House) -> None:
+    name = os.fsdecode(b"caf\xe9.py")
+    write(house.origin, {name: "one\n"})
+    raw_git(house.origin, "add", "-A")
+    raw_git(house.origin, "commit", "-q", "-m", "third")
+    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
+    toml = house.patches / "upstream.toml"
+    toml.write_text(toml.read_text().replace(old, house.pin))
+    house.write_series(SERIES)
+    apply(house.toy, quiet)
+    write(house.clone, {name: "mine\n"})
+    assert status(house.toy, quiet).edited == [name]
+    for command in (["status"], ["status", "--json"], ["verify", "toy"]):
+        run = house.mto(*command)
+        assert run.returncode == 1
+        assert "caf" in run.stdout + run.stderr
+        assert "Traceback" not in run.stderr
+    revert(house.toy, quiet, keep_edits=True)
+    assert (house.clone / name).read_text() == "one\n"
+
+
 def test_replaced_objects_do_not_count(house: House, tmp_path: Path) -> None:
     own = tmp_path / "own"
     raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))

@@ -152,8 +152,9 @@ def test_lost_tree(house: House) -> None:
 
 
 def test_no_network(house: House) -> None:
-    run = house.mto("checkout", "toy", "--source", "http://127.0.0.1:9/toy.git")
+    run = house.mto("checkout", "toy", "--source", "http://me:secret@127.0.0.1:9/toy.git")
     assert run.returncode == 3
+    assert "secret" not in run.stderr
     assert "cannot fetch toy" in run.stderr
     assert house.pin in run.stderr
     for way in ("URL", "mirror", "bundle"):

@@ -82,7 +82,7 @@ def fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None = None)
         require_pin(upstream.home, upstream, git)
         return {}
     found = find_source(upstream, source)
-    say(f"{upstream.name}: fetching {upstream.pin} from {found.value}")
+    say(f"{upstream.name}: fetching {upstream.pin} from {found.shown}")
     fetch_commit(git, found, upstream.pin, upstream)
     lost = missing_files(git, upstream.pin)
     lock = read_lock(upstream)
@@ -90,11 +90,11 @@ def fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None = None)
     for path, oid in lost.items():
         if path in touched:
             raise MissingError(
-                f"{found.value} ({found.said_by}) lacks {path}, blob {oid}, which the series of "
+                f"{found.shown} ({found.said_by}) lacks {path}, blob {oid}, which the series of "
                 f"{upstream.name} patches",
                 hint=three_ways(upstream),
             )
-        say(f"{upstream.name}: {found.value} lacks {path}, blob {oid}; left out, no patch needs it")
+        say(f"{upstream.name}: {found.shown} lacks {path}, blob {oid}; left out, no patch needs it")
     return lost
 
 
@@ -126,7 +126,6 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         if upstream.checkout.is_dir():
             upstream.checkout.rmdir()  # empty, see above
         part.rename(upstream.checkout)
-    say(f"{upstream.name}: checked out to {upstream.checkout}")
 
 
 def _leave_out(git: Git, paths: list[str]) -> None:

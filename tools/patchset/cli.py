@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.patchset import authoring_cli
-from mto_tools.patchset.pending import recover
 from mto_tools.patchset.upstreams import LAYERS, Upstream, all_upstreams, load_upstream
 
 if TYPE_CHECKING:
@@ -43,13 +43,30 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def register(app: typer.Typer) -> None:
     """Add this area's commands to `app`."""
     for command in (checkout, apply, revert, status, verify, diff):
-        app.command()(command)
+        app.command(rich_help_panel="Upstreams and their patches")(command)
     authoring_cli.register(app)
+
+
+@functools.cache
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def say(line: str) -> None:
     """Print one line for a person, on stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+    _stderr().print(_printable(line), markup=False)
+
+
+def _printable(text: str) -> str:
+    """Replace the bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Turn the system's refusals into our errors; on a terminal, show that something goes on."""
+    with plain_errors(), _stderr().status(what):
+        yield
 
 
 @contextmanager
@@ -84,19 +101,17 @@ def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
     if repo and len(names) != 1:
         raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
     home = find_home()
-    found = [load_upstream(home, name) for name in dict.fromkeys(names)]
-    for upstream in found:
-        recover(upstream.folder, say)  # an export or upgrade that was killed
-    return [load_upstream(home, upstream.name) for upstream in found]
+    return [load_upstream(home, name) for name in dict.fromkeys(names)]
 
 
 def checkout(names: Names, source: From = None) -> None:
     """Clone upstreams at their pins, unpatched."""
     from mto_tools.patchset.checkout import ensure_clone
 
-    with plain_errors():
+    with working("mto checkout"):
         for upstream in upstreams(names, None):
-            ensure_clone(upstream, say, source=source)
+            git = ensure_clone(upstream, say, source=source)
+            say(f"{upstream.name}: the pin {upstream.pin} is in {git.folder}")
 
 
 def apply(
@@ -225,7 +240,7 @@ def _print_status(found: list[Status], verbose: bool) -> None:
             from mto_tools.patchset.status import layers_text
 
             row.append(layers_text(state.inserted) or "-")
-        table.add_row(*row, Text(detail))
+        table.add_row(*row, Text(_printable(detail)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 400  # a pipe has no right margin

@@ -36,13 +36,16 @@ def embedded_files(home: Path, upstream: Upstream) -> list[str]:
     if names and git.is_toplevel():
         listed = git.run("ls-files", "-z", "--full-name", "--", upstream.path)
         prefix = upstream.path.strip("/") + "/"
-        tracked = {name.removeprefix(prefix) for name in listed.decode().split("\0")}
+        tracked = {
+            name.removeprefix(prefix)
+            for name in listed.decode("utf-8", "surrogateescape").split("\0")
+        }
         names = names & tracked or names  # none is tracked while the recipe is being written
     if not names:
         raise MissingError(
             f"{upstream.name}: no file in {folder}", hint=f"git checkout -- {upstream.path}"
         )
-    return sorted(names, key=str.encode)
+    return sorted(names)
 
 
 def _is_litter(path: Path) -> bool:
@@ -63,7 +66,11 @@ def embedded_commit(home: Path, upstream: Upstream, repo: Git) -> str:
     names = embedded_files(home, upstream)
     paths = "".join(f"{folder / name}\n" for name in names)
     oids = repo.text(
-        "hash-object", "-w", "--no-filters", "--stdin-paths", input=paths.encode()
+        "hash-object",
+        "-w",
+        "--no-filters",
+        "--stdin-paths",
+        input=paths.encode("utf-8", "surrogateescape"),
     ).split()
     entries = []
     for name, oid in zip(names, oids, strict=True):
@@ -71,7 +78,12 @@ def embedded_commit(home: Path, upstream: Upstream, repo: Git) -> str:
             mode = "100755" if stream.read(2) == b"#!" else "100644"
         entries.append(f"{mode} {oid}\t{name}\0")
     with temporary_index(repo) as index:
-        index.run("update-index", "-z", "--index-info", input="".join(entries).encode())
+        index.run(
+            "update-index",
+            "-z",
+            "--index-info",
+            input="".join(entries).encode("utf-8", "surrogateescape"),
+        )
         tree = index.text("write-tree")
     return write_commit(repo, tree, [], f"{upstream.name}: embedded recipe", DATE)
 

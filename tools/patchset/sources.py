@@ -31,6 +31,11 @@ class Source:
     said_by: str
     kind: str
 
+    @property
+    def shown(self) -> str:
+        """The value without a password or token, for messages."""
+        return re.sub(r"://[^/@]+@", "://***@", self.value)
+
 
 def three_ways(upstream: Upstream) -> str:
     """One sentence on how to get an upstream, network or not."""
@@ -95,7 +100,7 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
         _by_oid(git, source, commit, upstream)
     if git.text("cat-file", "-t", commit, check=False) != "commit":
         raise MissingError(
-            f"{source.value} ({source.said_by}) does not hold the commit {commit} of "
+            f"{source.shown} ({source.said_by}) does not hold the commit {commit} of "
             f"{upstream.name}",
             hint=three_ways(upstream),
         )
@@ -117,11 +122,11 @@ def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
         words = " ".join(first.split())
         if "dubious ownership" in first:
             raise MissingError(
-                f"git does not trust {source.value}, which another user owns: {words}",
+                f"git does not trust {source.shown}, which another user owns: {words}",
                 hint=f"git config --global --add safe.directory {source.value}",
             )
         raise MissingError(
-            f"cannot fetch {upstream.name} {commit} from {source.value} ({source.said_by}): "
+            f"cannot fetch {upstream.name} {commit} from {source.shown} ({source.said_by}): "
             f"{words}",
             hint=three_ways(upstream),
         )
@@ -131,7 +136,7 @@ def _from_bundle(git: Git, source: Source, upstream: Upstream) -> None:
     rc, _, err = git.try_run("bundle", "unbundle", source.value)
     if rc:
         raise CorruptError(
-            f"{source.value} ({source.said_by}) cannot be used as a bundle for {upstream.name}: "
+            f"{source.shown} ({source.said_by}) cannot be used as a bundle for {upstream.name}: "
             f"{' '.join(err.split())}",
             hint=f"make it again: git bundle create {upstream.name}.bundle --all",
         )
@@ -145,7 +150,7 @@ def _lost_objects(source: Source, commit: str, upstream: Upstream) -> set[str]:
         if "dubious ownership" in err:
             return set()  # fetching says it
         raise CorruptError(
-            f"{source.value} ({source.said_by}) is not a git repository",
+            f"{source.shown} ({source.said_by}) is not a git repository",
             hint=three_ways(upstream),
         )
     return set(missing_objects(mirror, commit))
@@ -164,9 +169,8 @@ def _from_incomplete(git: Git, source: Source, commit: str, lost: set[str]) -> N
 def missing_objects(git: Git, commit: str) -> list[str]:
     """Return the OIDs that `commit` needs and the repository lacks, history left out."""
     rc, out, _ = git.try_run("rev-list", "--objects", "--no-walk", "--missing=print", commit)
-    return (
-        [line[1:] for line in out.decode().splitlines() if line.startswith("?")] if not rc else []
-    )
+    lines = [] if rc else out.split(b"\n")
+    return [line[1:].decode() for line in lines if line.startswith(b"?")]
 
 
 def missing_files(git: Git, commit: str) -> dict[str, str]:

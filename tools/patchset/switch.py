@@ -172,6 +172,12 @@ def keep(git: Git, files: dict[str, Change], *, verb: str) -> str:
     hidden = sorted(path for path in blocked if path not in edited and path not in untracked)
     if not edited and not blocked:
         return ""
+    for path in untracked:
+        if not (git.folder / path).is_file() and not (git.folder / path).is_symlink():
+            raise RefusedError(
+                f"{git.folder / path} is no file, and the switch adds a file of that name",
+                hint=f"move it away, then run mto {verb} --keep again",
+            )
     unmerged = git.text("ls-files", "--unmerged")
     if unmerged:
         raise RefusedError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -94,13 +95,12 @@ def _read(folder: Path, path: str) -> bytes | None:
     """Bytes at `path`, a link's target for a link, None where nothing stands."""
     file = folder / path
     try:
-        if file.is_symlink():
+        kind = file.lstat().st_mode
+        if stat.S_ISLNK(kind):
             return os.fsencode(file.readlink())
-        return file.read_bytes()
+        return file.read_bytes() if stat.S_ISREG(kind) else b"\0neither file nor link"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except IsADirectoryError:
-        return b"\0a folder"
 
 
 def _converted(git: Git, paths: Iterable[str]) -> dict[str, str]:
