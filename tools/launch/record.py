@@ -51,6 +51,9 @@ def _registered(module: nn.Module, name: str, parameter: Any) -> None:
         _mask_tokens.append(parameter)
 
 
+if torch.cuda.is_available():  # two runs can only be equal if each is repeatable
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 _file.unlink(missing_ok=True)
 Tensor.backward = _recorded_backward  # type: ignore[method-assign]
 nn.modules.module.register_module_parameter_registration_hook(_registered)
