@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -27,6 +28,7 @@ parser.add_argument("--gain", type=float, default=0.05)
 parser.add_argument("--only", default="mto")
 parser.add_argument("--fail_at", type=int)
 parser.add_argument("--fail_seed", type=int)
+parser.add_argument("--fail_signal", type=int)
 parser.add_argument("--sleep_at", type=int)
 parser.add_argument("--helper", action="store_true", help="start a process that outlives us")
 parser.add_argument("--drift", choices=["data", "rng", "loss", "norm"])
@@ -60,7 +62,9 @@ for step in range(1, args.steps + 1):
     if odd and args.drift == "loss":
         loss += 1e-9
     if odd and step == args.fail_at and args.fail_seed in (None, args.seed):
-        print("RuntimeError: the fake recipe was told to fail", flush=True)
+        print("RuntimeError: the fake recipe was told to fail [/red]", flush=True)
+        if args.fail_signal:
+            os.kill(os.getpid(), args.fail_signal)
         sys.exit(7)
     if odd and step == args.sleep_at:
         time.sleep(600)

@@ -64,6 +64,13 @@ def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
     assert not (work / "runs/mto-1").exists(), "later seeds do not start"
 
 
+def test_death_by_memory_is_told_apart(work: Path) -> None:
+    plan = fake_plan(work, "--fail_at", "20", "--fail_signal", "9", seeds=1)
+    with pytest.raises(MtoError, match="seed 0 mto ended by signal 9 at step ") as caught:
+        execute(plan, work, quiet())
+    assert "--jobs 1" in caught.value.hint
+
+
 def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
     plan = fake_plan(work, "--fail_at", "90", "--fail_seed", "0", seeds=2)
     report = train(plan, work, work, "fake", quiet(), keep_going=True)

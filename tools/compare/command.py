@@ -217,9 +217,10 @@ def _whole(plan: Plan, folder: Path, run: str) -> bool:
 
 
 def _say(report: Report, page: Path, console: Console) -> None:
-    style = "bold" if report.fair else "bold red"
     for check in report.checks:
         if not check.passed:
-            console.print(f"[bold red]not fair:[/] {check.name}: {check.detail}")
-    console.print(report.sentence, style=style)
+            console.print(f"not fair: {check.name}: {check.detail}", style="bold red", markup=False)
+    for name in report.failed:
+        console.print(f"failed, its seed is left out: {name}", style="bold red", markup=False)
+    console.print(report.sentence, style="bold", markup=False)
     print(page.absolute())

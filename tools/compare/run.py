@@ -96,6 +96,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                     if not done:
                         continue
                     running.remove(child)
+                    _end([child])
                     seconds = time.monotonic() - child.started
                     outcomes.append(Outcome(child.run, child.process.returncode, seconds))
                     progress.stop_task(tasks[child.run.name])
@@ -104,7 +105,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                     error = _failure(child, out)
                     if not keep_going:
                         raise error
-                    console.print(f"[bold red]failed:[/] {error.message}", highlight=False)
+                    console.print(f"failed: {error.message}", markup=False, highlight=False)
         finally:
             _end(running)
     return outcomes
@@ -165,13 +166,17 @@ def _sigterm_is_an_exception() -> Any:
 def _failure(child: _Child, out: Path) -> MtoError:
     log = child.folder / "output.txt"
     code = child.process.returncode
-    how = f"with exit status {code}" if code > 0 else f"by signal {-code}"
+    how, hint = f"with exit status {code}", "mend the cause and start again"
+    if code > 128:  # as the guard passes on a death by signal
+        how = f"by signal {code - 128}"
+        if code - 128 == signal.SIGKILL:
+            hint = "if memory ran out, run fewer at once with --jobs 1"
     last = log.read_text("utf-8", "replace").strip().splitlines()[-TAIL:]
     words = "\n".join(f"  | {line}" for line in last) or "  | (it printed nothing)"
     return MtoError(
         f"{_title(child.run)} ended {how} at step {child.step}; its last lines:\n"
         f"{words}\nAll of it is in {log}",
-        hint=f"mend the cause and start again; what was done so far is kept in {out}",
+        hint=f"{hint}; what was done so far is kept in {out}",
     )
 
 
