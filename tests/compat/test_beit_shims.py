@@ -79,23 +79,6 @@ def test_novograd_imports_and_says_what_to_use() -> None:
         sys.modules.pop(name, None)
 
 
-def test_models_do_not_get_the_new_arguments(monkeypatch) -> None:
-    registry = importlib.import_module("timm.models.registry")
-    monkeypatch.setattr(registry, "register_model", registry.register_model)
-    run("timm_registry.register_model")
-    from timm.models import create_model
-
-    given = {}
-
-    @registry.register_model
-    def mto_test_model(pretrained: bool = False, **more: object) -> nn.Module:
-        given.update(more)
-        return nn.Identity()
-
-    create_model("mto_test_model", drop_path_rate=0.5, drop_block_rate=None)
-    assert given == {"drop_path_rate": 0.5}
-
-
 def test_summary_writer_takes_logdir(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     if "tensorboardX" in sys.modules or importlib.util.find_spec("tensorboardX"):
