@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from mto_tools.home import find_home
 if TYPE_CHECKING:
     from mto_tools.patchset.upstreams import Upstream
 
-Name = Annotated[str, typer.Argument(help="The upstream: a folder under patches/.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A folder under patches/.")]
 Repo = Annotated[
     Path | None, typer.Option("--repo", help="Its clone, if not upstream/NAME.", show_default=False)
 ]
@@ -24,10 +26,22 @@ Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON objec
 
 def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
-    app.command(rich_help_panel="Write patches")(export)
-    app.command(rich_help_panel="Write patches")(lint)
-    app.command(rich_help_panel="Write patches")(upgrade)
-    app.command()(doctor)
+    for command in (export, lint, upgrade):
+        app.command(rich_help_panel="Write patches")(_guarded(command))
+    app.command()(_guarded(doctor))
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what the operating system refuses into our errors."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        from mto_tools.patchset.cli import plain_errors
+
+        with plain_errors():
+            command(*args, **options)
+
+    return run
 
 
 def say(line: str) -> None:
@@ -109,10 +123,17 @@ def lint(
         for what in result.unchecked:
             say(f"{result.name}: not checked: {what}")
     if problems:
-        raise MtoError(f"mto lint found {len(problems)} problem{'s'[: len(problems) > 1]}")
+        raise MtoError(f"mto lint found {_count(len(problems), 'problem')}")
     total = sum(result.patches for result in results)
     lines = sum(result.inserted for result in results)
-    say(f"{len(results)} upstreams, {total} patches, {lines} inserted lines: all as promised")
+    say(
+        f"{_count(len(results), 'upstream')}, {_count(total, 'patch', 'patches')}, "
+        f"{_count(lines, 'inserted line')}: all as promised"
+    )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def upgrade(

@@ -35,7 +35,7 @@ _MOST = 24
 def show_rehearsal(console: Console, rehearsal: Rehearsal) -> None:
     """Print the report of one upgrade."""
     r = rehearsal
-    distance = "" if r.ahead < 0 else f"; {r.ahead} commits ahead, {r.behind} behind"
+    distance = "" if r.ahead < 0 else f" ({r.ahead} ahead, {r.behind} behind)"
     for line in (f"{r.name}  {r.pin}", f"to  {r.target}", f"    {r.date} {r.subject}{distance}"):
         console.print(Text(line), soft_wrap=True)
     for step in r.steps:

@@ -18,9 +18,11 @@ from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say
 from mto_tools.patchset.lock import Lock, write_atomically
 from mto_tools.patchset.merge import commit_tree
+from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.replay import Step, carry
+from mto_tools.patchset.series import Patch
 from mto_tools.patchset.trees import NotAdditiveError, file_patches
-from mto_tools.patchset.upgrade import accept, load_series, name_culprits
+from mto_tools.patchset.upgrade import accept, load_series, name_culprits, refuse_upstream_text
 from mto_tools.patchset.upstreams import Upstream
 from mto_tools.patchset.workshop import Workshop, complete, make_borrower
 
@@ -99,7 +101,8 @@ def proceed(upstream: Upstream, say: Say, repo: Path | None = None) -> Lock:
     """
     git, state = _open(upstream)
     if state.ready:
-        state.done.append(_resolved(git, upstream, state))
+        patch = read_series(upstream)[len(state.done)]
+        state.done.append(_resolved(git, upstream, state, patch))
         state.ready, state.conflicts = False, []
         _save(git, state)
     return _advance(git, upstream, state, say, repo)
@@ -196,12 +199,13 @@ def _lay_out(git: Git, upstream: Upstream, state: State, step: Step, base: str, 
     )
 
 
-def _resolved(git: Git, upstream: Upstream, state: State) -> str:
+def _resolved(git: Git, upstream: Upstream, state: State, patch: Patch) -> str:
     """Return the tree of what the person made.
 
     Raises:
         ConflictError: A file still has markers.
         NotAdditiveError: Upstream's lines were changed.
+        RefusedError: Upstream's lines were copied.
     """
     onto = state.done[-1] if state.done else git.resolve(f"{state.target}^{{tree}}")
     left = []
@@ -223,6 +227,7 @@ def _resolved(git: Git, upstream: Upstream, state: State) -> str:
     except NotAdditiveError as error:
         error.message = f"in {git.folder}: {error.message}"
         raise
+    refuse_upstream_text(git, (state.pin, state.target), patch, onto, tree)
     git.try_run(*_RERERE, "rerere")  # remember a good answer for the next upgrade
     return tree
 

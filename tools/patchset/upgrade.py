@@ -211,7 +211,10 @@ def accept(
         RefusedError: The new series would hold upstream text.
     """
     git = shop.git
-    refuse_upstream_text(git, upstream.pin, target, done)
+    before = target
+    for patch, tree in done:
+        refuse_upstream_text(git, (upstream.pin, target), patch, before, tree)
+        before = tree
     drafts = [Draft(p.layer, p.subject, p.body, tree, p.name) for p, tree in done]
     files, lock = write_series(git, target, drafts)
     old = {file.name for file in upstream.patch_files()}
@@ -229,26 +232,26 @@ def accept(
 
 
 def refuse_upstream_text(
-    git: Git, pin: str, target: str, done: Sequence[tuple[Patch, str]]
+    git: Git, commits: Sequence[str], patch: Patch, before: str, tree: str
 ) -> None:
-    """Refuse a resolution that put upstream's lines into the patches.
+    """Refuse a resolution of `patch`, from tree `before` to `tree`, that copies upstream's lines.
 
     Raises:
-        RefusedError: Names every such line.
+        RefusedError: Names every file with a line that one of `commits` has.
     """
-    before, mine, found = target, set(), []
-    for patch, _ in done:
-        mine |= {line.strip() for f in patch.files for h in f.hunks for line in h.lines}
-    for patch, tree in done:
-        for file in file_patches(git, before, tree):
-            found += [(patch, file.path, line) for h in file.hunks for line in h.lines]
-        before = tree
-    new = {line.strip() for _, _, line in found if len(line.strip()) >= SHORTEST} - mine
-    copied = upstream_lines(git, pin, new) | upstream_lines(git, target, new)
-    places = [f"{path} in {patch.name}" for patch, path, line in found if line.strip() in copied]
+    mine = {line.strip() for f in patch.files for h in f.hunks for line in h.lines}
+    found = [
+        (file.path, line.strip())
+        for file in file_patches(git, before, tree)
+        for hunk in file.hunks
+        for line in hunk.lines
+        if len(line.strip()) >= SHORTEST and line.strip() not in mine
+    ]
+    copied = {c for commit in commits for c in upstream_lines(git, commit, [x for _, x in found])}
+    places = [f"{path}: {line.decode(errors='replace')}" for path, line in found if line in copied]
     if places:
         raise RefusedError(
-            f"the patches would hold {len(places)} lines of upstream: {', '.join(set(places))}",
+            f"{patch.name} would hold upstream text:\n" + "\n".join(f"  {p}" for p in places),
             hint="insert lines of your own only; a file that upstream deleted is not brought back",
         )
 
