@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from mto_tools.patchset.apply import apply, revert
+from mto_tools.patchset.checkout import make_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.status import status
@@ -40,10 +42,12 @@ def _work(home: Path, verb: str, ready: Any) -> None:
     os.setpgid(0, 0)
     toy = load_upstream(home, "toy")
     ready.send(True)
-    if verb == "apply":
-        apply(toy, lambda _: None)
-    else:
+    if verb == "checkout":
+        make_clone(toy, lambda _: None)
+    elif verb == "revert":
         revert(toy, lambda _: None)
+    else:
+        apply(toy, lambda _: None, keep_edits=verb == "keep")
 
 
 class Killer:
@@ -181,3 +185,58 @@ def test_killed_at_random(
     assert caught >= kills // 4
     assert all(ends.values()), ends
     assert Git(house.clone).ok("fsck", "--connectivity-only", "--no-dangling")
+
+
+def test_clone_killed_at_random(tmp_path: Path) -> None:
+    """There is a whole clone or none, and the next command makes one."""
+    rng = random.Random(5)
+    house = make_house(tmp_path, FILES, SERIES)
+    killer = Killer()
+    last = killer.run(house, "checkout")
+    absent = 0
+    for _ in range(10):
+        shutil.rmtree(house.clone)
+        killer.kill(house, "checkout", rng.uniform(0, last), from_journal=False, group=True)
+        absent += not house.clone.exists()
+        make_clone(house.toy, lambda _: None)
+        assert raw_git(house.clone, "status", "--porcelain") == ""
+        assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    assert absent
+    apply(house.toy, lambda _: None)
+
+
+def test_keep_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every edit is in its file, or on a branch that the user is told of."""
+    monkeypatch.setattr("mto_tools.patchset.status.PATIENCE", 60)
+    rng = random.Random(6)
+    house = make_house(tmp_path, FILES, SERIES)
+    killer = Killer()
+    last = killer.run(house, "keep")
+    mine = {"engine.py": "my file\n", "main.py": "my stage\n", "ds.json": "my new file\n"}
+    places = {"file": 0, "branch": 0}
+    for number in range(16):
+        revert(house.toy, lambda _: None)
+        write(house.clone, mine)
+        raw_git(house.clone, "add", "main.py")
+        from_journal = number % 2 == 0
+        delay = rng.uniform(0, last * (0.3 if from_journal else 1))
+        killer.kill(house, "keep", delay, from_journal=from_journal, group=number % 4 != 3)
+        settle_by(house, "status")
+        assert not list((house.clone / ".git").glob("*.lock"))
+        found = raw_git(house.clone, "for-each-ref", "--format=%(refname)", "refs/heads/mto-keep")
+        kept = found.split()[-1] if found else ""
+        for path, text in mine.items():
+            file = house.clone / path
+            stands = file.exists() and file.read_text() == text
+            source = f"{kept}^3" if path == "ds.json" else kept
+            assert stands or raw_git(house.clone, "show", f"{source}:{path}") + "\n" == text
+            places["file" if stands else "branch"] += 1
+        if kept:
+            assert raw_git(house.clone, "show", f"{kept}^2:main.py") == "my stage"
+        apply(house.toy, lambda _: None, keep_edits=True)
+        assert raw_git(house.clone, "status", "--porcelain", "-uall") == ""
+        for ref in raw_git(house.clone, "for-each-ref", "--format=%(refname)").split():
+            if ref.startswith("refs/heads/mto-keep/"):
+                raw_git(house.clone, "update-ref", "-d", ref)
+    print(places)
+    assert all(places.values()), places
