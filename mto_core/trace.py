@@ -192,14 +192,8 @@ class TokenTrace:
         """Disarms."""
         self.disarm()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTrace:
-        """A closed trace: the copy's hooks would record into this one."""
-        copy = object.__new__(type(self))
-        copy.__setstate__(self.__getstate__())
-        return copy
-
     def __getstate__(self) -> dict[str, Any]:
-        """Settings only: neither tokens nor hooks travel."""
+        """Settings only, for copy.deepcopy and pickle: neither tokens nor hooks travel."""
         return {
             "num_prefix_tokens": self.num_prefix_tokens,
             "require_grad": self.require_grad,
@@ -207,7 +201,7 @@ class TokenTrace:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes a closed trace."""
+        """Makes a closed trace: what it would record belongs to the original."""
         self.__dict__.update(state)
         self.armed = False
         self._handles = []
@@ -231,41 +225,25 @@ class TokenTrace:
             self._versions[depth] = tokens._version
 
 
-class _Hook:
-    """A hook of one trace. Copied or pickled along with its module, it falls silent."""
-
-    def __init__(self, trace: TokenTrace | None) -> None:
+# Classes and not closures: a deep copy or pickle of the model then copies the hook and with it the
+# trace, which arrives closed. A closure would go on recording into the original.
+class _InputHook:
+    def __init__(self, trace: TokenTrace) -> None:
         self.trace = trace
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Silent()
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Silent, ()
-
-
-class _Silent(_Hook):
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def __call__(self, *args: object) -> None:
-        """Does nothing, as hook of any kind."""
-
-
-class _InputHook(_Hook):
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.trace is not None and self.trace.armed:
+        if self.trace.armed:
             named = [value for value in kwargs.values() if isinstance(value, Tensor)]
             self.trace._record(0, args[0] if args else named[0] if named else None)
 
 
-class _OutputHook(_Hook):
+class _OutputHook:
     def __init__(self, trace: TokenTrace, depth: int) -> None:
-        super().__init__(trace)
+        self.trace = trace
         self.depth = depth
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if self.trace is not None and self.trace.armed:
+        if self.trace.armed:
             self.trace._record(self.depth, output)
 
 

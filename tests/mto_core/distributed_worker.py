@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
-WEIGHTS = MTOConfig(sparsity=0.5, singularity=0.5, ranking=0.5)
+WEIGHTS = MTOConfig(sparsity=0.5, singularity=0.5, ranking=0.5, backend="recompute")
 BALANCED = dataclasses.replace(WEIGHTS, balance=0.1, balance_every=2, balance_decay=0.5)
 
 

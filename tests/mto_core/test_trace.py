@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace, TraceError
 
-MTO = MaskedTokenOptimization(MTOConfig(sparsity=0.5, singularity=0.5, ranking=0.5))
+WEIGHTS = {"sparsity": 0.5, "singularity": 0.5, "ranking": 0.5}
+MTO = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend="recompute"))
+REFERENCE = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend="dense"))
 
 
 class Block(nn.Module):
@@ -77,7 +79,7 @@ def by_hand():
     for block in model.blocks:
         tokens.append(block(tokens[-1]))
     loss = (model.head(tokens[-1]) - IMAGES).square().mean()
-    return gradients(model, loss + MTO(tokens, MASK, num_prefix_tokens=1).total)
+    return gradients(model, loss + REFERENCE(tokens, MASK, num_prefix_tokens=1).total)
 
 
 def traced(model, trace, run=None):

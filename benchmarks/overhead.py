@@ -1,0 +1,319 @@
+"""What MTO adds to a training step: time, saved activations, peak memory.
+
+    python benchmarks/overhead.py [--shapes simmim mae swin] [--rounds 9] [--device cuda] [--save]
+
+The baseline is forward and backward of the same model without MTO, in the same run. Variants take
+turns within each round, in rotating order, so that whatever else the machine does falls on all
+alike; `added` is the median over rounds of (variant - baseline) / baseline, with quartiles. Since a
+difference of long times is noisy, `alone` gives the added work by itself: forward and backward of
+MTO over the recorded tokens, relative to the baseline. All three terms have weights. `default` is
+backend="auto" with the diagnostics at every step; the other variants are without diagnostics.
+
+Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
+the model saves anyway are counted once, with the baseline. The floor is the three products of each
+depth (logits, gradients by queries and by keys) at the rate of a large float32 matmul in the same
+run, and one reading of the tokens each way and one writing of their gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from models import MAE, SimMIM, Swin
+from torch import Tensor
+
+from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
+
+RESULTS = Path(__file__).parent / "results"
+WEIGHTS: dict[str, Any] = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
+
+
+SHAPES: dict[str, Any] = {"simmim": SimMIM, "mae": MAE, "swin": Swin}
+PIXELS = {"simmim": 224, "mae": 224, "swin": 192}
+BATCHES = {
+    "cpu": {"simmim": 8, "mae": 8, "swin": 4},
+    "cuda": {"simmim": 128, "mae": 128, "swin": 64},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--batch", type=int, help="default: 8 (Swin 4) on the CPU, 128 (64) on CUDA"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_*")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    machine = describe(device)
+    print("\n".join(f"- {key}: {value}" for key, value in machine.items()), flush=True)
+    for name in args.shapes:
+        rows = measure(name, args.batch or BATCHES[args.device][name], args.rounds, device)
+        table = markdown(rows)
+        print(f"\n{table}", flush=True)
+        if args.save:
+            save(name, rows, table, machine, args)
+
+
+def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per variant, the baseline first."""
+    torch.manual_seed(0)
+    model = SHAPES[name]().to(device).train()
+    images = torch.randn(batch, 3, PIXELS[name], PIXELS[name], device=device)
+    mask = model.masks(batch).to(device)
+    trace = TokenTrace(model.blocks, num_prefix_tokens=model.prefix)
+    variants = make_variants(device)
+    steps = {
+        title: partial(step, model, images, mask, trace, mto)
+        for title, mto in [("none", None), *variants.items()]
+    }
+
+    times: dict[str, list[float]] = {title: [] for title in steps}
+    alone: dict[str, list[float]] = {title: [] for title in steps}
+    peaks = dict.fromkeys(steps, 0)
+    order = list(steps)
+    for turn in range(rounds + 1):
+        for title in order[turn % len(order) :] + order[: turn % len(order)]:
+            seconds, peak = timed(steps[title], device)
+            if turn:  # the first round warms up
+                times[title].append(seconds)
+                peaks[title] = max(peaks[title], peak)
+        tokens = record(model, images, mask, trace)
+        for title, mto in variants.items():
+            seconds, _ = timed(partial(by_itself, mto, tokens, model, mask), device)
+            if turn:
+                alone[title].append(seconds)
+
+    base_saved, _ = saved_bytes(model, images, mask, trace, None)
+    base = statistics.median(times["none"])
+    gflop, megabytes = floor(tokens_shapes(model, images, mask, trace), mask, model.prefix)
+    rate = matmul_rate(device, model.dim)
+    rows = []
+    for title in steps:
+        ratios = [t / b - 1 for t, b in zip(times[title], times["none"], strict=True)]
+        low, middle, high = quartiles(ratios)
+        added = saved_bytes(model, images, mask, trace, variants.get(title))[1]
+        row = {
+            "shape": model.title,
+            "batch": batch,
+            "variant": title,
+            "median_ms": 1e3 * statistics.median(times[title]),
+            "added": middle,
+            "added_q1": low,
+            "added_q3": high,
+            "alone_ms": 1e3 * statistics.median(alone[title] or [0.0]),
+            "alone": statistics.median(alone[title] or [0.0]) / base,
+            "saved_mb": (base_saved + added) / 1e6,
+            "added_saved": added / base_saved,
+            "peak_mb": peaks[title] / 1e6,
+            "added_peak": peaks[title] / peaks["none"] - 1 if peaks["none"] else 0.0,
+        }
+        if title != "none":
+            row |= {"floor_ms": gflop / rate * 1e3, "floor_gflop": gflop, "floor_mb": megabytes}
+        rows.append(row)
+    return rows
+
+
+def make_variants(device: torch.device) -> dict[str, Callable[..., Any]]:
+    """Backends with all terms weighted; on CUDA also the compiled dense form."""
+
+    def form(backend: str, diagnostics: bool, compiled: bool = False) -> Callable[..., Any]:
+        module: Any = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend=backend))
+        return partial(torch.compile(module) if compiled else module, diagnostics=diagnostics)
+
+    found = {
+        "dense": form("dense", False),
+        "recompute": form("recompute", False),
+        "default": form("auto", True),
+    }
+    if device.type == "cuda":
+        found["dense compiled"] = form("dense", False, compiled=True)
+    return found
+
+
+def autocast(device: torch.device) -> Any:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def step(
+    model: Any, images: Tensor, mask: Tensor, trace: TokenTrace, mto: Callable[..., Any] | None
+) -> None:
+    """Forward and backward; without MTO the trace stays unarmed."""
+    model.zero_grad(set_to_none=True)
+    with autocast(images.device):
+        if mto is None:
+            model(images, mask).backward()
+            return
+        with trace:
+            loss = model(images, mask)
+        total = loss + mto(trace.tokens_by_depth, mask).total
+    trace.clear()
+    total.backward()
+
+
+def record(model: Any, images: Tensor, mask: Tensor, trace: TokenTrace) -> list[Tensor]:
+    with autocast(images.device), trace:
+        model(images, mask)
+    found = [t.detach().requires_grad_() for t in trace.tokens_by_depth.whole]
+    trace.clear()
+    return found
+
+
+def by_itself(mto: Callable[..., Any], tokens: list[Tensor], model: Any, mask: Tensor) -> None:
+    with autocast(mask.device):
+        total = mto(tokens, mask, num_prefix_tokens=model.prefix).total
+    torch.autograd.grad(total, tokens)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Seconds, and on CUDA the peak of allocated bytes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter() - start, torch.cuda.max_memory_allocated()
+    return time.perf_counter() - start, 0
+
+
+def saved_bytes(
+    model: Any, images: Tensor, mask: Tensor, trace: TokenTrace, mto: Callable[..., Any] | None
+) -> tuple[int, int]:
+    """Bytes that the model's graph holds, and those that MTO adds to it."""
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    owned |= {images.untyped_storage().data_ptr(), mask.untyped_storage().data_ptr()}
+    kept: dict[int, Tensor] = {}  # alive while counting, so that no address recurs
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    def held() -> int:
+        return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with autocast(images.device), hooks:
+        with trace:
+            loss = model(images, mask)
+        before = held()
+        total = None if mto is None else mto(trace.tokens_by_depth, mask).total
+        after = held()
+    del loss, total
+    trace.clear()
+    return before, after - before
+
+
+def tokens_shapes(
+    model: Any, images: Tensor, mask: Tensor, trace: TokenTrace
+) -> list[tuple[int, int, int]]:
+    """(N, D, bytes per number) of the patch tokens by depth."""
+    with autocast(images.device), trace:
+        model(images[:1], mask[:1])
+    whole = trace.tokens_by_depth
+    trace.clear()
+    return [(t.shape[1], t.shape[2], t.element_size()) for t in whole]
+
+
+def floor(shapes: list[tuple[int, int, int]], mask: Tensor, prefix: int) -> tuple[float, float]:
+    """GFLOP and MB of the batch: three products per depth, plus those of L_spa at depth 0."""
+    batch, share = mask.shape[0], mask.flatten(1).float().mean().item()
+    flop = nbytes = 0.0
+    for depth, (n, d, size) in enumerate(shapes):
+        masked, visible = share * n, (1 - share) * n
+        flop += 6 * batch * masked * visible * d + (6 * batch * visible * n * d) * (depth == 0)
+        nbytes += 3 * batch * n * d * size
+    return flop / 1e9, nbytes / 1e6
+
+
+def matmul_rate(device: torch.device, dim: int) -> float:
+    """Float32 GFLOP per second of a large matmul of this width."""
+    a, b = torch.randn(2048, dim, device=device), torch.randn(dim, 4 * dim, device=device)
+    seconds = [timed(partial(torch.matmul, a, b), device)[0] for _ in range(12)]
+    return 2 * 2048 * dim * 4 * dim / statistics.median(seconds[2:]) / 1e9
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Hardware and versions."""
+    hardware = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    elif cpuinfo.exists():
+        named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
+    return {
+        "hardware": hardware,
+        "threads": str(torch.get_num_threads()),
+        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The columns people read."""
+    lines = [
+        f"{rows[0]['shape']}, B = {rows[0]['batch']}",
+        "",
+        "| variant | step | added (quartiles) | alone | floor | saved | added | peak | added |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        peak = f"{row['peak_mb']:.0f} MB | {row['added_peak']:+.2%}" if row["peak_mb"] else "| "
+        line = f"| {row['variant']} | {row['median_ms']:.0f} ms | "
+        if row["variant"] == "none":
+            lines.append(line + f"| | | {row['saved_mb']:.1f} MB | | {peak.split('|')[0]}| |")
+            continue
+        lines.append(
+            line + f"{row['added']:+.2%} ({row['added_q1']:+.2%} to {row['added_q3']:+.2%}) | "
+            f"{row['alone_ms']:.1f} ms, {row['alone']:.2%} | {row['floor_ms']:.1f} ms, "
+            f"{row['floor_gflop']:.1f} GFLOP, {row['floor_mb']:.0f} MB | "
+            f"{row['saved_mb']:.1f} MB | {row['added_saved']:+.2%} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def save(
+    name: str,
+    rows: list[dict[str, Any]],
+    table: str,
+    machine: dict[str, str],
+    args: argparse.Namespace,
+) -> None:
+    """benchmarks/results/overhead_DEVICE_SHAPE.csv and .md."""
+    stem = RESULTS / f"overhead_{args.device}_{name}"
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[-1], *machine])
+        writer.writeheader()
+        writer.writerows({**row, **machine} for row in rows)
+    command = f"python benchmarks/overhead.py --shapes {name} --rounds {args.rounds}"
+    head = "\n".join(f"- {key}: {value}" for key, value in machine.items())
+    title = "# What MTO adds to a training step"
+    stem.with_suffix(".md").write_text(
+        f"{title}\n\n`{command} --device {args.device}`\n\n{head}\n\n{table}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
