@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22}  # numbers of scratch per chunk: 16 MiB in float32 on the CPU,
-GPU_CHUNK_ELEMENTS = 1 << 24  # 64 MiB elsewhere
+CHUNK_ELEMENTS = {"cpu": 1 << 22}  # gathered tokens and logits of a chunk: 16 MiB of float32,
+GPU_CHUNK_ELEMENTS = 1 << 24  # and 64 MiB on any other device
 MIN_ROWS = 64  # a chunk of one image has at least that many
 LAYER_NORM_EPS = 1e-5
 
@@ -198,6 +198,8 @@ class _Side:
 
     def __init__(self, tokens: Tensor, index: Tensor | None, rows: Rows) -> None:
         self.tokens, self.index, self.rows = tokens, index, rows
+        if index is not None:  # once, since it copies tokens that are not contiguous
+            self.flat = tokens.flatten(0, 1)
         self.count = tokens.shape[1] - rows.num_prefix_tokens if index is None else index.shape[1]
         self.dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
@@ -209,8 +211,7 @@ class _Side:
             x = self.tokens[images, self.rows.num_prefix_tokens :][:, rows]
         else:
             index = self.index[images, rows]
-            x = self.tokens.flatten(0, 1).index_select(0, index.flatten())
-            x = x.view(*index.shape, x.shape[1])
+            x = self.flat.index_select(0, index.flatten()).view(*index.shape, self.flat.shape[1])
         x = x.to(self.dtype)
         if not self.rows.normalize:
             return x, lambda grad: grad
