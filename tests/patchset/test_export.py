@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mto_tools.errors import ConflictError, CorruptError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset.attribute import labels, relabel
+from mto_tools.patchset.attribute import labels, relabel, within
 from mto_tools.patchset.export import export
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.series import FilePatch, Hunk, insert, split_lines
@@ -104,6 +104,20 @@ def test_a_reworded_line_stays_in_its_patch(applied) -> None:
     export(applied.toy, layer="deepspeed")
     assert patches(applied)["0003-mto-loss.patch"]["engine.py"][1] == "mto.add(loss)"
     assert list(patches(applied)["0004-deepspeed-engine.patch"]) == ["ds.json", "main.py"]
+
+
+def test_a_double_of_an_upstream_line_comes_and_goes(applied) -> None:
+    """Whichever of two equal lines git takes for the removed one, upstream's stays upstream's."""
+    file = applied.clone / "sub/deep.py"
+    before = file.read_bytes()
+    put(file, 6, "line 6")
+    export(applied.toy, layer="mto")
+    assert patches(applied)["0003-mto-loss.patch"]["sub/deep.py"] == ["line 6"]
+    file.write_bytes(before)
+    put(file, 12, "another")
+    export(applied.toy, layer="mto")
+    assert patches(applied)["0003-mto-loss.patch"]["sub/deep.py"] == ["another"]
+    assert patches(applied)["0002-compat-shim.patch"]["sub/deep.py"] == ["shim = 1"]
 
 
 def test_a_patch_that_inserts_nothing_any_more_is_removed(applied) -> None:
@@ -340,6 +354,13 @@ def test_labels_follow_hunks() -> None:
     assert relabel(owners, [Range(2, 1, 2, 2)], 9) == [3, 0, 1, 1, 3, 1, 0]
     assert relabel(owners, [Range(2, 2, 2, 1)], 9) == [3, 0, 9, 1, 0]
     assert relabel(owners, [Range(6, 0, 6, 1)], 9) == [*owners, 9]
+
+
+def test_upstream_lines_are_told_by_the_diff_to_the_pin() -> None:
+    """Of two equal lines git took upstream's for the removed one; the double must not stay ours."""
+    whole = FilePatch("f", "", "", "100644", (Hunk(2, (b"new", b"b")),))
+    assert within(whole, [1, 0, 9, 2], 9) == [0, 0, 9, 2]
+    assert within(whole, [0, 2, 0, 0], 9) == [0, 0, 9, 9]
 
 
 def test_command_line(applied) -> None:

@@ -61,7 +61,7 @@ def split_edit(
         else:
             owners = relabel(before, by_edit.get(path, []), new + 1)
             if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
-                owners = _within(file, owners, new + 1)
+                owners = within(file, owners, new + 1)
         lines = split_lines(blobs[file.after])
         first = min(owners, default=_creator(history) or new + 1) if file.is_new else 0
         for number, tree in enumerate(trees, 1):
@@ -96,8 +96,12 @@ def relabel(owners: Sequence[int], edit: Sequence[Range], new: int) -> list[int]
     return result + list(owners[done:])
 
 
-def _within(file: FilePatch, owners: Sequence[int], new: int) -> list[int]:
-    """Take what is upstream's from `file`: git aligned the edit so that an upstream line moved."""
+def within(file: FilePatch, owners: Sequence[int], new: int) -> list[int]:
+    """Take what is upstream's from `file`, the diff to the pin.
+
+    For when the diff to the patched tree took an upstream line for removed, and an equal line of
+    ours for the one that stayed.
+    """
     hunks: Mapping[int, Hunk] = {hunk.after: hunk for hunk in file.hunks}
     result: list[int] = []
     after = 0
