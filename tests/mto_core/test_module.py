@@ -137,6 +137,8 @@ def test_warmup_is_linear_in_the_step():
 
 def test_diagnostics_agree_with_the_affinity_map(monkeypatch):
     tokens, mask = make(prefix=1)
+    mask[0, :12], mask[1, :3] = True, False  # images with different counts
+    assert len(set(mask.sum(1).tolist())) == 3
     mto = MaskedTokenOptimization(MTOConfig(scale="sqrt_dim"))
     terms = mto(tokens, mask, num_prefix_tokens=1)
     diagonal, masked = [], []

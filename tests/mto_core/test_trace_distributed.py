@@ -29,7 +29,7 @@ def launch(case, folder, world=2):
         for rank in range(world)
     ]
     try:
-        codes = [rank.wait(timeout=200) for rank in ranks]
+        codes = [rank.wait(timeout=270) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
