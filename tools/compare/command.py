@@ -100,10 +100,8 @@ def train(
         try:
             outcomes = execute(plan, work, console, keep_going=keep_going)
         except KeyboardInterrupt:
-            console.print(
-                f"stopped; what is done stays in {work}, and the seeds that are whole make"
-            )
-            console.print(f"a report with: mto report {work}")
+            console.print(f"stopped; what is done stays in {work}", markup=False)
+            console.print(f"a report on the seeds that are whole: mto report {work}", markup=False)
             raise
         seconds = {outcome.run.name: round(outcome.seconds, 2) for outcome in outcomes}
         write(work / "seconds.json", json.dumps(seconds))

@@ -119,8 +119,7 @@ def speed(reach: Reach, what: str = "score") -> str:
     if len(finite) < len(known):
         some = f"{len(finite)} of {len(known)} seeds"
         return f", and MTO reached the baseline's final {what} in only {some}"
-    steps = f"{show_shares(finite)} of the steps that the baseline took"
-    return f", and MTO reached the baseline's final {what} in {steps}"
+    return f", and MTO reached the baseline's final {what} in {show_shares(finite)} of its steps"
 
 
 def show_shares(shares: Sequence[float]) -> str:
