@@ -279,6 +279,24 @@ def test_user_configuration_does_not_leak_upstream_lines(applied, own_git_config
     assert b"line " not in clean
 
 
+def test_a_clone_elsewhere_with_autocrlf(authored, raw, own_git_configuration, tmp_path) -> None:
+    """The user's own clone holds CRLF where the blobs hold LF; patches are made of blobs."""
+    own_git_configuration.write_text("[core]\n autocrlf = true\n")
+    mine = tmp_path / "mine"
+    raw(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", str(authored.origin), str(mine))
+    assert authored.mto("apply", "toy", "--repo", str(mine)).returncode == 0
+    before = on_disk(authored)
+    assert export(authored.toy, mine).written == ()
+    assert on_disk(authored) == before
+    text = (mine / "engine.py").read_bytes()
+    assert b"mto = 1\r\n" in text
+    (mine / "engine.py").write_bytes(text.replace(b"mto = 1\r\n", b"mto = 1\r\nmore = 2\r\n"))
+    export(authored.toy, mine, layer="mto")
+    assert b"+more = 2\n" in (authored.patches / "0003-mto-loss.patch").read_bytes()
+    assert raw(mine, "status", "--porcelain") == ""
+    assert (mine / "engine.py").read_bytes().count(b"\r\n") == 24
+
+
 def test_message_replaces_and_says_why(applied) -> None:
     export(applied.toy, layer="mto", message=("new subject", "First.", "Second."))
     patch = next(p for p in read_series(applied.toy) if p.layer == "mto")

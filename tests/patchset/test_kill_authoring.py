@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -211,6 +212,32 @@ def test_killed_continue(small, tmp_path, raw) -> None:
     for _ in range(20):
         ring.round(rng, check)
     assert min(ring.seen.values()) >= 2, ring.seen
+
+
+def test_a_full_disk_changes_nothing(small) -> None:
+    """No file may grow beyond 60 bytes, so writing fails half-way, as on a full disk."""
+    before = content(small.patches)
+
+    def action() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+        pending.replace(small.patches, {"a": b"short", "lock": b"x" * 61}, "test")
+
+    status = os.waitstatus_to_exitcode(waited(action))
+    assert status == 1, "the error must reach the caller"
+    assert content(small.patches) == before
+    assert not list(small.patches.glob(".pending*"))
+
+
+def waited(action: Callable[[], object]) -> int:
+    """Run `action` in a child; its status is 1 where it raises OSError."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
 
 
 def test_an_edit_between_kill_and_recovery_is_kept(small, tmp_path) -> None:

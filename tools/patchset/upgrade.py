@@ -227,6 +227,8 @@ def accept(
             bring(clone, upstream, target, source)
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
+    if source and upstream.url:
+        say(f"the pin came from {source}; upstream.toml still names {upstream.url}: does it fit?")
     replace(upstream.folder, replaced, "upgrade --accept")
     return lock
 
