@@ -254,9 +254,7 @@ def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
     for _ in range(2):  # refused as long as it is so
-        with pytest.raises(
-            RefusedError, match=r"would hold upstream text:\n  copy.py: a line"
-        ):
+        with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
             resolve.proceed(house.toy, mute)
     (folder / "copy.py").unlink()
     with pytest.raises(ConflictError, match="0003"):
