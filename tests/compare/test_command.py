@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mto_tools.compare.checkout import ready
 from mto_tools.compare.command import compare, default_data
 from mto_tools.compare.plan import Options, load_launch
 from mto_tools.errors import MissingError, MtoError, RefusedError
@@ -84,6 +85,9 @@ def test_edited_checkout_is_refused_and_kept(home: Path) -> None:
     assert done.stdout == ""
     assert script.read_text().endswith("# mine\n")
     assert not (home / "reports").exists()
+    where, commits = ready(home, "mini", print, allow_edited=True)
+    assert where == home / "upstream" / "mini"
+    assert commits["mini commit"].endswith(", edited: engine.py")
 
 
 def test_reports_that_cannot_be_written(home: Path) -> None:
