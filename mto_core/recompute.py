@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22}  # gathered tokens and logits of a chunk: 16 MiB of float32,
-GPU_CHUNK_ELEMENTS = 1 << 24  # and 64 MiB on any other device
+# Gathered tokens and logits of a chunk: 2 MiB of float32 on the CPU, where larger ones leave the
+# cache and are paged in anew each time; 64 MiB on any other device.
+CHUNK_ELEMENTS = {"cpu": 1 << 19}
+GPU_CHUNK_ELEMENTS = 1 << 24
 MIN_ROWS = 64  # a chunk of one image has at least that many
 LAYER_NORM_EPS = 1e-5
 
