@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def batch(step: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def train(
     model: nn.Module,
-    run: nn.Module,
+    wrap: Callable[[nn.Module], Callable[..., torch.Tensor]],
     config: MTOConfig,
     rank: int = 0,
     world: int = 1,
@@ -66,7 +67,7 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Some SGD steps; parameters, last gradients and the module's state afterwards."""
     trace = TokenTrace(model.blocks, num_prefix_tokens=1)
-    run = run if callable(run) else model
+    run = wrap(model)
     mto = MaskedTokenOptimization(config)
     sgd = torch.optim.SGD(model.parameters(), 0.1)
     weights = []
@@ -93,12 +94,14 @@ def ddp(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for name, config in (("fixed", WEIGHTS), ("balanced", BALANCED)):
         model = Model()
-        found[name] = train(model, DistributedDataParallel(model), config, rank, world)
+        found[name] = train(model, DistributedDataParallel, config, rank, world)
     model = Model(checkpointing=True)
-    found["checkpointing"] = train(model, DistributedDataParallel(model), WEIGHTS, rank, world)
+    found["checkpointing"] = train(model, DistributedDataParallel, WEIGHTS, rank, world)
     model = Model()
-    # The trace is attached inside train(), before the first call compiles anything.
-    compiled = torch.compile(DistributedDataParallel(model), backend="aot_eager")
+
+    def compiled(model: nn.Module) -> Callable[..., torch.Tensor]:
+        return torch.compile(DistributedDataParallel(model), backend="aot_eager")
+
     found["compiled"] = train(model, compiled, WEIGHTS, rank, world)
     return found
 

@@ -208,6 +208,21 @@ def test_whole_model_compiled_in_one_graph_and_never_again():
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+def test_armed_from_within_the_compiled_graph():
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    model.register_forward_pre_hook(lambda module, _: trace.arm() if module.training else None)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for _ in range(3):
+        loss = compiled(IMAGES)
+        total = loss + MTO(trace.tokens_by_depth, MASK).total
+        trace.disarm()
+        torch.testing.assert_close(gradients(model, total), by_hand())
+    assert counter.frame_count == 1  # arming starts from the same state every time
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_inductor():
     model = Model()
     trace = TokenTrace(model.blocks, 1)

@@ -48,8 +48,8 @@ def agree(got, expected, prefixes=("param.", "grad.", "mto.", "weights")):
 
 
 def single(config, micro=1):
-    model = worker.Model()
-    return worker.train(model, model, dataclasses.replace(config, backend="dense"), micro=micro)
+    config = dataclasses.replace(config, backend="dense")
+    return worker.train(worker.Model(), lambda model: model, config, micro=micro)
 
 
 @pytest.fixture(scope="module")
