@@ -42,7 +42,7 @@ $(VENV)/.tools: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[tools,deepspeed,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[tools,recipes,deepspeed,dev]'
 	@touch $@ $(VENV)/.tools
 
 environment:

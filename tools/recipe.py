@@ -178,7 +178,7 @@ def add(loss: Tensor, mask: Tensor, *, step: int | None = None, micro_batches: i
 
 
 def log() -> dict[str, float]:
-    """The newest terms and H by depth, under `mto_*` names; empty when MTO is off."""
+    """The newest L_ss, terms and H by depth, under `mto_*` names; empty when MTO is off."""
     return {} if _run is None else _run.log()
 
 
@@ -237,7 +237,7 @@ class _Run:
             return {}
         values = _plain(self.rows[-1])
         by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
-        return {f"mto_{name}": values[name] for name in (*_TERMS, "total")} | by_depth
+        return {f"mto_{name}": values[name] for name in ("loss", *_TERMS, "total")} | by_depth
 
     def _begin(self, step: int) -> None:
         first = self.step is None

@@ -114,7 +114,7 @@ def test_what_is_added_and_logged_is_mto_core_by_hand(tmp_path: Path) -> None:
     for name, value in terms.items():
         assert record[name] == pytest.approx(value.item(), rel=1e-5)
         assert recipe.log()[f"mto_{name}"] == pytest.approx(value.item(), rel=1e-5)
-    assert record["loss"] == loss.item()
+    assert record["loss"] == recipe.log()["mto_loss"] == loss.item()
     assert record["total"] == pytest.approx(extra.item(), rel=1e-5)
     assert record["heterogeneity"] == pytest.approx(h.mean(1).tolist(), rel=1e-5)
     assert record["weights"] == {"sparsity": 0.5, "singularity": 2.0, "ranking": 0.25}
