@@ -197,8 +197,10 @@ class _Run:
         self.config = settings.config()
         self.observes = not any(self.config.weights.values())
         device = next(model.parameters()).device
-        self.traces = [TokenTrace(list(group), num_prefix_tokens) for group in blocks]
-        self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in blocks]
+        groups = [list(group) for group in blocks]
+        self.depths = len(groups[0]) + 1
+        self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
+        self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
         self.arming = model.register_forward_pre_hook(_Arm(self.traces))
         self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
         self.calls = 0
@@ -218,13 +220,17 @@ class _Run:
         if step != self.step:
             self._begin(step)
         mask = mask.detach() != 0
-        asked = {"step": step, "loss": loss if self.config.balance is not None else None}
+        asked = {
+            "step": step,
+            "loss": loss if self.config.balance is not None else None,
+            "diagnostics": self._logs(step),
+        }
         pairs = list(zip(self.objectives, self.traces, strict=True))
         terms = [mto(trace.tokens_by_depth, mask, **asked) for mto, trace in pairs]
         total = torch.stack([t.total for t in terms]).mean()
         self.rows.append(torch.stack([_row(loss, t) for t in terms]).mean(0))
-        if len(self.rows) == 1:
-            self._look(loss, mask, step)
+        if len(self.rows) == 1 and self.files:
+            self._look(self.files, loss, mask, step)
         for trace in self.traces:
             trace.disarm()
             trace.clear()
@@ -235,7 +241,7 @@ class _Run:
     def log(self) -> dict[str, float]:
         if not self.rows:
             return {}
-        values = _plain(self.rows[-1])
+        values = _plain(self.rows[-1], self.depths)
         by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
         return {f"mto_{name}": values[name] for name in ("loss", *_TERMS, "total")} | by_depth
 
@@ -246,30 +252,35 @@ class _Run:
             return
         kept = self.files.start(step, self.settings, self.config) if self.files else None
         if self.config.balance is not None:
-            for mto, state in zip(
-                self.objectives, kept or [{}] * len(self.objectives), strict=True
-            ):
-                _restore(mto, state)
+            for number, mto in enumerate(self.objectives):
+                _restore(mto, kept[number] if kept else {})
 
-    def _look(self, loss: Tensor, mask: Tensor, step: int) -> None:
-        """What is measured on the first micro batch of some steps only."""
-        self.rng = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
-        pairs = list(zip(self.objectives, self.traces, strict=True))
+    def _logs(self, step: int) -> bool:
+        return step == 1 or step % self.settings.log_every == 0 or self._compares(step)
+
+    def _compares(self, step: int) -> bool:
         every = self.settings.grad_every
-        if every and (step == 1 or step % every == 0):
+        return bool(every) and (step == 1 or step % every == 0)
+
+    def _look(self, files: RunFiles, loss: Tensor, mask: Tensor, step: int) -> None:
+        """What rank 0 measures on the first micro batch of some steps only."""
+        if self._logs(step):
+            self.rng = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
+        pairs = list(zip(self.objectives, self.traces, strict=True))
+        if self._compares(step):
             found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
             self.ratios = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
-        if self.files and step in self.settings.affinity_steps:
-            self.files.save_affinity(step, self.traces[0].tokens_by_depth, mask)
+        if step in self.settings.affinity_steps:
+            files.save_affinity(step, self.traces[0].tokens_by_depth, mask)
 
     def _end(self, step: int) -> None:
-        if step == 1 or step % self.settings.log_every == 0:
+        if self._logs(step):
             row = torch.stack(self.rows).mean(0)
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(row)
                 row /= dist.get_world_size()
             if self.files:
-                record = {"step": step, **_plain(row), "rng": self.rng}
+                record = {"step": step, **_plain(row, self.depths), "rng": self.rng}
                 self.files.log.write(record | ({"grad_ratio": self.ratios} if self.ratios else {}))
         if self.files and self.config.balance is not None and step % self.config.balance_every == 0:
             states = [
@@ -299,22 +310,22 @@ class _Arm:
 
 def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
     """All that is logged in one tensor, so that reading it waits for the device once."""
-    assert terms.token_norm is not None
-    scalars = [loss, *(getattr(terms, name) for name in _SCALARS[1:])]
+    missing = torch.full((), torch.nan, device=loss.device)
+    found = {"loss": loss} | {name: getattr(terms, name) for name in _SCALARS[1:]}
+    scalars = [missing if value is None else value for value in found.values()]
     weights = [torch.as_tensor(terms.weights[name], device=loss.device) for name in _TERMS]
-    parts = [torch.stack([x.detach().double() for x in (*scalars, *weights)])]
-    return torch.cat([*parts, terms.heterogeneity.double(), terms.token_norm.double()])
+    norms = terms.heterogeneity.new_empty(0) if terms.token_norm is None else terms.token_norm
+    first = torch.stack([x.detach().double() for x in (*scalars, *weights)])
+    return torch.cat([first, terms.heterogeneity.double(), norms.double()])
 
 
-def _plain(row: Tensor) -> dict[str, Any]:
+def _plain(row: Tensor, depths: int) -> dict[str, Any]:
     """`_row` as numbers by name."""
-    values = row.tolist()
-    named: dict[str, Any] = dict(zip(_SCALARS, values, strict=False))
-    rest = values[len(_SCALARS) :]
-    named["weights"] = dict(zip(_TERMS, rest, strict=False))
-    depths = rest[len(_TERMS) :]
-    half = len(depths) // 2
-    return named | {"heterogeneity": depths[:half], "token_norm": depths[half:]}
+    values = iter(row.tolist())
+    named: dict[str, Any] = {name: next(values) for name in _SCALARS}
+    named["weights"] = {name: next(values) for name in _TERMS}
+    rest = list(values)
+    return named | {"heterogeneity": rest[:depths], "token_norm": rest[depths:]}
 
 
 def _restore(mto: MaskedTokenOptimization, state: Mapping[str, list[float]]) -> None:
