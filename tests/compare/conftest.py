@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from mto_tools.compare.command import build, train
-from mto_tools.compare.plan import Launch, Options, Plan, make_plan
+from mto_tools.compare.plan import Options, Plan, make_plan
 from mto_tools.compare.report import Report
 from mto_tools.compare.run import execute
+from mto_tools.compare.spec import Launch
 
 HERE = Path(__file__).parent
 LAUNCH = Launch.model_validate(

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare.plan import (
-    ARMS,
-    Options,
-    check_data,
-    default_jobs,
-    load_launch,
-    make_plan,
-)
+from mto_tools.compare.data import check_data
+from mto_tools.compare.plan import ARMS, Options, default_jobs, make_plan
+from mto_tools.compare.spec import load_launch
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
 
@@ -26,7 +21,13 @@ SHIPPED = sorted(path.parent.name for path in (find_home() / "patches").glob("*/
 def test_shipped_files_are_valid(upstream: str) -> None:
     launch = load_launch(find_home(), upstream)
     plan = make_plan(
-        launch, Options(seeds=1), upstream=upstream, checkout=Path("c"), out=Path("o"), data=Path()
+        launch,
+        Options(seeds=1),
+        upstream=upstream,
+        checkout=Path("c"),
+        out=Path("o"),
+        data=Path(),
+        images=64,
     )
     assert not any("{" in part for run in plan.runs for part in run.command)
 

@@ -14,9 +14,9 @@ import pytest
 from mto_tools.compare import canvas
 from mto_tools.compare.command import build, redraw
 from mto_tools.compare.page import render
-from mto_tools.compare.plan import LogSpec
 from mto_tools.compare.report import Report, close_folder, open_folder, read_report, write_report
 from mto_tools.compare.run import execute
+from mto_tools.compare.spec import LogSpec
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
 from .conftest import fake_plan, quiet

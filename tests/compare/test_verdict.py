@@ -12,7 +12,8 @@ from scipy import stats
 
 from mto_tools.compare import words
 from mto_tools.compare.collect import Curve, Record, Rows
-from mto_tools.compare.plan import ArmName, Score
+from mto_tools.compare.plan import ArmName
+from mto_tools.compare.spec import Score
 from mto_tools.compare.verdict import (
     Finding,
     Verdict,

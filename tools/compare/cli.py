@@ -20,7 +20,9 @@ def compare(
         list[str] | None,
         typer.Argument(help="After --: more arguments for the recipe, the same for both arms."),
     ] = None,
-    style: Annotated[str | None, typer.Option(help="Style of the recipe: mae, simmim.")] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Style of the recipe, if it has several.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 3,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of every run.")] = None,
     preset: Annotated[str | None, typer.Option(help="MTO preset in place of the default.")] = None,
@@ -29,6 +31,9 @@ def compare(
         str | None, typer.Option("--name", help="Folder under reports/; default: the upstream.")
     ] = None,
     reports: Annotated[Path | None, typer.Option(help="Folder of the reports.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images of a step, for a recipe that counts epochs.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at the same time.")] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on with other seeds when a run fails.")
@@ -46,7 +51,13 @@ def compare(
     from mto_tools.compare.plan import Options
 
     options = Options(
-        style=style, preset=preset, seeds=seeds, steps=steps, jobs=jobs, extra=extra or []
+        style=style,
+        preset=preset,
+        seeds=seeds,
+        steps=steps,
+        jobs=jobs,
+        batch=batch,
+        extra=extra or [],
     )
     code = run(
         name,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from mto_tools.compare.plan import ArmName, Data, LogSpec, Plan, Run
+from mto_tools.compare.plan import ArmName, Data, Plan, Run
+from mto_tools.compare.spec import LogSpec
 from mto_tools.errors import CorruptError, MissingError
 
 TERMS = ("sparsity", "singularity", "ranking")
@@ -201,7 +202,7 @@ def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
         _check("Same initial weights", pairs, _first_state),
         *([data] if plan.logs.data else []),
         _check("Same random numbers", pairs, lambda b, m: _same(b.rng, m.rng, "RNG state")),
-        _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan.steps)),
+        _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan)),
         _check("Every loss is finite", pairs, _finite),
     ]
 
@@ -254,11 +255,11 @@ def _same(baseline: dict[int, str], mto: dict[int, str], what: str) -> _Result:
     return True, f"digests agree at all {len(baseline)} logged steps"
 
 
-def _complete(baseline: Record, mto: Record, steps: int) -> _Result:
+def _complete(baseline: Record, mto: Record, plan: Plan) -> _Result:
     last = [r.loss.steps[-1] for r in (baseline, mto)]
-    if last[0] != last[1] or last[0] < steps:
-        return False, f"last logged steps {last[0]} and {last[1]} of {steps}"
-    return True, f"last logged step {last[0]} of {steps}"
+    if last[0] != last[1] or last[0] < plan.last_logged:
+        return False, f"last logged steps {last[0]} and {last[1]} of {plan.steps}"
+    return True, f"last logged step {last[0]} of {plan.steps}"
 
 
 def _finite(baseline: Record, mto: Record) -> _Result:

@@ -15,16 +15,8 @@ from rich.console import Console
 
 from mto_tools.compare import checkout, words
 from mto_tools.compare.collect import Record, by_seed, collect, fairness
-from mto_tools.compare.plan import (
-    Launch,
-    Options,
-    Plan,
-    check_data,
-    fill,
-    load_launch,
-    make_plan,
-    usable_cores,
-)
+from mto_tools.compare.data import check_data, count_images, start_folder
+from mto_tools.compare.plan import Options, Plan, fill, make_plan, usable_cores, whole_epochs
 from mto_tools.compare.report import (
     Report,
     close_folder,
@@ -35,10 +27,12 @@ from mto_tools.compare.report import (
     write_report,
 )
 from mto_tools.compare.run import environment, execute
+from mto_tools.compare.spec import Launch, load_launch
 from mto_tools.compare.verdict import judge
 from mto_tools.compare.versions import versions
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
+from mto_tools.launch import digits
 from mto_tools.patchset.journal import Say
 
 
@@ -60,7 +54,8 @@ def compare(
     say = partial(console.print, markup=False)
     home = find_home()
     launch = load_launch(home, name)
-    if options.jobs is None and _has_gpu():
+    gpu = _has_gpu()
+    if options.jobs is None and gpu:
         options = options.model_copy(update={"jobs": 2})  # a seed's two arms share the GPU
     options = fill(options, launch, name, usable_cores())
     report_name = report_name or name
@@ -75,15 +70,29 @@ def compare(
     where, commits = checkout.ready(home, name, say, allow_edited=allow_edited)
     if data is None:
         data = default_data(home, where, launch, name, say)
+    cwd = start_folder(launch.data, data, where)
+    images = 0 if options.batch is None else count_images(launch.data, data, cwd, name)
+    whole_epochs(options, images, name)  # refuses a data set that is too small
     need_mb = 2 * options.seeds * launch.disk_mb_per_run + 50
     work, final = open_folder(reports or home / "reports", report_name, need_mb)
     facts = {**versions(), **commits}
     plan = make_plan(
-        launch, options, upstream=name, checkout=where, out=work, data=data, versions=facts
+        launch,
+        options,
+        upstream=name,
+        checkout=where,
+        out=work,
+        data=data,
+        images=images,
+        cwd=cwd,
+        gpu=gpu,
+        versions=facts,
     )
+    epochs = f" ({words.number(plan.epochs, 'epoch')})" if plan.epochs else ""
     console.print(
         f"{name}, style {plan.style}: {words.number(len(plan.seeds), 'seed')} x 2 arms x "
-        f"{plan.steps} steps; {plan.jobs} at once, {words.number(plan.threads, 'thread')} each",
+        f"{plan.steps} steps{epochs}; {plan.jobs} at once, "
+        f"{words.number(plan.threads, 'thread')} each",
     )
     report = train(plan, work, final, report_name, console, keep_going=keep_going)
     page = close_folder(work, final) / "report.html"
@@ -150,6 +159,8 @@ def build(
             f"no seed has both arms complete, so there is nothing to compare in {work}",
             hint=f"read {work / 'runs' / plan.runs[0].name / 'output.txt'}",
         )
+    for record in records[2:]:
+        record.affinity = []  # of one seed is drawn; all stay in runs/, and ViT-B's are large
     pairs = by_seed(records)
     checks = fairness(pairs, plan)
     verdict = judge(pairs, plan.scores)
@@ -177,9 +188,15 @@ def default_data(home: Path, where: Path, launch: Launch, name: str, say: Say) -
     """Make the built-in data set once, in `home/data`, and return its folder."""
     data = home / "data" / launch.data.name
     done = home / "data" / f".{launch.data.name}.done"
+    if launch.data.layout:
+        data /= "images"  # a layout may write beside it
     if not done.is_file():
         say(f"making the data set {data}")
-        data.parent.mkdir(exist_ok=True)
+        data.parent.mkdir(parents=True, exist_ok=True)
+        if launch.data.layout:
+            getattr(digits, launch.data.layout)(data, launch.data.per_class)
+            done.touch()
+            return data
         script, *arguments = (part.format(data=data) for part in launch.data.make)
         made = subprocess.run(
             [sys.executable, script, *arguments],
@@ -211,7 +228,7 @@ def _whole(plan: Plan, folder: Path, run: str) -> bool:
     if not path.is_file():
         return False
     steps = (json.loads(line).get(plan.logs.step, 0) for line in path.read_text().splitlines())
-    return max(steps, default=0) >= plan.steps
+    return max(steps, default=0) >= plan.last_logged
 
 
 def _say(report: Report, page: Path, console: Console) -> None:

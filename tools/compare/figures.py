@@ -22,7 +22,8 @@ from mto_tools.compare.canvas import (
     style,
 )
 from mto_tools.compare.collect import TERMS, Curve, Record, Rows, by_seed, of_arm
-from mto_tools.compare.plan import ARMS, ArmName, Score
+from mto_tools.compare.plan import ARMS, ArmName
+from mto_tools.compare.spec import Score
 from mto_tools.compare.verdict import smooth
 
 SYMBOLS = {"sparsity": "L_spa", "singularity": "L_e", "ranking": "L_r"}

@@ -1,107 +1,27 @@
-"""What will be run: `patches/NAME/compare.toml` and the options, turned into commands."""
+"""What will be run: a recipe's compare.toml and the user's options, turned into commands."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
-from tomlkit.exceptions import TOMLKitError
+from pydantic import BaseModel, ConfigDict
 
-from mto_tools.errors import CorruptError, MissingError, MtoError
+from mto_tools.compare.spec import Launch, LogSpec, Score
+from mto_tools.errors import MissingError, MtoError
+from mto_tools.launch.command import ALWAYS_DISTRIBUTED
 
 ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-PLACEHOLDERS = {"data", "out", "seed", "steps", "style", "preset"} | {
-    "log_every", "eval_every", "grad_every", "affinity_steps"
-}  # fmt: skip
 
 
 class Data(BaseModel):
     """What is written to JSON and read back: NaN and infinity survive, as strings."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
-
-
-class Score(BaseModel):
-    """A score the recipe logs on the way: its field in the log and how to read it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    key: str
-    label: str
-    percent: bool = True  # logged in 0..1, shown as a percentage
-    higher_is_better: bool = True
-
-
-class DataSpec(BaseModel):
-    """The data set that is used when none is named, and how to tell that one is there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    make: list[str]  # script of the checkout and its arguments
-    images: str = "train"  # folder inside the data set that must hold an image
-
-
-class LogSpec(BaseModel):
-    """Where the recipe writes its JSON lines, and what it calls the fields.
-
-    A recipe that logs less leaves names empty: without `train`, L_ss is taken from `measures`;
-    without `data`, the order of the data is vouched for by the random numbers alone.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    train: str = "log.jsonl"
-    step: str = "step"
-    loss: str = "loss"
-    step_ms: str = "step_ms"
-    data: str = "data"
-    measures: str = "mto.jsonl"
-    affinity: str = "mto-affinity-{step:06d}.npz"
-    initial: str = ""  # checkpoint of the weights before the first step, where one is asked for
-
-
-class Launch(BaseModel):
-    """`patches/NAME/compare.toml`: how one upstream is run, as data.
-
-    Arguments are templates; the names in braces are `PLACEHOLDERS`, of which `{affinity_steps}`
-    becomes numbers joined by commas.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    entry: str
-    arguments: list[str]
-    baseline: list[str]
-    mto: list[str]
-    measures: list[str]
-    styles: dict[str, str]  # style: preset of MTO that is meant for it; the first is the default
-    steps: int
-    disk_mb_per_run: int
-    data: DataSpec
-    logs: LogSpec = LogSpec()
-    scores: list[Score] = []  # the first one decides; without any, L_ss does
-
-    @field_validator("styles")
-    @classmethod
-    def _not_empty(cls, value: dict[str, str]) -> dict[str, str]:
-        if not value:
-            raise ValueError("must name at least one")
-        return value
-
-    @model_validator(mode="after")
-    def _known_placeholders(self) -> Launch:
-        templates = [*self.arguments, *self.baseline, *self.mto, *self.measures]
-        for template in [*templates, *self.data.make]:
-            unknown = set(re.findall(r"\{(.*?)\}", template)) - PLACEHOLDERS
-            if unknown:
-                raise ValueError(f"unknown placeholder {{{unknown.pop()}}} in {template!r}")
-        return self
 
 
 class Run(Data):
@@ -140,36 +60,13 @@ class Plan(Data):
     disk_mb_per_run: int
     made_by: str  # the command line that made this plan
     versions: dict[str, str]
+    batch: int | None = None
+    epochs: int | None = None
 
-
-def load_launch(home: Path, upstream: str) -> Launch:
-    """Read `patches/UPSTREAM/compare.toml`.
-
-    Raises:
-        MissingError: No such upstream, or it has no compare.toml.
-        CorruptError: The file is not TOML, or a field is missing, unknown or of another type.
-    """
-    folder = home / "patches" / upstream
-    if not folder.is_dir() or upstream != Path(upstream).name:
-        known = sorted(path.parent.name for path in (home / "patches").glob("*/compare.toml"))
-        raise MissingError(
-            f"there is no upstream {upstream!r} in {home / 'patches'}",
-            hint=f"mto compare {known[0]}    (of {', '.join(known)})" if known else "mto status",
-        )
-    path = folder / "compare.toml"
-    if not path.is_file():
-        raise MissingError(
-            f"upstream {upstream} cannot be compared yet: {path} is missing",
-            hint=f"write it after the model of {home / 'patches/mini/compare.toml'}",
-        )
-    try:
-        return Launch.model_validate(tomlkit.parse(path.read_text("utf-8")).unwrap())
-    except TOMLKitError as error:
-        raise CorruptError(f"{path} is not TOML: {error}", hint=f"git diff -- {path}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CorruptError(f"{path}: {where}: {first['msg']}", hint=f"git diff -- {path}") from None
+    @property
+    def last_logged(self) -> int:
+        """The last step with a line in the log; mto.jsonl has none for a remainder."""
+        return self.steps if self.logs.train else self.steps - self.steps % self.log_every
 
 
 class Options(BaseModel):
@@ -181,6 +78,7 @@ class Options(BaseModel):
     seeds: int = 3
     steps: int | None = None
     jobs: int | None = None
+    batch: int | None = None
     extra: list[str] = []
 
 
@@ -188,7 +86,7 @@ def fill(options: Options, launch: Launch, upstream: str, cores: int) -> Options
     """Put defaults in.
 
     Raises:
-        MtoError: Style, seeds, steps or jobs that cannot be run.
+        MtoError: Style, seeds, steps, jobs or batch that cannot be run.
     """
     first = next(iter(launch.styles))
     style = options.style or first
@@ -199,15 +97,52 @@ def fill(options: Options, launch: Launch, upstream: str, cores: int) -> Options
         )
     steps = launch.steps if options.steps is None else options.steps
     jobs = default_jobs(cores, 2 * options.seeds) if options.jobs is None else options.jobs
-    for name, value, least in (("seeds", options.seeds, 1), ("steps", steps, 2), ("jobs", jobs, 1)):
-        if value < least:
+    batch = launch.batch if options.batch is None else options.batch
+    if batch is not None and launch.batch is None:
+        raise MtoError(
+            f"{upstream} counts steps and takes its batch among its own arguments, not by --batch",
+            hint=f"mto compare {upstream} -- and the recipe's own option",
+        )
+    for name, value, least in (
+        ("seeds", options.seeds, 1),
+        ("steps", steps, 2),
+        ("jobs", jobs, 1),
+        ("batch", batch, 1),
+    ):
+        if value is not None and value < least:
             raise MtoError(
                 f"--{name} must be at least {least}, not {value}",
                 hint=f"mto compare {upstream} --{name} {max(least, 2)}",
             )
     preset = options.preset or launch.styles[style]
-    known = {"style": style, "preset": preset, "steps": steps, "jobs": jobs}
+    known = {"style": style, "preset": preset, "steps": steps, "jobs": jobs, "batch": batch}
     return options.model_copy(update=known)
+
+
+def whole_epochs(options: Options, images: int, upstream: str) -> tuple[int | None, int]:
+    """Epochs that hold the steps asked for, None where the recipe counts steps, and their steps.
+
+    Every recipe that counts epochs drops the images left over from its last batch.
+
+    Args:
+        options: As `fill` returns them.
+        images: Images of one epoch.
+        upstream: Name of the recipe.
+
+    Raises:
+        MissingError: The images do not make one batch.
+    """
+    assert options.steps is not None
+    if options.batch is None:
+        return None, options.steps
+    per_epoch = images // options.batch
+    if not per_epoch:
+        raise MissingError(
+            f"the data set holds {images} images, which do not make one batch of {options.batch}",
+            hint=f"mto compare {upstream} --batch {images}" if images else "",
+        )
+    epochs = -(-options.steps // per_epoch)
+    return epochs, epochs * per_epoch
 
 
 def make_plan(
@@ -218,6 +153,9 @@ def make_plan(
     checkout: Path,
     out: Path,
     data: Path,
+    images: int = 0,
+    cwd: Path | None = None,
+    gpu: bool = False,
     cores: int | None = None,
     versions: dict[str, str] | None = None,
 ) -> Plan:
@@ -225,13 +163,26 @@ def make_plan(
 
     Both arms of a seed stand next to each other, so that they run at the same time and meet the
     same machine; every run gets the same number of threads.
+
+    Args:
+        launch: How the recipe is run.
+        options: What the user chose.
+        upstream: Name of the recipe.
+        checkout: Where its scripts are.
+        out: Folder of the comparison.
+        data: The data set.
+        images: Images of one epoch, for a recipe that counts epochs.
+        cwd: Where it is started, by default in the checkout.
+        gpu: Whether torch sees a GPU; `launch = "run"` runs CUDA-only code on the CPU without.
+        cores: By default those that this process may use.
+        versions: What the numbers come from.
     """
     cores = cores or usable_cores()
     options = fill(options, launch, upstream, cores)
-    style, preset, steps, jobs = options.style, options.preset, options.steps, options.jobs
+    epochs, steps = whole_epochs(options, images, upstream)
+    style, preset, jobs = options.style, options.preset, options.jobs
     assert style is not None
     assert preset is not None
-    assert steps is not None
     assert jobs is not None
     log_every, eval_every = max(1, steps // 90), max(1, steps // 9)
     grad_every = 5 * log_every  # a ratio is logged on the lines that are logged anyway
@@ -245,15 +196,22 @@ def make_plan(
         "eval_every": str(eval_every),
         "grad_every": str(grad_every),
         "affinity_steps": ",".join(map(str, affinity_steps)),
+        "batch": str(options.batch),
+        "epochs": str(epochs),
+        "warmup": str((epochs or 0) // 10),
     }
+    starter = _starter(launch, upstream, checkout, cpu=not gpu)
+    own = launch.values.get(style, {})
     runs = []
     for seed in range(options.seeds):
         for arm in ARMS:
             here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
+            here |= {name: value.format(**here) for name, value in own.items()}
             chosen = launch.baseline if arm == "baseline" else launch.mto
             templates = [*launch.arguments, *chosen, *launch.measures]
             arguments = [template.format(**here) for template in templates]
-            command = [sys.executable, launch.entry, *arguments, *options.extra]
+            start = [part.format(**here) for part in starter]
+            command = [sys.executable, *start, *arguments, *options.extra]
             runs.append(Run(arm=arm, seed=seed, command=command))
     return Plan(
         upstream=upstream,
@@ -267,7 +225,7 @@ def make_plan(
         affinity_steps=affinity_steps,
         jobs=jobs,
         threads=max(1, cores // jobs),
-        cwd=str(checkout),
+        cwd=str(cwd or checkout),
         data=str(data),
         scores=launch.scores,
         logs=launch.logs,
@@ -275,7 +233,23 @@ def make_plan(
         disk_mb_per_run=launch.disk_mb_per_run,
         made_by=shlex.join(["mto", *sys.argv[1:]]),
         versions=versions or {},
+        batch=options.batch,
+        epochs=epochs,
     )
+
+
+def _starter(launch: Launch, upstream: str, checkout: Path, *, cpu: bool) -> list[str]:
+    """What follows `python`, up to the script.
+
+    `mto run` starts the script itself on a GPU; here it is always its worker, which seeds Python's
+    own generator as well. BootMAE and ConMIM leave that alone, and the arms would see other images.
+    """
+    if launch.launch == "python":
+        return [launch.entry]
+    alone = upstream not in ALWAYS_DISTRIBUTED
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    worker = ["-m", "mto_tools.launch.worker", *(["--cpu"] if cpu else []), "--seed={seed}"]
+    return [*([] if alone else torchrun), *worker, str((checkout / launch.entry).absolute())]
 
 
 def usable_cores() -> int:
@@ -288,22 +262,3 @@ def usable_cores() -> int:
 def default_jobs(cores: int, runs: int) -> int:
     """As many runs at once as there are cores, whole pairs only: a seed's arms share a fate."""
     return max(1, min(cores, runs) // 2 * 2)
-
-
-def check_data(data: Path, images: str, upstream: str) -> None:
-    """Raise `MissingError` unless `data/images` holds an image somewhere below it."""
-    folder = data / images
-    mend = f"mto compare {upstream}    (uses the built-in data), or --data DIR of an ImageFolder"
-    if not data.is_dir():
-        raise MissingError(f"data folder {data} does not exist", hint=mend)
-    if not folder.is_dir():
-        raise MissingError(f"data folder {data} has no subfolder {images}/", hint=mend)
-    if next(_images(folder), None) is None:
-        raise MissingError(f"data folder {folder} holds no image", hint=mend)
-
-
-def _images(folder: Path) -> Iterator[str]:
-    for root, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                yield f"{root}/{file}"

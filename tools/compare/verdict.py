@@ -17,7 +17,8 @@ from enum import Enum
 import numpy as np
 
 from mto_tools.compare.collect import Curve, Record
-from mto_tools.compare.plan import Data, Score
+from mto_tools.compare.plan import Data
+from mto_tools.compare.spec import Score
 
 CONFIDENCE = 0.95
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mto_tools.compare.verdict import RAUC_FROM, Finding, Quantity, Rauc, Reach, Verdict
+from mto_tools.compare.verdict import LOSS, RAUC_FROM, Finding, Quantity, Rauc, Reach, Verdict
 
 
 def sentence(verdict: Verdict) -> str:
@@ -48,10 +48,16 @@ def sentence(verdict: Verdict) -> str:
 def also(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
     loss = verdict.loss_at_the_end()
+    raucs = f"RAUC: {show_raucs(verdict.rauc)}."
+    if loss is verdict.quantities[0]:
+        return (
+            "L_ss decides, as the recipe logs no score while it pre-trains; it does not say how "
+            f"good what was learnt is, which fine-tuning both arms would. {raucs}"
+        )
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
     return (
         f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without ({gap(loss)}"
-        f"{sure}){speed(verdict.reach[-1], 'loss')}. RAUC: {show_raucs(verdict.rauc)}."
+        f"{sure}){speed(verdict.reach[-1])}. {raucs}"
     )
 
 
@@ -108,8 +114,9 @@ def count(quantity: Quantity) -> str:
     return f"{agree} of {len(quantity.differences)} seeds {word}"
 
 
-def speed(reach: Reach, what: str = "score") -> str:
+def speed(reach: Reach) -> str:
     """Clause on the steps to the baseline's final value; empty where that is undefined."""
+    what = "loss" if reach.key == LOSS.key else "score"
     known = [share for share in reach.shares if share is not None]
     if not known or len(known) < len(reach.shares):
         return ""
