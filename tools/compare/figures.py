@@ -104,7 +104,7 @@ def _loss(records: list[Record]) -> Figure:
         f"line) and ends {words.show_difference(mean.values[-1] if mean.values else np.nan)} from "
         "the baseline. Smoothed: mean of the last fifteenth of the run before each point."
     )
-    return finish("loss", "Reconstruction loss against steps", caption + _thin(records), canvas)
+    return finish("loss", "The recipe's own loss against steps", caption + _thin(records), canvas)
 
 
 def _difference(baseline: Curve, mto: Curve) -> Curve:
