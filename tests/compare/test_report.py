@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 
 from mto_tools.compare import canvas
-from mto_tools.compare.command import build, redraw
+from mto_tools.compare.command import redraw
 from mto_tools.compare.page import render
-from mto_tools.compare.report import Report, close_folder, open_folder, read_report, write_report
+from mto_tools.compare.plan import Options, make_plan
+from mto_tools.compare.report import (
+    Report,
+    close_folder,
+    open_folder,
+    read_report,
+    write,
+    write_report,
+)
 from mto_tools.compare.run import execute
 from mto_tools.compare.spec import LogSpec
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
-from .conftest import fake_plan, quiet
+from .conftest import HERE, LAUNCH, quiet
 
 FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards", "time"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "source", "image", "use", "path"}
@@ -173,13 +181,18 @@ def test_unfair_comparison_is_noticed(
 
 def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     """No log, no scores, no data digests of its own: what MTO measures is enough."""
-    plan = fake_plan(work, seeds=1)
+    options = Options(seeds=2, steps=185, jobs=2)  # a line every 2 steps: the last one has none
+    plan = make_plan(LAUNCH, options, upstream="fake", checkout=HERE, out=work, data=work)
     plan = plan.model_copy(update={"scores": [], "logs": LogSpec(train="", data="")})
     execute(plan, work, quiet())
-    report = build(plan, work, work, "fake", {}, [])
+    write(work / "plan.json", plan.model_dump_json())
+    assert redraw(work) == 0
+    report = read_report(work)
     assert report.fair
     assert report.records[0].loss == report.records[0].own_loss
+    assert report.records[0].loss.steps[-1] == 184
     assert "L_ss ended at" in report.sentence
+    assert report.also.startswith("L_ss decides, as the recipe logs no score")
     page = Page(render(report))
     assert [i for i in page.ids if i in FIGURES] == [f for f in FIGURES[1:] if f != "time"]
 
@@ -201,6 +214,11 @@ def test_numbers_that_are_not_finite_survive(report: Report, finished: Path) -> 
     assert again.records[0].loss.values[3] != again.records[0].loss.values[3]
     assert again.records[0].grad_ratio["ranking"].values[0] == float("inf")
     json.loads((finished / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_affinity_maps_of_one_seed_are_kept(report: Report) -> None:
+    """Those of ViT-B are megabytes of JSON a run, and only one seed's are drawn."""
+    assert [bool(record.affinity) for record in report.records] == [True, True, False, False]
 
 
 def test_folders_are_never_reused(tmp_path: Path) -> None:

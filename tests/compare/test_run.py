@@ -88,7 +88,7 @@ def test_nothing_to_report_when_every_seed_failed(work: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) -> None:
-    """Both arms hang, one has a helper of its own; then the parent is interrupted or killed."""
+    """One arm hangs, with a helper of its own; then the parent is interrupted or killed."""
     hang = ["--sleep_at", "3", "--only", "mto", "--helper"]
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(work), *hang],
@@ -100,8 +100,9 @@ def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) 
         wait_for(lambda: helper.exists() and helper.read_text())
         wait_for(lambda: len(list(work.glob("runs/mto-0/mto.jsonl"))) == 1)
         pids = [int(helper.read_text()), *_descendants(driver.pid)]
-        assert len(pids) >= 3  # helper, guard, run
-        assert all(map(alive, pids))
+        hanging = set(filter(alive, pids))  # the other arm may have ended meanwhile
+        assert int(helper.read_text()) in hanging
+        assert len(hanging) >= 3  # helper, guard, run
         driver.send_signal(number)
         driver.wait(30)
         wait_for(lambda: not any(map(alive, pids)), guard.GRACE + 20)
