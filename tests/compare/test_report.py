@@ -116,7 +116,8 @@ def test_json_holds_what_the_runs_wrote(report: Report, finished: Path) -> None:
         assert record["loss"]["values"] == [line["loss"] for line in logged if "loss" in line]
         probes = [(line["step"], line["probe"]) for line in logged if "probe" in line]
         assert list(zip(*record["scores"]["probe"].values(), strict=True)) == probes
-        assert [len(a["maps"]) for a in record["affinity"]] == [3, 3, 3]
+        kept = [3, 3, 3] if record["seed"] == 0 else []  # megabytes for a ViT: of one seed only
+        assert [len(a["maps"]) for a in record["affinity"]] == kept
     assert found["plan"]["seeds"] == [0, 1]
     assert found["sentence"] == report.sentence
 
@@ -214,11 +215,6 @@ def test_numbers_that_are_not_finite_survive(report: Report, finished: Path) -> 
     assert again.records[0].loss.values[3] != again.records[0].loss.values[3]
     assert again.records[0].grad_ratio["ranking"].values[0] == float("inf")
     json.loads((finished / "report.json").read_text(), parse_constant=pytest.fail)
-
-
-def test_affinity_maps_of_one_seed_are_kept(report: Report) -> None:
-    """Those of ViT-B are megabytes of JSON a run, and only one seed's are drawn."""
-    assert [bool(record.affinity) for record in report.records] == [True, True, False, False]
 
 
 def test_folders_are_never_reused(tmp_path: Path) -> None:
