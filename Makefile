@@ -54,7 +54,8 @@ demo: $(TOOLS)  ## baseline against MTO on real images, then the report's path (
 	@$(MTO) compare $(UPSTREAM) --seeds $(SEEDS) $(COMPARE) $(ARGS)
 
 test: $(DEV) lint typecheck  ## everything CI runs: ruff, mypy, doctests, the test suite
-	$(PY) -m pytest -n $(JOBS) --maxprocesses 8 --doctest-modules mto_core tests $(ARGS)
+	$(PY) -m pytest -q --doctest-modules mto_core
+	$(PY) -m pytest -n $(JOBS) --maxprocesses 8 $(or $(ARGS),tests)
 
 lint: $(DEV)  ## ruff
 	$(PY) -m ruff check .

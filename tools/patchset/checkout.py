@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mto_tools.errors import MissingError, RefusedError
+from mto_tools.errors import MissingError
 from mto_tools.patchset.embedded import require_pin
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
+from mto_tools.patchset.journal import Say, hold
 from mto_tools.patchset.lock import Lock, read_lock
 from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, three_ways
 from mto_tools.patchset.switch import BASE, Record, write_record
@@ -149,13 +148,7 @@ def _workshop(upstream: Upstream) -> Iterator[Path]:
     shop.mkdir(parents=True, exist_ok=True)
     part = shop / upstream.name
     with (shop / f"{upstream.name}.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"another mto is checking out {upstream.name}",
-                hint="wait until it is done, then run the command again",
-            ) from None
+        hold(stream.fileno(), f"another mto is checking out {upstream.name}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:

@@ -81,6 +81,29 @@ def index_digest(git: Git) -> str:
         return ""
 
 
+def hold(handle: int, busy: str, *, wait: float = PATIENCE) -> None:
+    """Take the lock on an open file or folder; it is held until the last copy of it is closed.
+
+    A killed command's lock goes a moment after the command, so this waits before it gives up. On a
+    file system without locks it does nothing: renames and git's index lock still decide.
+
+    Raises:
+        RefusedError: Another process still has it after `wait` seconds; says `busy`.
+    """
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                hint = "wait until it is done, then run the command again"
+                raise RefusedError(busy, hint=hint) from None
+            time.sleep(0.02)
+        except OSError:
+            return
+
+
 @contextmanager
 def locked(git: Git, say: Say, *, wait: float = PATIENCE) -> Iterator[Git]:
     """Hold the clone's lock; settle first what a killed command left.
@@ -92,20 +115,7 @@ def locked(git: Git, say: Say, *, wait: float = PATIENCE) -> Iterator[Git]:
         RefusedError: Another mto, or a git it started, is at work in this clone.
     """
     with (private(git) / "lock").open("w") as stream:
-        end = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise RefusedError(
-                        f"another mto is at work in {git.folder}",
-                        hint="wait until it is done, then run the command again",
-                    ) from None
-                time.sleep(0.05)
-            except OSError:
-                break  # a file system without locks: git's index lock still keeps others out
+        hold(stream.fileno(), f"another mto is at work in {git.folder}", wait=wait)
         held = Git(git.folder, git.env, stream.fileno())
         recover(held, say)
         yield held

@@ -9,20 +9,18 @@ of the plan can be repeated, so it does not matter how often this is interrupted
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mto_tools.errors import CorruptError, RefusedError
+from mto_tools.errors import CorruptError
 from mto_tools.patchset.build import temporary_index
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import PATIENCE, Say, locked
+from mto_tools.patchset.journal import Say, hold, locked
 from mto_tools.patchset.lock import sha256
 from mto_tools.patchset.switch import BRANCH, read_record, write_record
 
@@ -58,7 +56,7 @@ def exclusive(folder: Path, say: Say) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(handle, folder)
+        hold(handle, f"another mto command is at work on {folder}")
         _recover(folder, say)
         yield
     finally:
@@ -73,22 +71,6 @@ def recover(folder: Path, say: Say) -> None:
     if any((folder / name).exists() for name in (NEW, DECIDED, DONE)):
         with exclusive(folder, say):
             pass
-
-
-def _lock(handle: int, folder: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > end:
-                raise RefusedError(
-                    f"another mto command is at work on {folder}", hint="wait for it to end"
-                ) from error
-            time.sleep(0.02)
-        except OSError:
-            return  # a file system without locks: the rename still decides
 
 
 def replace(
