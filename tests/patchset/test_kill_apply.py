@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_killed_at_random(
         interrupted += hit
         caught += hit and (house.clone / ".git" / "mto" / "journal").exists()
         victim = None
-        # Not where its git runs on: no git keeps an edit made in the very moment it writes the file.
+        # Not where its git runs on: git keeps no edit made in the moment it writes the file.
         if hit and group and number % 4 == 3:
             victim = rng.choice(touched[:20])
             file = house.clone / victim
@@ -241,3 +242,24 @@ def test_keep_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 raw_git(house.clone, "update-ref", "-d", ref)
     print(places)
     assert all(places.values()), places
+
+
+def test_a_lock_that_a_killed_keep_left_is_stepped_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git was killed while it made the branch, and the next try comes within the same second."""
+    house = make_house(tmp_path, FILES, SERIES)
+    apply(house.toy, lambda _: None)
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Stopped:
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr("mto_tools.patchset.switch.datetime", Stopped)
+    folder = house.clone / ".git" / "refs" / "heads" / "mto-keep"
+    folder.mkdir(parents=True)
+    (folder / "20260102-030405.lock").touch()
+    write(house.clone, {"engine.py": "my file\n"})
+    revert(house.toy, lambda _: None, keep_edits=True)
+    assert raw_git(house.clone, "show", "mto-keep/20260102-030405-2:engine.py") == "my file"

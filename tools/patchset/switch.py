@@ -203,7 +203,8 @@ def keep(git: Git, files: dict[str, Change], *, verb: str) -> str:
     commit = write_commit(git, worktree, parents, f"kept by mto {verb}, on {head}", seconds)
     ref = f"{KEEP}/{now:%Y%m%d-%H%M%S}"
     number = 1
-    while git.resolve(ref):
+    # A git killed here leaves a lock on a name that nobody else wants: take the next one.
+    while git.resolve(ref) or (git.common_dir() / f"{ref}.lock").exists():
         number += 1
         ref = f"{KEEP}/{now:%Y%m%d-%H%M%S}-{number}"
     git.run("update-ref", ref, commit, "0" * len(commit))
