@@ -143,7 +143,8 @@ def token_entropy(
         sides = index.visible, None, index.visible_valid, None
     number, normalize = factor(scale, tokens), scale == "layernorm"
     if choose(backend, tokens) == "recompute":
-        return recompute(tokens, None, Rows(*sides, number, normalize, index.num_prefix_tokens))
+        prefix, disjoint = index.num_prefix_tokens, rows == "masked"
+        return recompute(tokens, None, Rows(*sides, number, normalize, prefix, disjoint))
     queries, keys = (_take(tokens, i, index.num_prefix_tokens, normalize) for i in sides[:2])
     return dense(queries, keys, *sides[2:], number)
 
