@@ -99,8 +99,9 @@ def test_everything_stays_finite(kind: str, dtype: torch.dtype, scale: str, back
 def test_one_hot_rows_have_no_entropy_and_no_gradient(backend: str) -> None:
     x = (300 * torch.eye(6)).unsqueeze(0).requires_grad_()
     h = row_entropy(x, x, backend=backend)
-    assert h.eq(0).all()
-    assert torch.autograd.grad(h.sum(), x)[0].eq(0).all()
+    # recompute holds every weight above exp(-64)
+    assert h.abs().max() < 1e-22
+    assert torch.autograd.grad(h.sum(), x)[0].abs().max() < 1e-20
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
