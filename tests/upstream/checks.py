@@ -34,7 +34,9 @@ def test_on_starts_from_the_same_loss_and_moves_the_mask_token(runs: Runs) -> No
 
 
 def test_on_draws_the_same_random_numbers(runs: Runs) -> None:
-    assert len(set(runs.on().rng)) == 8
+    # Within an epoch: a lone process of MAE never tells its sampler the epoch, by which we reseed.
+    assert len(runs.on().rng) == 8
+    assert len(set(runs.on().rng[:4])) == 4
     assert runs.on().rng == runs.baseline().rng
 
 
