@@ -37,7 +37,8 @@ def visible_mass(
         width = size if index.visible is None else index.visible.shape[1]
         where = mask.sort(dim=1, stable=True).indices[:, :width]  # visible first
         seen = ~mask.gather(1, where)  # padding, in an image with fewer visible tokens, is masked
-        rows = keys.take_along_dim(where[:, :, None], 1) * factor(scale, keys)
+        image = torch.arange(batch, device=keys.device)[:, None]
+        rows = keys[image, where] * factor(scale, keys)
         masked = mask.to(keys.dtype)[:, :, None]
         diagonal, onto_masked = keys.new_zeros(batch), keys.new_zeros(batch)
         step = max(1, _CHUNK // max(1, batch * size))

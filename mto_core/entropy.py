@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mto_core.recompute import Rows, centred, recompute
+from mto_core.chunks import Rows, key_mean
+from mto_core.recompute import recompute
 
 BACKENDS = ("auto", "dense", "recompute")
 SCALES = ("raw", "sqrt_dim", "layernorm")
@@ -173,7 +174,7 @@ def dense(
         queries, keys = queries.to(dtype), keys.to(dtype)
         if keys.shape[1] == 0:
             return queries[:, :, :0].sum(-1)
-        keys = centred(keys, key_valid)
+        keys = keys - key_mean(keys.detach(), key_valid)
         logits = (queries * scale) @ keys.mT
     if key_valid is None:
         shifted = logits - logits.detach().amax(-1, keepdim=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mto_core import recompute
+from mto_core import chunks
 from mto_core.entropy import choose, row_entropy, split_mask, token_entropy
 from mto_core.losses import (
     heterogeneity,
@@ -48,8 +48,8 @@ def reference(
 
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": 60})
-    monkeypatch.setattr(recompute, "MIN_ROWS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 60})
+    monkeypatch.setattr(chunks, "MIN_ROWS", 2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -126,20 +126,20 @@ def test_chunks_change_nothing(
 
     whole = run("dense")
     for elements, min_rows in [(1 << 22, 64), (60, 2), (1, 1)]:
-        monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": elements})
-        monkeypatch.setattr(recompute, "MIN_ROWS", min_rows)
+        monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": elements})
+        monkeypatch.setattr(chunks, "MIN_ROWS", min_rows)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
 
 
 def test_no_more_logits_than_a_chunk_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    logits = recompute._Problem.logits
+    logits = chunks.Problem.logits
     monkeypatch.setattr(
-        recompute._Problem,
+        chunks.Problem,
         "logits",
         lambda *args: made.append((out := logits(*args)).numel()) or out,
     )
-    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", {"cpu": 1 << 15})
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 1 << 15})
     x = torch.randn(3, 300, 8, requires_grad=True)
     row_entropy(x, x, backend="recompute").sum().backward()
     assert sum(made) == 2 * 3 * 300 * 300
