@@ -15,8 +15,10 @@ from mto_tools.compare.plan import Options, Plan, make_plan
 from mto_tools.compare.report import Report
 from mto_tools.compare.run import execute
 from mto_tools.compare.spec import Launch
+from mto_tools.home import find_home
 
 HERE = Path(__file__).parent
+CLONE = find_home()
 LAUNCH = Launch.model_validate(
     {
         "entry": "fake_recipe.py",
@@ -41,6 +43,19 @@ LAUNCH = Launch.model_validate(
         ],
     }
 )
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone of mto with nothing checked out yet."""
+    home = tmp_path / "mto"
+    shutil.copytree(CLONE / "patches" / "mini", home / "patches" / "mini")
+    litter = shutil.ignore_patterns("__pycache__", "*_cache")
+    embedded = home / "upstream" / "embedded"
+    shutil.copytree(CLONE / "upstream" / "embedded", embedded, ignore=litter)
+    (home / "mto_core").mkdir()
+    monkeypatch.setenv("MTO_HOME", str(home))
+    return home
 
 
 def fake_plan(out: Path, *extra: str, seeds: int = 2, jobs: int = 2, cores: int = 2) -> Plan:

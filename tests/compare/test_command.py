@@ -5,7 +5,6 @@ Over a home of its own that holds the real mini, so that checkout and series are
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,19 +19,6 @@ from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.home import find_home
 
 CLONE = find_home()
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone of mto with nothing checked out yet."""
-    home = tmp_path / "mto"
-    shutil.copytree(CLONE / "patches" / "mini", home / "patches" / "mini")
-    litter = shutil.ignore_patterns("__pycache__", "*_cache")
-    embedded = home / "upstream" / "embedded"
-    shutil.copytree(CLONE / "upstream" / "embedded", embedded, ignore=litter)
-    (home / "mto_core").mkdir()
-    monkeypatch.setenv("MTO_HOME", str(home))
-    return home
 
 
 def untouched(home: Path) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +13,11 @@ from mto_tools.home import find_home
 CLONE = find_home()
 
 
-def test_compare_mini(tmp_path: Path) -> None:
-    home = tmp_path / "mto"
-    shutil.copytree(CLONE / "patches" / "mini", home / "patches" / "mini")
-    litter = shutil.ignore_patterns("__pycache__", "*_cache")
-    embedded = home / "upstream" / "embedded"
-    shutil.copytree(CLONE / "upstream" / "embedded", embedded, ignore=litter)
-    (home / "mto_core").mkdir()
+def test_compare_mini(home: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mto_tools.cli", "compare", "mini", "--seeds", "1"]
     command += ["--steps", "6", "--", "--batch_size", "16", "--eval_every", "6"]
     done = subprocess.run(
         command,
-        env={**os.environ, "MTO_HOME": str(home)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -59,7 +50,6 @@ def test_compare_mini(tmp_path: Path) -> None:
 
     status = subprocess.run(
         [sys.executable, "-m", "mto_tools.cli", "status", "mini", "--json"],
-        env={**os.environ, "MTO_HOME": str(home)},
         capture_output=True,
         check=True,
     )

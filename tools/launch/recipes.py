@@ -15,6 +15,17 @@ from mto_tools.launch.digits import CLASSES, image_folder, map_files, wnid_lists
 BATCH = 2
 
 
+def flags(options: dict[str, object]) -> list[str]:
+    """`--mto --mto_sparsity 0.1 …`, for the recipes that use argparse."""
+    return ["--mto", *(str(x) for name, value in options.items() for x in (f"--mto_{name}", value))]
+
+
+def nodes(options: dict[str, object]) -> list[str]:
+    """`MTO.ON True MTO.SPARSITY 0.1 …`, to follow SimMIM's `--opts`."""
+    pairs = {"on": True, **options}
+    return [str(x) for name, value in pairs.items() for x in (f"MTO.{name.upper()}", value)]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One way to run an upstream.
@@ -38,24 +49,13 @@ class Recipe:
     upstream: str
     script: str
     pretrain: Callable[[Path, Path, Path, int], list[str]]
-    mto: Callable[[dict[str, object]], list[str]]
-    resume: Callable[[Path], list[str]]
-    checkpoint: Callable[[Path, int], Path]
-    log: Callable[[Path], Path]
+    mto: Callable[[dict[str, object]], list[str]] = flags
+    resume: Callable[[Path], list[str]] = lambda checkpoint: [f"--resume={checkpoint}"]
+    checkpoint: Callable[[Path, int], Path] = lambda out, epoch: out / f"checkpoint-{epoch}.pth"
+    log: Callable[[Path], Path] = lambda out: out / "mto.jsonl"
     prepare: Callable[[Path, int], Path] = image_folder
     finetune: Callable[[Path, Path, Path, Path], dict[str, list[str]]] | None = None
     unpatched: tuple[Path, ...] = ()
-
-
-def flags(options: dict[str, object]) -> list[str]:
-    """`--mto --mto_sparsity 0.1 …`, for the recipes that use argparse."""
-    return ["--mto", *(str(x) for name, value in options.items() for x in (f"--mto_{name}", value))]
-
-
-def nodes(options: dict[str, object]) -> list[str]:
-    """`MTO.ON True MTO.SPARSITY 0.1 …`, to follow SimMIM's `--opts`."""
-    pairs = {"on": True, **options}
-    return [str(x) for name, value in pairs.items() for x in (f"MTO.{name.upper()}", value)]
 
 
 def _mae_pretrain(checkout: Path, data: Path, out: Path, epochs: int) -> list[str]:
@@ -195,10 +195,6 @@ RECIPES: dict[str, Recipe] = {
         upstream="mae",
         script="main_pretrain.py",
         pretrain=_mae_pretrain,
-        mto=flags,
-        resume=lambda checkpoint: [f"--resume={checkpoint}"],
-        checkpoint=lambda out, epoch: out / f"checkpoint-{epoch}.pth",
-        log=lambda out: out / "mto.jsonl",
         finetune=_mae_finetune,
     ),
     "simmim": _simmim("vit", "simmim"),
@@ -208,10 +204,6 @@ RECIPES: dict[str, Recipe] = {
         upstream="bootmae",
         script="run_pretraining.py",
         pretrain=_bootmae_pretrain,
-        mto=flags,
-        resume=lambda checkpoint: [f"--resume={checkpoint}"],
-        checkpoint=lambda out, epoch: out / f"checkpoint-{epoch}.pth",
-        log=lambda out: out / "mto.jsonl",
         prepare=wnid_lists,
         finetune=_bootmae_finetune,
         unpatched=(Path(__file__).with_name("always_distributed.py"),),
@@ -221,13 +213,10 @@ RECIPES: dict[str, Recipe] = {
         upstream="conmim",
         script="run_conmim_pretraining.py",
         pretrain=_conmim_pretrain,
-        mto=flags,
         resume=lambda checkpoint: [
             f"--resume={checkpoint}",
             f"--resume_copy={checkpoint.with_name(checkpoint.name.replace('-', '_copy-'))}",
         ],
-        checkpoint=lambda out, epoch: out / f"checkpoint-{epoch}.pth",
-        log=lambda out: out / "mto.jsonl",
         prepare=map_files,
         finetune=_conmim_finetune,
     ),
