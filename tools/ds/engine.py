@@ -1,0 +1,180 @@
+"""The engine behind `mto_tools.ds`: who runs forward and backward, and when a step is due."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mto_tools.ds.config import Config
+from mto_tools.ds.optimizer import Optimizer
+from mto_tools.ds.scaler import LossScale, adapt
+from mto_tools.errors import MissingError, RefusedError
+
+
+class Engine:
+    """A recipe's model, optimizer and scaler on DeepSpeed.
+
+    Attributes:
+        model: Takes the place of the recipe's DDP model.
+        optimizer: Takes the place of its optimizer.
+        scaler: Takes the place of its loss scaler.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, scaler: Any, config: Config) -> None:
+        try:
+            import deepspeed
+        except ImportError:
+            raise MissingError(
+                "--deepspeed_config was given, but DeepSpeed is not installed",
+                hint="pip install deepspeed",
+            ) from None
+        if not dist.is_initialized():
+            raise MissingError(
+                "--deepspeed_config needs a process group, also for one GPU",
+                hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
+            )
+        self.config, self.world_size = config, dist.get_world_size()
+        raw: nn.Module = model.module if hasattr(model, "module") else model
+        self._make = deepspeed.initialize
+        self._raw, self._client, self._recipe_scaler = raw, optimizer, scaler
+        self.scale = LossScale.like(scaler)
+        self.model = Model(self, raw)
+        self.micro = 0
+        self.divisor = 1
+
+    def begin(self, divide: bool) -> None:
+        """Hand the recipe's objects to DeepSpeed.
+
+        Args:
+            divide: Whether accumulation is ours, and so the division of the loss.
+        """
+        self.divisor = self.config.accumulation if divide else 1
+        gc.collect()  # the DDP wrapper that the recipe drops holds buckets of the model's size
+        groups = [list(group["params"]) for group in self._client.param_groups]
+        state = self._client.state_dict()
+        self.inside = _Inside(self._raw)
+        self.engine = self._make(
+            model=self.inside,
+            optimizer=self._client,
+            config=self.config.content,
+            dist_init_required=False,
+        )[0]
+        self.zero: Any = self.engine.optimizer
+        self.optimizer = Optimizer(self, groups)
+        if state["state"]:  # a recipe that has loaded its checkpoint already
+            self.optimizer.load_state_dict(state)
+        self.scaler = adapt(self._recipe_scaler, self)
+        # ZeRO steps on copies of the weights: without this, the first step undoes a load.
+        self._raw.register_load_state_dict_post_hook(self._refresh)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model in the recipe's own autocast, which DeepSpeed switches off."""
+        self.inside.see_autocast()
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro batch, reduced over ranks with the last of a step."""
+        if self.micro == self.config.accumulation:
+            raise RefusedError(
+                f"{self.config.file}: more than {self.micro} backward passes without a step; "
+                "gradient_accumulation_steps must be what the recipe does"
+            )
+        self.micro += 1
+        self.engine.set_gradient_accumulation_boundary(self.micro == self.config.accumulation)
+        if self.scale.enabled:
+            self.zero.override_loss_scale(self.scale.value)
+        # The recipe has divided its loss. DeepSpeed would divide only what passes the model's
+        # outputs, and so weigh MTO's terms, which leave by hooks, too much.
+        self.engine.backward(loss / self.divisor, scale_wrt_gas=False)
+
+    def accumulate(self, loss: Tensor) -> bool:
+        """Whether this was not the last micro batch of a step, and its backward is done."""
+        if self.micro + 1 >= self.config.accumulation:
+            return False
+        self.backward(loss)
+        return True
+
+    def step(self) -> None:
+        """One optimizer step on the gradients of all micro batches, unless they overflowed."""
+        if self.micro != self.config.accumulation:
+            raise RefusedError(
+                f"{self.config.file}: a step after {self.micro} of {self.config.accumulation} "
+                "micro batches; gradient_accumulation_steps must be what the recipe does"
+            )
+        with self.optimizer.unused_kept():
+            self.engine.step()
+        self.micro = 0
+        self.scale.update(bool(self.zero.overflow))
+
+    def drop(self) -> None:
+        """Forget the gradients of a step that was begun and not finished."""
+        self.micro = 0
+        self.zero.zero_grad(set_to_none=True)
+        for held in (self.zero.averaged_gradients, self.zero.all_grad_tensors):
+            for group in held:
+                held[group] = None
+
+    def grad_norm(self) -> Tensor:
+        """Norm of the last step's gradients before clipping; inf where they overflowed."""
+        norm = self.engine.get_global_grad_norm()
+        return torch.as_tensor(torch.nan if norm is None else norm)
+
+    def _refresh(self, *_: Any) -> None:
+        self.zero.refresh_fp32_params()
+
+
+class Model:
+    """What the recipe calls: the engine, with the raw model in `.module`, as DDP has it.
+
+    Its `parameters()` are none: gradients are DeepSpeed's, and clipping those of a single rank,
+    not yet averaged, would be wrong.
+    """
+
+    def __init__(self, engine: Engine, module: nn.Module) -> None:
+        self._engine, self.module = engine, module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine.forward(*args, **kwargs)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Nothing to clip and no norm to take: both are done in the step."""
+        return iter(())
+
+    def train(self, mode: bool = True) -> Model:
+        """Set the mode of the raw model."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> Model:
+        """Set the mode of the raw model."""
+        return self.train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+class _Inside(nn.Module):
+    """The model as DeepSpeed gets it, which puts back the autocast that reigns outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.device = next(module.parameters()).device.type
+        self.see_autocast()
+
+    def see_autocast(self) -> None:
+        self.autocast = torch.autocast(
+            self.device,
+            dtype=torch.get_autocast_dtype(self.device),
+            enabled=torch.is_autocast_enabled(self.device),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.autocast:
+            return self.module(*args, **kwargs)

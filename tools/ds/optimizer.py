@@ -1,0 +1,206 @@
+"""The optimizer as the recipe sees it, over one that ZeRO has sharded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mto_tools.ds.engine import Engine
+
+
+class Optimizer:
+    """`param_groups`, `step`, `zero_grad` and a state dict in the recipe's own format.
+
+    A checkpoint therefore goes on under DDP, or on another number of GPUs.
+
+    Args:
+        engine: Who steps.
+        groups: The parameters of each group, in the recipe's order.
+    """
+
+    def __init__(self, engine: Engine, groups: list[list[nn.Parameter]]) -> None:
+        self._engine, self._groups = engine, groups
+        self._gathered: dict[str, Any] | None = None
+        self._unused = _Unused([p for group in groups for p in group])
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The live groups, for schedules. Their `params` are flat shards."""
+        groups: list[dict[str, Any]] = self._engine.zero.param_groups
+        return groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of an unfinished step; after a step there are none."""
+        engine = self._engine
+        if engine.divisor > 1 and engine.micro == engine.config.accumulation - 1:
+            return  # a recipe that knows no accumulation clears before each backward
+        if engine.micro:
+            engine.drop()
+
+    def step(self, closure: None = None) -> None:
+        """One step, as `Engine.step`."""
+        self._engine.step()
+
+    def unused_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Keep ZeRO from decaying parameters without gradient, which an optimizer passes over."""
+        return self._unused.kept()
+
+    def gather(self) -> None:
+        """Collect the state for the next `state_dict()`; a collective call."""
+        self._gathered = self._collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in torch's format: rank 0's on the CPU, empty on other ranks.
+
+        A collective call, unless `gather` came before.
+        """
+        state, self._gathered = self._gathered, None
+        return self._collect() if state is None else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state in torch's format, of any number of ranks; each keeps its shard.
+
+        Raises:
+            ValueError: The state is of other groups or parameters.
+        """
+        saved = state["param_groups"]
+        if [len(group["params"]) for group in saved] != [len(group) for group in self._groups]:
+            raise ValueError(
+                "the optimizer state has groups of "
+                f"{[len(group['params']) for group in saved]} parameters, the model has "
+                f"{[len(group) for group in self._groups]}"
+            )
+        for live, group, flat, parameters in zip(
+            self.param_groups, saved, self._flats(), self._groups, strict=True
+        ):
+            live.update({k: v for k, v in group.items() if k != "params"})
+            entries = [state["state"].get(index) for index in group["params"]]
+            self._scatter(flat, parameters, entries)
+        self._engine.zero.refresh_fp32_params()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._engine.zero.optimizer, name)
+
+    def _flats(self) -> list[Tensor]:
+        flats: list[Tensor] = self._engine.zero.single_partition_of_fp32_groups
+        return flats
+
+    @torch.no_grad()
+    def _collect(self) -> dict[str, Any]:
+        first = dist.get_rank() == 0
+        inner = self._engine.zero.optimizer.state
+        unused = self._unused.everywhere()
+        state: dict[int, dict[str, Any]] = {}
+        groups, index = [], 0
+        for live, flat, parameters in zip(
+            self.param_groups, self._flats(), self._groups, strict=True
+        ):
+            indices = list(range(index, index + len(parameters)))
+            index += len(parameters)
+            groups.append({k: v for k, v in live.items() if k != "params"} | {"params": indices})
+            for number, parameter in zip(indices, parameters, strict=True):
+                entry = {k: _whole(v, flat, parameter) for k, v in inner.get(flat, {}).items()}
+                if first and entry and not unused[number]:
+                    state[number] = entry
+        return {"state": state, "param_groups": groups}
+
+    @torch.no_grad()
+    def _scatter(
+        self, flat: Tensor, parameters: list[nn.Parameter], entries: list[dict[str, Any] | None]
+    ) -> None:
+        known = [entry for entry in entries if entry]
+        inner = self._engine.zero.optimizer.state
+        if not known:
+            inner.pop(flat, None)
+            return
+        shard: dict[str, Any] = {}
+        for key, value in known[0].items():
+            if torch.is_tensor(value) and value.ndim:
+                shard[key] = torch.zeros_like(flat)
+            else:
+                values = {float(entry[key]) for entry in known}
+                if len(values) > 1:
+                    raise ValueError(
+                        f"parameters of one group have different {key!r} ({sorted(values)}): "
+                        "ZeRO keeps one for all"
+                    )
+                shard[key] = value.clone() if torch.is_tensor(value) else value
+        for parameter, entry in zip(parameters, entries, strict=True):
+            for key, value in (entry or {}).items():
+                place = _place(parameter)
+                if place and torch.is_tensor(value) and value.ndim:
+                    there, here = place
+                    shard[key][there] = value.flatten()[here].to(flat)
+        inner[flat] = shard
+
+
+class _Unused:
+    """Parameters that have had no gradient on any rank so far.
+
+    torch's optimizers pass over them; in a flat shard they have a gradient of zero, by which Adam
+    leaves them where they are, but for weight decay.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._waiting = dict(enumerate(parameters))
+        self._settled = False
+        for number, parameter in self._waiting.items():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda grad, number=number: self._seen(number))
+
+    def everywhere(self) -> list[bool]:
+        """By parameter, whether no rank has had a gradient for it; a collective call."""
+        device = self._parameters[0].device
+        seen = torch.ones(len(self._parameters), dtype=torch.int32, device=device)
+        seen[list(self._waiting)] = 0
+        dist.all_reduce(seen)
+        return [not number for number in seen.tolist()]
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put them back as they were before the step inside."""
+        unused: list[nn.Parameter] = []
+        if not self._settled:
+            flags = self.everywhere()
+            unused = [p for p, flag in zip(self._parameters, flags, strict=True) if flag]
+            self._settled = not unused
+        before = [p.detach().clone() for p in unused]
+        yield
+        with torch.no_grad():
+            for parameter, value in zip(unused, before, strict=True):
+                parameter.copy_(value)
+                if mapping := parameter._hp_mapping:  # type: ignore[attr-defined]
+                    mapping.update_hp()
+
+    def _seen(self, number: int) -> None:
+        self._waiting.pop(number, None)
+
+
+def _place(parameter: nn.Parameter) -> tuple[slice, slice] | None:
+    """Where this rank's part of a parameter is: in its flat shard, and in the flat parameter."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return None
+    there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return slice(there.start, there.start + there.numel), slice(here.start, here.start + here.numel)
+
+
+def _whole(value: Any, flat: Tensor, parameter: nn.Parameter) -> Any:
+    """One entry of a parameter's state, put together from the shards of all ranks."""
+    if not torch.is_tensor(value) or value.shape != flat.shape:
+        return value.clone() if torch.is_tensor(value) else value
+    full = value.new_zeros(parameter.numel())
+    if place := _place(parameter):
+        there, here = place
+        full[here] = value[there]
+    dist.all_reduce(full)
+    return full.view_as(parameter).cpu() if dist.get_rank() == 0 else None

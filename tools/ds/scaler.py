@@ -1,0 +1,192 @@
+"""The loss scaler as the recipe knows it; the scale itself is applied inside the engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mto_tools.errors import RefusedError
+
+if TYPE_CHECKING:
+    from mto_tools.ds.engine import Engine
+
+
+class LossScale:
+    """The dynamic scale of `torch.amp.GradScaler`, its numbers and its state.
+
+    Up by `growth` after `interval` good steps in a row, down by `backoff` on overflow, where the
+    step is left out. DeepSpeed's own handling of float16 under autocast (0.19) is not used: it
+    updates the scale once per parameter group, and clips gradients that are still scaled.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler | None) -> None:
+        self.enabled = scaler is not None and scaler.is_enabled()
+        state = scaler.state_dict() if scaler is not None and self.enabled else {}
+        self.value = float(state.get("scale", 1.0))
+        self.growth = float(state.get("growth_factor", 2.0))
+        self.backoff = float(state.get("backoff_factor", 0.5))
+        self.interval = int(state.get("growth_interval", 2000))
+        self.good_steps = int(state.get("_growth_tracker", 0))
+
+    @classmethod
+    def like(cls, scaler: Any) -> LossScale:
+        """The scale that a recipe's scaler has, whichever kind it is."""
+        if isinstance(scaler, torch.amp.GradScaler):
+            return cls(scaler)
+        return cls(getattr(scaler, "_scaler", None))
+
+    def update(self, overflow: bool) -> None:
+        """Learn from a step."""
+        if not self.enabled:
+            return
+        self.good_steps += 1
+        if overflow:
+            self.value, self.good_steps = self.value * self.backoff, 0
+        elif self.good_steps == self.interval:
+            self.value, self.good_steps = self.value * self.growth, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `GradScaler.state_dict`."""
+        return {
+            "scale": self.value,
+            "growth_factor": self.growth,
+            "backoff_factor": self.backoff,
+            "growth_interval": self.interval,
+            "_growth_tracker": self.good_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `GradScaler.load_state_dict`; the state of a scaler without scale changes nothing."""
+        if self.enabled and "_growth_tracker" in state:
+            self.value = float(state["scale"])
+            self.growth, self.backoff = (
+                float(state["growth_factor"]),
+                float(state["backoff_factor"]),
+            )
+            self.interval = int(state["growth_interval"])
+            self.good_steps = int(state["_growth_tracker"])
+
+
+class _Scaler:
+    """Common to the three kinds."""
+
+    def __init__(self, scaler: Any, engine: Engine) -> None:
+        self._scaler, self._engine = scaler, engine
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the recipe's own scaler would save."""
+        scale = self._engine.scale
+        return scale.state_dict() if scale.enabled else self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved scale."""
+        self._engine.scale.load_state_dict(state)
+
+
+class NativeScaler(_Scaler):
+    """In the place of `NativeScalerWithGradNormCount` (MAE, BootMAE, ConMIM)."""
+
+    def __call__(
+        self,
+        loss: Tensor,
+        optimizer: Any,
+        clip_grad: float | None = None,
+        parameters: Any = None,
+        create_graph: bool = False,
+        update_grad: bool = True,
+    ) -> Tensor | None:
+        """Backward and, where due, the step; return the gradient norm before clipping."""
+        if create_graph:
+            raise RefusedError("an optimizer that needs second derivatives does not go with ZeRO")
+        self._engine.backward(loss)
+        if not update_grad:
+            return None
+        self._engine.step()
+        return self._engine.grad_norm()
+
+
+class GradScaler(_Scaler):
+    """In the place of `torch.amp.GradScaler`."""
+
+    def scale(self, loss: Tensor) -> Loss:
+        """Something to call `backward()` on."""
+        return Loss(loss, self._engine)
+
+    def unscale_(self, optimizer: Any) -> None:
+        """Nothing: the step unscales, clips and checks."""
+
+    def step(self, optimizer: Any) -> None:
+        """The engine's step."""
+        self._engine.step()
+
+    def update(self) -> None:
+        """Nothing: the step has done it."""
+
+    def get_scale(self) -> float:
+        """The current scale."""
+        return self._engine.scale.value
+
+    def is_enabled(self) -> bool:
+        """Whether losses are scaled."""
+        return self._engine.scale.enabled
+
+
+class ApexAmp(_Scaler):
+    """In the place of the module `apex.amp`, after `initialize`."""
+
+    @contextlib.contextmanager
+    def scale_loss(self, loss: Tensor, optimizer: Any) -> Iterator[Loss]:
+        """Yield something to call `backward()` on."""
+        yield Loss(loss, self._engine)
+
+    def master_params(self, optimizer: Any) -> Iterator[Tensor]:
+        """None: clipping and the norm are the step's."""
+        return iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and its count of good steps, under apex's names."""
+        scale = self._engine.scale
+        return {"loss_scaler0": {"loss_scale": scale.value, "unskipped": scale.good_steps}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read what `state_dict`, or apex, has saved."""
+        scale, saved = self._engine.scale, state["loss_scaler0"]
+        if scale.enabled:
+            scale.value, scale.good_steps = float(saved["loss_scale"]), int(saved["unskipped"])
+
+
+class Loss:
+    """A loss whose `backward()` is the engine's."""
+
+    def __init__(self, loss: Tensor, engine: Engine) -> None:
+        self._loss, self._engine = loss, engine
+
+    def backward(self) -> None:
+        """One micro batch."""
+        self._engine.backward(self._loss)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loss, name)
+
+
+def adapt(scaler: Any, engine: Engine) -> _Scaler:
+    """The adapter that looks like `scaler`.
+
+    Raises:
+        RefusedError: It is none of the known kinds.
+    """
+    if isinstance(scaler, torch.amp.GradScaler):
+        return GradScaler(scaler, engine)
+    if isinstance(scaler, ModuleType) and hasattr(scaler, "scale_loss"):
+        return ApexAmp(scaler, engine)
+    if callable(scaler) and isinstance(getattr(scaler, "_scaler", None), torch.amp.GradScaler):
+        return NativeScaler(scaler, engine)
+    raise RefusedError(
+        f"DeepSpeed needs the recipe's loss scaler, which must run every backward, not {scaler!r}",
+        hint="SimMIM: leave --amp-opt-level at O1",
+    )
