@@ -19,6 +19,7 @@ FOREIGN = {
     "torch_autocast": "the recipe's own autocast and loss scale count",
     "amp": "the recipe's own autocast and loss scale count",
 }
+COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 STAGES = (1, 2)
 
 

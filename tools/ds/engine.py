@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mto_tools.ds.config import Config
 from mto_tools.ds.optimizer import Optimizer
-from mto_tools.ds.scaler import LossScale, adapt
+from mto_tools.ds.scaler import LossScale, kind
 from mto_tools.errors import MissingError, RefusedError
 
 
@@ -42,7 +42,8 @@ class Engine:
         raw: nn.Module = model.module if hasattr(model, "module") else model
         self._make = deepspeed.initialize
         self._raw, self._client, self._recipe_scaler = raw, optimizer, scaler
-        self.scale = LossScale.like(scaler)
+        self._adapter = kind(scaler)
+        self.scale = LossScale(scaler)
         self.model = Model(self, raw)
         self.micro = 0
         self.divisor = 1
@@ -68,7 +69,7 @@ class Engine:
         self.optimizer = Optimizer(self, groups)
         if state["state"]:  # a recipe that has loaded its checkpoint already
             self.optimizer.load_state_dict(state)
-        self.scaler = adapt(self._recipe_scaler, self)
+        self.scaler = self._adapter(self._recipe_scaler, self)
         # ZeRO steps on copies of the weights: without this, the first step undoes a load.
         self._raw.register_load_state_dict_post_hook(self._refresh)
 
@@ -139,6 +140,7 @@ class Model:
         self._engine, self.module = engine, module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward."""
         return self._engine.forward(*args, **kwargs)
 
     def parameters(self) -> Iterator[nn.Parameter]:

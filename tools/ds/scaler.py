@@ -24,21 +24,17 @@ class LossScale:
     updates the scale once per parameter group, and clips gradients that are still scaled.
     """
 
-    def __init__(self, scaler: torch.amp.GradScaler | None) -> None:
-        self.enabled = scaler is not None and scaler.is_enabled()
-        state = scaler.state_dict() if scaler is not None and self.enabled else {}
-        self.value = float(state.get("scale", 1.0))
-        self.growth = float(state.get("growth_factor", 2.0))
-        self.backoff = float(state.get("backoff_factor", 0.5))
-        self.interval = int(state.get("growth_interval", 2000))
-        self.good_steps = int(state.get("_growth_tracker", 0))
-
-    @classmethod
-    def like(cls, scaler: Any) -> LossScale:
-        """The scale that a recipe's scaler has, whichever kind it is."""
-        if isinstance(scaler, torch.amp.GradScaler):
-            return cls(scaler)
-        return cls(getattr(scaler, "_scaler", None))
+    def __init__(self, scaler: Any) -> None:
+        """Take over the scale of a recipe's scaler, whichever kind it is."""
+        self.value, self.good_steps = 1.0, 0
+        self.growth, self.backoff, self.interval = 2.0, 0.5, 2000
+        if isinstance(scaler, ModuleType):
+            ApexAmp.read(scaler.state_dict(), self)
+            self.enabled = self.value != 1.0
+        else:
+            inner = scaler if isinstance(scaler, torch.amp.GradScaler) else scaler._scaler
+            self.enabled = inner.is_enabled()
+            self.load_state_dict(inner.state_dict())
 
     def update(self, overflow: bool) -> None:
         """Learn from a step."""
@@ -155,9 +151,14 @@ class ApexAmp(_Scaler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read what `state_dict`, or apex, has saved."""
-        scale, saved = self._engine.scale, state["loss_scaler0"]
-        if scale.enabled:
-            scale.value, scale.good_steps = float(saved["loss_scale"]), int(saved["unskipped"])
+        if self._engine.scale.enabled:
+            self.read(state, self._engine.scale)
+
+    @staticmethod
+    def read(state: dict[str, Any], scale: LossScale) -> None:
+        """Put apex's numbers into `scale`."""
+        saved = state["loss_scaler0"]
+        scale.value, scale.good_steps = float(saved["loss_scale"]), int(saved["unskipped"])
 
 
 class Loss:
@@ -174,18 +175,18 @@ class Loss:
         return getattr(self._loss, name)
 
 
-def adapt(scaler: Any, engine: Engine) -> _Scaler:
+def kind(scaler: Any) -> type[_Scaler]:
     """The adapter that looks like `scaler`.
 
     Raises:
         RefusedError: It is none of the known kinds.
     """
     if isinstance(scaler, torch.amp.GradScaler):
-        return GradScaler(scaler, engine)
+        return GradScaler
     if isinstance(scaler, ModuleType) and hasattr(scaler, "scale_loss"):
-        return ApexAmp(scaler, engine)
+        return ApexAmp
     if callable(scaler) and isinstance(getattr(scaler, "_scaler", None), torch.amp.GradScaler):
-        return NativeScaler(scaler, engine)
+        return NativeScaler
     raise RefusedError(
         f"DeepSpeed needs the recipe's loss scaler, which must run every backward, not {scaler!r}",
         hint="SimMIM: leave --amp-opt-level at O1",
