@@ -25,7 +25,7 @@ class MtoError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(f"{message}\nhint: {hint}" if hint else message)  # in a traceback
         self.message = message
         self.hint = hint
 

@@ -213,7 +213,9 @@ def forward(
     """The recipe's loss, plus one from what the hooks caught, under the recipe's autocast."""
     taps.clear()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.set_autocast_enabled("cuda", autocast)  # what DeepSpeed looks at, and switches off
         loss = model(batch(step, part, rank))
+        torch.set_autocast_enabled("cuda", False)
         extra = torch.stack([tap.float().square().mean() for tap in taps]).mean()
     return loss + 0.1 * extra
 
@@ -258,10 +260,7 @@ def main() -> None:
         world_size=int(world),
     )
     import cases as known
-    import deepspeed
 
-    # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for case in cases:
         found = getattr(known, case)(Path(folder), int(world))
         torch.save(found, f"{folder}/{case}-{rank}.pt")

@@ -9,17 +9,29 @@ from typing import Any
 
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
-# Sections of a configuration that would replace something of the recipe, and why they may not.
-FOREIGN = {
+# What a configuration may hold: numbers that must agree with the recipe, and how ZeRO works. All
+# other keys are refused, known to change the recipe (with the reason) or not.
+COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+KEYS = (
+    *COUNTS,
+    *("gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "comms_logger"),
+)
+ZERO_KEYS = (
+    *("stage", "reduce_bucket_size", "allgather_bucket_size", "overlap_comm"),
+    *("contiguous_gradients", "reduce_scatter", "allgather_partitions"),
+)
+AUTOCAST = "the recipe's own autocast and loss scale count"
+REASONS = {
     "optimizer": "the recipe's own optimizer counts",
     "scheduler": "the recipe's own schedule counts",
-    "fp16": "it would hold the weights in float16; the recipe's own autocast and loss scale count",
-    "bf16": "it would hold the weights in bfloat16; the recipe's own autocast counts",
-    "bfloat16": "it would hold the weights in bfloat16; the recipe's own autocast counts",
-    "torch_autocast": "the recipe's own autocast and loss scale count",
-    "amp": "the recipe's own autocast and loss scale count",
+    "fp16": f"it would hold the weights in float16; {AUTOCAST}",
+    "bf16": f"it would hold the weights in bfloat16; {AUTOCAST}",
+    "torch_autocast": AUTOCAST,
+    "amp": AUTOCAST,
+    "zero_optimization.offload_optimizer": "offload is not supported",
+    "zero_optimization.offload_param": "offload is not supported",
 }
-COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 STAGES = (1, 2)
 
 
@@ -138,10 +150,6 @@ def _objections(content: dict[str, Any]) -> list[str]:
             f"gradient_clipping must be a number (0.0 for none), not {clip!r}: "
             "left out, DeepSpeed clips at 1.0"
         )
-    for section, reason in FOREIGN.items():
-        value = content.get(section)
-        if value is not None and not (isinstance(value, dict) and value.get("enabled") is False):
-            found.append(f"section {section!r} must go: {reason}")
     zero = content.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if not isinstance(zero, dict) or isinstance(stage, bool) or stage not in STAGES:
@@ -149,16 +157,11 @@ def _objections(content: dict[str, Any]) -> list[str]:
             f"zero_optimization.stage must be 1 or 2, not {stage!r}: stage 3 shards the weights, "
             "which EMA, teachers and MTO's hooks read"
         )
-    else:
-        found += [
-            f"zero_optimization.{key}: offload is not supported"
-            for key in ("offload_optimizer", "offload_param", "cpu_offload", "zenflow")
-            if zero.get(key)
-        ]
-        if zero.get("round_robin_gradients"):
-            found.append("zero_optimization.round_robin_gradients is not supported")
-    if content.get("managed_gradient_accumulation", True) is not True:
-        found.append("managed_gradient_accumulation must stay true")
+        zero = {}
+    unknown = [key for key in content if key not in KEYS]
+    unknown += [f"zero_optimization.{key}" for key in zero if key not in ZERO_KEYS]
+    for key in unknown:
+        found.append(f"{key} must go: {REASONS.get(key, 'it may change the recipe')}")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mto_tools.ds.config import Config
 from mto_tools.ds.optimizer import Optimizer
@@ -39,7 +40,10 @@ class Engine:
                 hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
             )
         self.config, self.world_size = config, dist.get_world_size()
-        raw: nn.Module = model.module if hasattr(model, "module") else model
+        raw: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        if next(raw.parameters()).device.type == "cpu":
+            # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._make = deepspeed.initialize
         self._raw, self._client, self._recipe_scaler = raw, optimizer, scaler
         self._adapter = kind(scaler)
@@ -58,6 +62,7 @@ class Engine:
         gc.collect()  # the DDP wrapper that the recipe drops holds buckets of the model's size
         groups = [list(group["params"]) for group in self._client.param_groups]
         state = self._client.state_dict()
+        self._client.state.clear()  # or the whole of it would stay on every rank
         self.inside = _Inside(self._raw)
         self.engine = self._make(
             model=self.inside,
@@ -70,8 +75,6 @@ class Engine:
         if state["state"]:  # a recipe that has loaded its checkpoint already
             self.optimizer.load_state_dict(state)
         self.scaler = self._adapter(self._recipe_scaler, self)
-        # ZeRO steps on copies of the weights: without this, the first step undoes a load.
-        self._raw.register_load_state_dict_post_hook(self._refresh)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model in the recipe's own autocast, which DeepSpeed switches off."""
@@ -107,10 +110,17 @@ class Engine:
                 f"{self.config.file}: a step after {self.micro} of {self.config.accumulation} "
                 "micro batches; gradient_accumulation_steps must be what the recipe does"
             )
+        # ZeRO steps on copies of the weights: without this, a step undoes what has been loaded.
+        self.zero.refresh_fp32_params()
         with self.optimizer.unused_kept():
             self.engine.step()
         self.micro = 0
-        self.scale.update(bool(self.zero.overflow))
+        overflow = bool(self.zero.overflow)
+        if overflow and not self.scale.enabled:
+            raise FloatingPointError(
+                "the gradients are not finite, and there is no loss scale that could have done it"
+            )
+        self.scale.update(overflow)
 
     def drop(self) -> None:
         """Forget the gradients of a step that was begun and not finished."""
@@ -124,9 +134,6 @@ class Engine:
         """Norm of the last step's gradients before clipping; inf where they overflowed."""
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(torch.nan if norm is None else norm)
-
-    def _refresh(self, *_: Any) -> None:
-        self.zero.refresh_fp32_params()
 
 
 class Model:

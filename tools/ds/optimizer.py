@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,6 +81,7 @@ class Optimizer:
         ):
             live.update({k: v for k, v in group.items() if k != "params"})
             entries = [state["state"].get(index) for index in group["params"]]
+            self._unused.seen(index for index in group["params"] if state["state"].get(index))
             self._scatter(flat, parameters, entries)
         self._engine.zero.refresh_fp32_params()
 
@@ -155,7 +156,7 @@ class _Unused:
         self._settled = False
         for number, parameter in self._waiting.items():
             if parameter.requires_grad:
-                parameter.register_hook(lambda grad, number=number: self._seen(number))
+                parameter.register_hook(lambda grad, number=number: self.seen([number]))
 
     def everywhere(self) -> list[bool]:
         """By parameter, whether no rank has had a gradient for it; a collective call."""
@@ -178,11 +179,11 @@ class _Unused:
         with torch.no_grad():
             for parameter, value in zip(unused, before, strict=True):
                 parameter.copy_(value)
-                if mapping := parameter._hp_mapping:  # type: ignore[attr-defined]
-                    mapping.update_hp()
 
-    def _seen(self, number: int) -> None:
-        self._waiting.pop(number, None)
+    def seen(self, numbers: Iterable[int]) -> None:
+        """These have had one."""
+        for number in numbers:
+            self._waiting.pop(number, None)
 
 
 def _place(parameter: nn.Parameter) -> tuple[slice, slice] | None:

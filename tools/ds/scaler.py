@@ -133,7 +133,15 @@ class GradScaler(_Scaler):
 
 
 class ApexAmp(_Scaler):
-    """In the place of the module `apex.amp`, after `initialize`."""
+    """In the place of the module `apex.amp`, after `initialize`.
+
+    SimMIM names that module in two files, so its functions are replaced, and not the module.
+    """
+
+    def __init__(self, scaler: Any, engine: Engine) -> None:
+        super().__init__(scaler, engine)
+        for name in ("scale_loss", "master_params", "state_dict", "load_state_dict"):
+            setattr(scaler, name, getattr(self, name))
 
     @contextlib.contextmanager
     def scale_loss(self, loss: Tensor, optimizer: Any) -> Iterator[Loss]:
