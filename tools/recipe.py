@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
+from mto_tools import ds
 from mto_tools.recipe_files import RunFiles
 
 _TERMS = ("sparsity", "singularity", "ranking")
@@ -164,7 +165,9 @@ def attach(
     _run = _Run(model, blocks, num_prefix_tokens, output_dir, _settings) if _settings.on else None
 
 
-def add(loss: Tensor, mask: Tensor, *, step: int | None = None, micro_batches: int = 1) -> Tensor:
+def add(
+    loss: Tensor, mask: Tensor, *, step: int | None = None, micro_batches: int | None = None
+) -> Tensor:
     """Return `loss` plus the weighted MTO terms; `loss` itself when MTO is off or only observes.
 
     Args:
@@ -172,9 +175,12 @@ def add(loss: Tensor, mask: Tensor, *, step: int | None = None, micro_batches: i
         mask: `[B, N]` or `[B, h, w]`, bool or numbers, 1 = masked, in image order.
         step: Optimizer step, counted from 1 and equal for all micro batches of a step. `None`
             counts calls, which forgets the past on resume: pass it where there is a warm-up.
-        micro_batches: Micro batches per optimizer step.
+        micro_batches: Micro batches per optimizer step; `None` for a recipe that knows none, so
+            that there is one, or as many as DeepSpeed's configuration brings.
     """
-    return loss if _run is None else _run.add(loss, mask, step, micro_batches)
+    if _run is None:
+        return loss
+    return _run.add(loss, mask, step, ds.accumulation() if micro_batches is None else micro_batches)
 
 
 def log() -> dict[str, float]:

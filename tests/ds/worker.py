@@ -158,6 +158,9 @@ def train(
         if load_late:
             optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
+    if file is not None:
+        assert list(model.parameters()) == [], "gradients of one rank must not be clipped"
+        assert model.state_dict().keys() == {f"module.{name}" for name in raw.state_dict()}
     losses, norms, scales = [], [], []
     model.train(True)
     for step in steps:

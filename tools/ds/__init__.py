@@ -108,8 +108,9 @@ def gather(optimizer: Any) -> None:
 
 
 def grad_norm(value: Any) -> Any:
-    """The gradient norm of the last step, all ranks together; `value` without DeepSpeed."""
-    return value if _engine is None else _engine.grad_norm()
+    """The gradient norm of the last step; `value` without DeepSpeed, and before the first step."""
+    norm = None if _engine is None else _engine.grad_norm()
+    return value if norm is None else norm
 
 
 def accumulation() -> int:

@@ -130,10 +130,10 @@ class Engine:
             for group in held:
                 held[group] = None
 
-    def grad_norm(self) -> Tensor:
-        """Norm of the last step's gradients before clipping; inf where they overflowed."""
+    def grad_norm(self) -> Tensor | None:
+        """Norm of the last step's gradients before clipping, inf where they overflowed."""
         norm = self.engine.get_global_grad_norm()
-        return torch.as_tensor(torch.nan if norm is None else norm)
+        return None if norm is None else torch.as_tensor(norm)
 
 
 class Model:
@@ -153,6 +153,10 @@ class Model:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Nothing to clip and no norm to take: both are done in the step."""
         return iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The raw model's, under the names that DDP gives them."""
+        return {f"module.{name}": value for name, value in self.module.state_dict().items()}
 
     def train(self, mode: bool = True) -> Model:
         """Set the mode of the raw model."""
