@@ -13,6 +13,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from mto_tools.ds.engine import Engine
 
+PIECE = 1 << 24  # elements that a rank sends at once, 64 MiB
+
 
 class Optimizer:
     """`param_groups`, `step`, `zero_grad` and a state dict in the recipe's own format.
@@ -107,10 +109,19 @@ class Optimizer:
             indices = list(range(index, index + len(parameters)))
             index += len(parameters)
             groups.append({k: v for k, v in live.items() if k != "params"} | {"params": indices})
+            shard = inner.get(flat, {})
+            sharded = {k for k, v in shard.items() if torch.is_tensor(v) and v.shape == flat.shape}
+            whole = {k: _gather(shard[k]) if k in sharded else shard[k] for k in shard}
+            end = 0
             for number, parameter in zip(indices, parameters, strict=True):
-                entry = {k: _whole(v, flat, parameter) for k, v in inner.get(flat, {}).items()}
-                if first and entry and not unused[number]:
-                    state[number] = entry
+                if not parameter.requires_grad:
+                    continue  # not in the shards
+                begin, end = end, end + parameter.numel()
+                if first and shard and not unused[number]:
+                    state[number] = {
+                        k: _copy(v[begin:end].view_as(parameter) if k in sharded else v)
+                        for k, v in whole.items()
+                    }
         return {"state": state, "param_groups": groups}
 
     @torch.no_grad()
@@ -195,13 +206,21 @@ def _place(parameter: nn.Parameter) -> tuple[slice, slice] | None:
     return slice(there.start, there.start + there.numel), slice(here.start, here.start + here.numel)
 
 
-def _whole(value: Any, flat: Tensor, parameter: nn.Parameter) -> Any:
-    """One entry of a parameter's state, put together from the shards of all ranks."""
-    if not torch.is_tensor(value) or value.shape != flat.shape:
-        return value.clone() if torch.is_tensor(value) else value
-    full = value.new_zeros(parameter.numel())
-    if place := _place(parameter):
-        there, here = place
-        full[here] = value[there]
-    dist.all_reduce(full)
-    return full.view_as(parameter).cpu() if dist.get_rank() == 0 else None
+def _gather(shard: Tensor) -> Tensor:
+    """The shards of all ranks one behind the other, on rank 0's CPU; empty on other ranks.
+
+    In pieces, since rank 0 has no room for all of them beside the model and its activations.
+    """
+    ranks, first = dist.get_world_size(), dist.get_rank() == 0
+    full = torch.empty((ranks, shard.numel()) if first else 0, dtype=shard.dtype)
+    for begin in range(0, shard.numel(), PIECE):
+        piece = shard[begin : begin + PIECE]
+        pieces = [torch.empty_like(piece) for _ in range(ranks)] if first else None
+        dist.gather(piece, pieces, dst=0)
+        for rank, found in enumerate(pieces or []):
+            full[rank, begin : begin + PIECE] = found
+    return full.flatten()
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) else value
