@@ -8,6 +8,8 @@ VENV     ?= .venv
 JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 UPSTREAM ?= mini
 SEEDS    ?= 1
+GPUS     ?= 8
+GPU_MEM  ?= 24
 ARGS     ?=
 NAMES    := $(notdir $(patsubst %/,%,$(wildcard patches/*/)))
 
@@ -100,6 +102,9 @@ compare-%: $(TOOLS)  ## baseline against MTO side by side for NAME
 
 smoke-%: $(TOOLS)  ## NAME on a few digits: baseline, MTO off, on, resume (CPU=1: no GPU)
 	@$(MTO) smoke $* $(if $(CPU),--cpu) $(ARGS)
+
+plan-%: $(TOOLS)  ## NAME on your GPUs by DeepSpeed: configuration and command (GPUS=8 GPU_MEM=24)
+	@$(MTO) plan $* --gpus $(GPUS) --gpu-mem $(GPU_MEM) $(ARGS)
 
 bench: $(TOOLS)  ## speed and memory of the losses, each against its baseline
 	$(PY) benchmarks/row_entropy.py $(ARGS)
