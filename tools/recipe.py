@@ -16,10 +16,8 @@ One process trains one model, so the attached state is the module's own.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,107 +25,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
+from mto_core import MaskedTokenOptimization, MTOTerms, TokenTrace
 from mto_tools import ds
 from mto_tools.recipe_files import RunFiles
+from mto_tools.recipe_settings import Settings, add_arguments, defaults, settle
+
+__all__ = ["add", "add_arguments", "attach", "defaults", "log"]
 
 _TERMS = ("sparsity", "singularity", "ranking")
 _SCALARS = ("loss", "total", *_TERMS, "diagonal_mass", "masked_mass")
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for on the command line; `None` means the preset's own value."""
-
-    on: bool = False
-    recipe: str = "observe"
-    preset: str | None = None
-    sparsity: float | None = None
-    singularity: float | None = None
-    ranking: float | None = None
-    scale: str | None = None
-    reduction: str | None = None
-    direction: str | None = None
-    warmup_steps: int | None = None
-    balance: float | None = None
-    log_every: int = 10
-    grad_every: int = 0
-    affinity_steps: tuple[int, ...] = ()
-
-    def config(self) -> MTOConfig:
-        """The preset with the user's own values laid over it."""
-        own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in sorted(own)}
-        return replace(
-            MTOConfig.preset(self.preset or self.recipe),
-            **{k: v for k, v in values.items() if v is not None},
-        )
-
-
-_settings = Settings()
 _run: _Run | None = None
-
-
-def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> None:
-    """Add `--mto` and its options to a recipe's parser; `preset` is this recipe's own.
-
-    The values never reach the namespace that `parse_args` returns.
-    """
-    global _settings
-    _settings = Settings(recipe=preset)
-    group = parser.add_argument_group("masked token optimization")
-
-    def option(flag: str, kind: Any, text: str, **more: Any) -> None:
-        group.add_argument(
-            flag,
-            action=_Keep,
-            type=kind,
-            help=text,
-            dest=argparse.SUPPRESS,
-            default=argparse.SUPPRESS,
-            **more,
-        )
-
-    option("--mto", None, "add the MTO losses to the recipe's own", nargs=0)
-    option("--mto_preset", str, "weights by recipe name (default: this recipe's)", metavar="NAME")
-    option("--mto_sparsity", float, "weight of the sparsity loss (eq. 3)", metavar="W")
-    option("--mto_singularity", float, "weight of the singularity loss (eq. 6)", metavar="W")
-    option("--mto_ranking", float, "weight of the ranking loss (eq. 7)", metavar="W")
-    option("--mto_scale", str, "raw | sqrt_dim | layernorm", metavar="S")
-    option("--mto_reduction", str, "mean | sum over visible rows in eq. 3", metavar="R")
-    option("--mto_direction", str, "decreasing | as_printed in eq. 7", metavar="D")
-    option("--mto_warmup_steps", int, "raise the weights linearly over N steps", metavar="N")
-    option("--mto_balance", float, "hold each term's gradient at R times the loss's", metavar="R")
-    option("--mto_log_every", int, "a line in mto.jsonl every N steps (default: 10)", metavar="N")
-    option("--mto_grad_every", int, "measure gradient ratios every N steps (dear)", metavar="N")
-    option("--mto_affinity_steps", _steps, "save affinity maps at steps A,B,…", metavar="A,B")
-
-
-def defaults(preset: str = "observe") -> dict[str, Any]:
-    """Every setting by its upper-case name, for a recipe whose options are yacs nodes.
-
-    `attach(settings=...)` takes such a node back, with the user's values in it.
-    """
-    return {f.name.upper(): getattr(Settings(recipe=preset), f.name) for f in fields(Settings)}
-
-
-class _Keep(argparse.Action):
-    """Store the value in this module and leave the recipe's namespace as it was."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        global _settings
-        name = self.option_strings[0].removeprefix("--mto").lstrip("_")
-        _settings = replace(_settings, **({"on": True} if name == "" else {name: values}))
-
-
-def _steps(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
 
 
 def attach(
@@ -151,18 +59,11 @@ def attach(
         settings: Options from elsewhere than the command line, by field name of `Settings`
             (any case), as a yacs node gives them.
     """
-    global _run, _settings
-    if settings is not None:
-        known = {f.name: f for f in fields(Settings)}
-        given = {str(key).lower(): value for key, value in settings.items()}
-        if unknown := sorted(set(given) - set(known)):
-            raise ValueError(f"unknown MTO setting {unknown[0]!r}; known: {', '.join(known)}")
-        _settings = Settings(**given)
-    if preset is not None:
-        _settings = replace(_settings, recipe=preset)
+    global _run
+    asked = settle(preset, settings)
     if _run is not None:
         _run.close()
-    _run = _Run(model, blocks, num_prefix_tokens, output_dir, _settings) if _settings.on else None
+    _run = _Run(model, blocks, num_prefix_tokens, output_dir, asked) if asked.on else None
 
 
 def add(

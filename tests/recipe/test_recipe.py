@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mto_core import MTOConfig, heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_tools import recipe
 from mto_tools.recipe_files import JsonLines
+from mto_tools.recipe_settings import settle
 
 
 class Block(nn.Module):
@@ -71,9 +72,9 @@ def batch(size: int = 4) -> tuple[Tensor, Tensor]:
 def test_flags_stay_out_of_the_namespace() -> None:
     args = flags("--lr", "2", "--mto", "--mto_sparsity", "0.5", "--mto_affinity_steps", "1,9")
     assert vars(args) == {"lr": 2.0}
-    assert recipe._settings.on
-    assert recipe._settings.affinity_steps == (1, 9)
-    assert recipe._settings.config() == MTOConfig.preset("mae", sparsity=0.5)
+    assert settle(None, None).on
+    assert settle(None, None).affinity_steps == (1, 9)
+    assert settle(None, None).config() == MTOConfig.preset("mae", sparsity=0.5)
 
 
 def test_off_is_the_identity(tmp_path: Path) -> None:

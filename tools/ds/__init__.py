@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mto_tools.ds.config import Config, read_config
+from mto_tools.flags import add_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--deepspeed_config FILE`; the value never reaches the recipe's namespace."""
     _forget()
     group = parser.add_argument_group("DeepSpeed")
-    silent: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     text = "run under DeepSpeed with this configuration, as `mto plan` writes it"
-    group.add_argument(
-        "--deepspeed_config", action=_Keep, type=Path, metavar="FILE", help=text, **silent
-    )
+    add_kept(group, "--deepspeed_config", _use, type=Path, metavar="FILE", help=text)
     text = "accepted, and without effect: --deepspeed_config says it all"
-    group.add_argument("--deepspeed", action=_Keep, nargs=0, help=text, **silent)
+    add_kept(group, "--deepspeed", lambda _: None, nargs=0, help=text)
 
 
 def defaults() -> dict[str, Any]:
@@ -148,19 +146,9 @@ class _WholeSteps:
             yield batch
 
 
-class _Keep(argparse.Action):
-    """Store the value in this module and leave the recipe's namespace as it was."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        global _file
-        if isinstance(values, Path):
-            _file = values
+def _use(file: Path) -> None:
+    global _file
+    _file = file
 
 
 def _read() -> Config | None:

@@ -22,6 +22,7 @@ def pretend_cuda(precision: str = "float32") -> None:
             whole script under the CPU's autocast. (float16 is about 20 times slower there.)
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
     torch.Tensor.cuda = _same  # type: ignore[method-assign]
