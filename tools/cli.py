@@ -11,6 +11,7 @@ from mto_tools.compare import cli as compare_cli
 from mto_tools.errors import MtoError
 from mto_tools.launch import cli as launch_cli
 from mto_tools.patchset import cli as patchset_cli
+from mto_tools.plan import cli as plan_cli
 
 app = typer.Typer(
     name="mto",
@@ -22,6 +23,7 @@ app = typer.Typer(
 patchset_cli.register(app)
 compare_cli.register(app)
 launch_cli.register(app)
+plan_cli.register(app)
 
 
 def main() -> None:

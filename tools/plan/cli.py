@@ -1,0 +1,119 @@
+"""`mto plan`: configuration and command for a recipe under DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add this area's command to `app`."""
+    app.command()(plan)
+
+
+def plan(
+    name: Annotated[
+        str, typer.Argument(help="the recipe: mae, simmim, bootmae, conmim, mini", metavar="NAME")
+    ] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node")] = 8,
+    gpu_mem: Annotated[float, typer.Option(min=1.0, help="GB of each GPU, of 2^30 bytes")] = 24.0,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    model: Annotated[str | None, typer.Option(help="one of the recipe's models")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp16, bf16 or float32, where the recipe has a choice")
+    ] = None,
+    zero: Annotated[
+        int | None, typer.Option(min=1, max=2, help="ZeRO stage; default: as memory asks")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images per step on all GPUs; default: the recipe's")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="length of the schedule; default: the recipe's")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="images/s of one GPU, as you measured it")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s a GPU sends at, as you measured it")
+    ] = None,
+    mto: Annotated[bool, typer.Option("--mto", help="switch MTO on in the command")] = False,
+    launcher: Annotated[
+        str, typer.Option(help="whose command stdout gets: torchrun or deepspeed")
+    ] = "torchrun",
+    data: Annotated[str, typer.Option(help="folder of the images")] = "$IMAGENET",
+    output: Annotated[str, typer.Option(help="the run's output folder; default: MODEL")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="the configuration; default: MODEL-NODESxGPUSxMEMgb.json")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="write over another file")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the whole plan on stdout")] = False,
+    write_all: Annotated[
+        bool, typer.Option("--write-all", help="write patches/*/deepspeed/ anew, and nothing else")
+    ] = False,
+) -> None:
+    """Plan NAME for DeepSpeed: write its configuration, print the command, estimate the memory.
+
+    The recipe's total batch and learning rate are kept. stdout gets the command, stderr the rest.
+    Exit status 4: it does not fit, or the total cannot be shared out evenly.
+
+    Example: mto plan mae --gpus 8 --gpu-mem 24 --model mae_vit_large_patch16 --mto
+    """
+    from mto_tools.home import find_home
+    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.plan import config, report
+    from mto_tools.plan.committed import write_all as write_committed
+    from mto_tools.plan.planner import Request, make_plan
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    home = find_home()
+    if write_all:
+        for file in write_committed(home):
+            console.print(f"wrote {file.relative_to(home)}")
+        return
+    if not name:
+        raise typer.BadParameter("which recipe? mto plan --help lists them", param_hint="NAME")
+    if launcher not in ("torchrun", "deepspeed"):
+        raise typer.BadParameter(f"{launcher!r} is neither torchrun nor deepspeed")
+    made = make_plan(
+        Request(
+            name=name,
+            gpus=gpus,
+            gpu_mem=gpu_mem,
+            nodes=nodes,
+            model=model,
+            precision=precision,
+            stage=zero,
+            batch=batch,
+            epochs=epochs,
+            rate=rate,
+            bandwidth=bandwidth,
+        )
+    )
+    file = out or Path(config.file_name(made))
+    upstream = load_upstream(home, name)
+    place = config.Place(
+        checkout=_from_here(upstream.checkout),
+        script=upstream.entry[0],
+        config=str(file),
+        data=data,
+        output=output,
+    )
+    changed = config.write(made, file, force=force)
+    if as_json:
+        print(json.dumps(report.as_json(made, place, mto=mto), indent=2))
+        return
+    console.print(f"{'wrote' if changed else 'there already:'} {file}\n")
+    report.show(made, place, console, mto=mto, launcher=launcher)
+    print(config.commands(made, place, mto=mto)[launcher])
+
+
+def _from_here(folder: Path) -> str:
+    """A path under the working directory as relative, another as absolute."""
+    here = Path.cwd()
+    return os.path.relpath(folder, here) if folder.is_relative_to(here) else str(folder)
