@@ -48,7 +48,7 @@ class Engine:
         self._raw, self._client, self._recipe_scaler = raw, optimizer, scaler
         self._adapter = kind(scaler)
         self.scale = LossScale(scaler)
-        self.model = Model(self, raw)
+        self.model = Model(raw)
         self.micro = 0
         self.divisor = 1
 
@@ -63,9 +63,8 @@ class Engine:
         groups = [list(group["params"]) for group in self._client.param_groups]
         state = self._client.state_dict()
         self._client.state.clear()  # or the whole of it would stay on every rank
-        self.inside = _Inside(self._raw)
         self.engine = self._make(
-            model=self.inside,
+            model=_LossOnly(self._raw),
             optimizer=self._client,
             config=self.config.content,
             dist_init_required=False,
@@ -75,11 +74,6 @@ class Engine:
         if state["state"]:  # a recipe that has loaded its checkpoint already
             self.optimizer.load_state_dict(state)
         self.scaler = self._adapter(self._recipe_scaler, self)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model in the recipe's own autocast, which DeepSpeed switches off."""
-        self.inside.see_autocast()
-        return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro batch, reduced over ranks with the last of a step."""
@@ -92,9 +86,8 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(self.micro == self.config.accumulation)
         if self.scale.enabled:
             self.zero.override_loss_scale(self.scale.value)
-        # The recipe has divided its loss. DeepSpeed would divide only what passes the model's
-        # outputs, and so weigh MTO's terms, which leave by hooks, too much.
-        self.engine.backward(loss / self.divisor, scale_wrt_gas=False)
+        # The recipe has divided its loss already.
+        self.engine.backward(self.engine(loss / self.divisor), scale_wrt_gas=False)
 
     def accumulate(self, loss: Tensor) -> bool:
         """Whether this was not the last micro batch of a step, and its backward is done."""
@@ -143,12 +136,12 @@ class Model:
     not yet averaged, would be wrong.
     """
 
-    def __init__(self, engine: Engine, module: nn.Module) -> None:
-        self._engine, self.module = engine, module
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward."""
-        return self._engine.forward(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Nothing to clip and no norm to take: both are done in the step."""
@@ -171,23 +164,18 @@ class Model:
         return getattr(self.module, name)
 
 
-class _Inside(nn.Module):
-    """The model as DeepSpeed gets it, which puts back the autocast that reigns outside."""
+class _LossOnly(nn.Module):
+    """The model as DeepSpeed gets it: its parameters, and a forward that only lets the loss pass.
+
+    The recipe calls the model itself. DeepSpeed would switch its autocast off. It would divide by
+    the accumulation what passes the model's outputs, and so weigh MTO's terms, which leave by
+    hooks, too much. And it would take any gradient through these outputs for a backward pass and
+    reduce it, also those that MTO measures for its balance.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.device = next(module.parameters()).device.type
-        self.see_autocast()
 
-    def see_autocast(self) -> None:
-        self.autocast = torch.autocast(
-            self.device,
-            dtype=torch.get_autocast_dtype(self.device),
-            enabled=torch.is_autocast_enabled(self.device),
-            cache_enabled=torch.is_autocast_cache_enabled(),
-        )
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.autocast:
-            return self.module(*args, **kwargs)
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss

@@ -1,0 +1,68 @@
+"""A rank of a run, or the torchrun that starts it.
+
+    rank.py torchrun RANKS FOLDER SOCKET SCRIPT ARGUMENTS...
+    rank.py FOLDER SCRIPT ARGUMENTS...
+
+torchrun is the real one, and starts client.py for every rank. Each rank writes its pid to
+FOLDER/RANK.pid.
+
+With ORDERED in the environment, gradients are summed in the order of the ranks. gloo's ring starts
+elsewhere for every part of a buffer: with more than two ranks a sum depends on where in its bucket
+a gradient stands, which is not the same in DDP and ZeRO.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.run import main as torchrun
+from torch.nn.parallel import DistributedDataParallel
+
+gloo_sum, plain_init = dist.all_reduce, DistributedDataParallel.__init__
+
+
+def ordered_sum(tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, *args: Any, **more: Any) -> Any:
+    if op != dist.ReduceOp.SUM or not tensor.is_floating_point():
+        return gloo_sum(tensor, op, *args, **more)
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    tensor.copy_(parts[0])
+    for part in parts[1:]:
+        tensor += part
+    return None
+
+
+def ordered_hook(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    ordered_sum(bucket.buffer().div_(dist.get_world_size()))
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+def ordered_init(self: Any, *args: Any, **more: Any) -> None:
+    plain_init(self, *args, **more)
+    self.register_comm_hook(None, ordered_hook)
+
+
+def main(folder: str, *argv: str) -> None:
+    if folder == "torchrun":
+        ranks, folder, server, *argv = argv
+        client = ["-S", str(Path(__file__).with_name("client.py")), server]
+        start = ["--standalone", f"--nproc_per_node={ranks}", "--no-python", sys.executable]
+        torchrun([*start, *client, __file__, folder, *argv])
+        return
+    (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    if "ORDERED" in os.environ:
+        dist.all_reduce = ordered_sum
+        DistributedDataParallel.__init__ = ordered_init  # type: ignore[method-assign]
+    sys.argv = list(argv)
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
