@@ -22,6 +22,9 @@ import torch.distributed as dist
 from torch.distributed.run import main as torchrun
 from torch.nn.parallel import DistributedDataParallel
 
+from mto_tools.ds import optimizer
+
+optimizer.PIECE = 100  # so that these small shards travel in several pieces
 gloo_sum, plain_init = dist.all_reduce, DistributedDataParallel.__init__
 
 

@@ -221,7 +221,8 @@ def assert_near(a: Run, b: Run, bound: float = ROUNDING) -> None:
     for ours, theirs in zip(a.log(), b.log(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=bound)
         assert ours["data"] == theirs["data"]
-    assert leaves(a.checkpoint()).keys() == leaves(b.checkpoint()).keys()
+    kept = [{k for k in leaves(run.checkpoint()) if not k.startswith("/rng")} for run in (a, b)]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize(("micro", "stage"), [(1, 1), (1, 2), (2, 1)])
@@ -260,8 +261,10 @@ def test_killed_and_gone_on_with_on_eight_ranks_and_on_four(ranks: Ranks, ddp: A
     assert killed.wait() == 1
     last = torch.load(killed.out / "checkpoint.pth", weights_only=True)["step"]
     assert 3 <= last < STEPS
-    for part in ("Root Cause", "rank      : 3", "exitcode  : -9", "Signal 9"):
-        assert part in killed.stderr
+    cause = killed.stderr.partition("Root Cause")[2]
+    for part in ("rank      : 3 ", "exitcode  : -9 ", "Signal 9 (SIGKILL)"):
+        assert part in cause
+    assert "another process is gone" in killed.stderr
     for rank in range(8):
         with pytest.raises(ProcessLookupError):
             os.kill(int((killed.folder / f"{rank}.pid").read_text()), 0)

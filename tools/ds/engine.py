@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mto_tools.ds.config import Config
 from mto_tools.ds.optimizer import Optimizer
+from mto_tools.ds.peers import give_way
 from mto_tools.ds.scaler import LossScale, kind
 from mto_tools.errors import MissingError, RefusedError
 
@@ -74,6 +75,7 @@ class Engine:
         if state["state"]:  # a recipe that has loaded its checkpoint already
             self.optimizer.load_state_dict(state)
         self.scaler = self._adapter(self._recipe_scaler, self)
+        give_way()
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro batch, reduced over ranks with the last of a step."""
