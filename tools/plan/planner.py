@@ -117,6 +117,7 @@ def make_plan(request: Request) -> Plan:
     fitting = [
         (micro, -stage, estimate)
         for micro in _divisors(share)
+        if micro <= (recipe.largest_micro or share)
         for stage in stages
         if (micro <= FEW_IMAGES or stage == stages[0])
         and (estimate := _memory(model, request, precision, share, micro, stage)).fits
@@ -148,7 +149,7 @@ def make_plan(request: Request) -> Plan:
         sent,
         epoch if size.epochs else None,
         recipe.learning_rate(size, size.total),
-        tuple(_notes(recipe, known, size, epoch)),
+        tuple(_notes(recipe, known, size, epoch, micro)),
     )
 
 
@@ -199,8 +200,13 @@ def _too_large(size: Size, request: Request, smallest: Memory, stage: int) -> Re
     )
 
 
-def _notes(recipe: Recipe, known: Size, size: Size, epoch: Pace) -> list[str]:
+def _notes(recipe: Recipe, known: Size, size: Size, epoch: Pace, micro: int) -> list[str]:
     notes = []
+    if micro < recipe.largest_micro:
+        notes.append(
+            f"{recipe.name} normalises by the micro batch: {micro} images here, "
+            f"{recipe.largest_micro} on upstream's GPUs"
+        )
     if size.total != known.total:
         scaled = (
             "upstream scales the learning rate"

@@ -47,6 +47,8 @@ class Recipe:
         precisions: What the recipe can compute in, the default first.
         any_epochs: Whether its schedule may have another length.
         before: What to do first in the folder one stands in.
+        largest_micro: Images of a micro batch at the most, where the model normalises by it: what
+            upstream's GPUs had; 0 for no limit.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Recipe:
     precisions: tuple[str, ...] = ("fp16",)
     any_epochs: bool = True
     before: str = ""
+    largest_micro: int = 0
 
     @property
     def models(self) -> list[str]:
@@ -165,6 +168,7 @@ CONMIM = Recipe(
     "--mask_ratio 0.75 --imagenet_default_mean_and_std --save_ckpt_freq 20 --data_path {data} "
     "--output_dir {output} --log_dir {output} --deepspeed_config {config}",
     clip_grad=1.0,
+    largest_micro=64,
 )
 MINI = Recipe(
     name="mini",

@@ -1,0 +1,121 @@
+"""Rank 3 of 8 under DeepSpeed, whose messages go nowhere: sizes are real, numbers are not.
+
+python rank_of_eight.py CONFIG.json ... prints, as JSON, what DeepSpeed's parser makes of each file,
+and by stage and accumulation, what ZeRO held and exchanged in two steps of a small model.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="3")
+import deepspeed
+import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WORLD = 8
+WIDTH, DEPTH = 200, 25
+TRAINABLE = WIDTH * WIDTH * DEPTH
+BUCKET = 10 * WIDTH * WIDTH
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors now alive."""
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            grad = thing.grad if thing.is_leaf else None
+            for tensor in (thing, grad):
+                if tensor is not None and tensor.device.type == "cpu":
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+class AtCollectives(TorchDispatchMode):
+    """Look at memory whenever ranks exchange something, and at how much they exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.exchanged: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            self.seen.append(held_bytes())
+            whole = args[0] if isinstance(args[0], list) else [args[0]]
+            elements = sum(tensor.numel() for tensor in whole if tensor.numel() > WIDTH)
+            self.exchanged[func.__name__.split(".")[0]] += elements
+        return func(*args, **(kwargs or {}))
+
+
+def two_steps(stage: int, accumulation: int) -> dict[str, Any]:
+    """Bytes that ZeRO adds at most, and elements that the ranks exchange."""
+    gc.collect()
+    before = held_bytes()
+    layers = (torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(DEPTH))
+    model = torch.nn.Sequential(*layers)
+    zero = {"stage": stage, "reduce_bucket_size": BUCKET, "overlap_comm": False}
+    config = {
+        "train_batch_size": WORLD * accumulation,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    engine = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=False
+    )[0]
+    with AtCollectives() as watch:
+        for _ in range(2):
+            for micro in range(accumulation):
+                engine.set_gradient_accumulation_boundary(micro == accumulation - 1)
+                loss = engine(torch.zeros(1, WIDTH)).sum()
+                watch.seen.append(held_bytes())
+                engine.backward(loss, scale_wrt_gas=False)
+                watch.seen.append(held_bytes())
+            engine.step()
+    engine.destroy()
+    return {"peak": max(watch.seen) - before, "exchanged": watch.exchanged}
+
+
+def parse(file: str) -> dict[str, Any]:
+    """A configuration as DeepSpeed reads it, for eight ranks."""
+    config = DeepSpeedConfig(file)
+    return {
+        "world": config.world_size,
+        "total": config.train_batch_size,
+        "micro": config.train_micro_batch_size_per_gpu,
+        "accumulation": config.gradient_accumulation_steps,
+        "clipping": config.gradient_clipping,
+        "stage": int(config.zero_config.stage),
+        "bucket": config.zero_config.reduce_bucket_size,
+        "overlap": config.zero_config.overlap_comm,
+    }
+
+
+if __name__ == "__main__":
+    gc.freeze()  # what the imports have left need not be looked at
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    store = FakeStore()
+    torch.distributed.init_process_group("fake", rank=3, world_size=WORLD, store=store)
+    deepspeed.init_distributed("fake", dist_init_required=False)
+    cases = [(stage, accumulation) for stage in (1, 2) for accumulation in (1, 2)]
+    found = {
+        "parsed": {file: parse(file) for file in sys.argv[1:]},
+        "trainable": TRAINABLE,
+        "bucket": BUCKET,
+        "two steps": {f"{stage} {micro}": two_steps(stage, micro) for stage, micro in cases},
+    }
+    print(json.dumps(found))

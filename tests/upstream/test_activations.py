@@ -1,0 +1,47 @@
+"""Footprints behind `mto plan`, counted again on the real models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.plan.activations import footprint, models
+
+MEASURE = Path(__file__).parents[1] / "plan" / "measure.py"
+LARGE = ("large", "huge")
+CASES = [
+    (name, model)
+    for name in ("mae", "simmim", "bootmae", "conmim")
+    for model in models(name)
+    if "MTO_LARGE" in os.environ or not any(word in model for word in LARGE)
+]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_a_model_is_as_counted(home: Path, name: str, model: str) -> None:
+    """MTO_LARGE=1 takes the large ones too, some minutes and 20 GB."""
+    upstream = load_upstream(home, name)
+    if not upstream.checkout.exists():
+        subprocess.run(
+            [sys.executable, "-m", "mto_tools.cli", "apply", name],
+            env={**os.environ, "MTO_HOME": str(home)},
+            check=True,
+        )
+    command = [sys.executable, str(MEASURE), name, str(upstream.checkout), model]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    known = footprint(name, model)
+    assert (known.parameters, known.trainable) == (found["parameters"], found["trainable"])
+    assert known.macs == pytest.approx(found["macs"], rel=0.01)
+    counted = known.activations - found["saved"]
+    assert counted >= 0, "CUDA's float32 softmax only adds"
+    if name == "mae":
+        assert known.activations == pytest.approx(found["saved"], rel=0.15)
+    else:
+        assert counted < 0.35 * found["saved"]
