@@ -161,6 +161,17 @@ def test_zero_2_where_only_its_smaller_gradients_fit() -> None:
     assert all(p.micro <= FEW_IMAGES for p in plans if isinstance(p, Plan) and p.stage == 2)
 
 
+def test_conmim_normalises_by_no_more_images_than_upstream() -> None:
+    model = "conmim_small_patch16_224"
+    for gpus, gpu_mem in ((1, 80), (8, 200)):
+        plan = make_plan(Request("conmim", model=model, gpus=gpus, gpu_mem=gpu_mem))
+        assert (plan.micro, plan.accumulation) == (64, 32 // gpus)
+        assert not any("normalises" in note for note in plan.notes)
+    plan = make_plan(Request("conmim", model=model, gpus=8, nodes=8, gpu_mem=80))
+    assert plan.micro == 32
+    assert "32 images here, 64 on upstream's GPUs" in plan.notes[0]
+
+
 def test_another_total_is_planned_with_a_warning() -> None:
     plan = make_plan(Request("bootmae", batch=2048))
     assert plan.micro * plan.accumulation * 8 == 2048

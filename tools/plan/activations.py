@@ -23,7 +23,8 @@ class Footprint:
         model: The model's name.
         parameters: Of the trained model, all.
         trainable: Those with gradients.
-        other_bytes: Models without gradient beside it: ConMIM's teacher, BootMAE's moving average.
+        other_bytes: Models without gradient beside it: ConMIM's teacher with its DDP buckets,
+            BootMAE's moving average.
         activations: Saved for the backward pass under 16-bit autocast on CUDA.
         activations_float32: The same without autocast; 0 where the recipe cannot do without.
         transient: Alive besides at the peak: gradients and copies within one block.
@@ -152,7 +153,9 @@ _COUNTED: dict[tuple[str, str], tuple[int, int, int, int, int, _Shape]] = {
         _Shape(65, 64, 0, 0, 5, 36),
     ),
 }
-_WITH_COPY = ("bootmae", "conmim")
+# Bytes per parameter of the copy beside the model. ConMIM's teacher stays in DDP, whose buckets are
+# as large as the model in it.
+_COPY = {"bootmae": 4, "conmim": 8}
 
 
 def models(recipe: str) -> list[str]:
@@ -177,7 +180,7 @@ def footprint(recipe: str, model: str) -> Footprint:
         model,
         parameters,
         trainable,
-        4 * parameters if recipe in _WITH_COPY else 0,
+        _COPY.get(recipe, 0) * parameters,
         saved + shape.softmax,
         float32,
         shape.transient,
