@@ -29,9 +29,10 @@ COLORS = {
 }
 TRUST = """\
 An estimate: no GPU was at hand when it was written. Weights, gradients, optimizer and buckets
-follow from DeepSpeed's source, activations from the shapes of all tensors that autograd saves,
-checked on a CPU; what is marked as assumed is no more than that. Look at nvidia-smi in the first
-minute, and if it is too close, plan again with a smaller --gpu-mem."""
+follow from DeepSpeed's source; activations are the bytes that autograd saves in upstream's model,
+counted on a CPU; workspace and MTO are worked out from shapes; what is marked as assumed is no more
+than that. Look at nvidia-smi in the first minute, and if it is too close, plan again with a smaller
+--gpu-mem."""
 
 
 def show(plan: Plan, place: Place, console: Console, *, mto: bool, launcher: str) -> None:
@@ -162,7 +163,7 @@ def _epoch(plan: Plan) -> list[str]:
     lines = [
         f"epoch: {pace.steps} steps; {IMAGENET:,} images / ({request.rate:g} images/s x "
         f"{request.world} GPUs) = {_time(pace.computing)}",
-        f"  that rate asks {flops / 1e12:.1f} TFLOP/s of each GPU (forward "
+        f"  that rate asks at least {flops / 1e12:.1f} TFLOP/s of each GPU (forward "
         f"{plan.footprint.macs / 1e9:.2f} GMAC an image, x 2 x 3 with backward): can yours?",
     ]
     if pace.sending is not None and pace.epoch is not None:
