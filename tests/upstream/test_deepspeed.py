@@ -188,7 +188,7 @@ def test_accumulation_that_the_recipe_lacks(pairs: Pairs) -> None:
         counts = [{float(e["step"]) for e in one["optimizer"]["state"].values()} for one in saved]
         assert counts == [{4.0}] * 3
         for key, weight in saved[1]["model"].items():
-            torch.testing.assert_close(saved[0]["model"][key], weight, rtol=0, atol=5e-3)
+            assert (saved[0]["model"][key] - weight).abs().float().mean() < 1e-3, key
     drift = [teacher_moved(pairs, r) for r in (run, plain)]
     assert drift[0] == pytest.approx(drift[1], rel=1e-2)
 
