@@ -137,7 +137,7 @@ def test_as_under_ddp(pairs: Pairs, mto: bool, stage: int) -> None:
         assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
         for key in ("loss", "total"):
             found = [[line[key] for line in log] for log in logs]
-            assert found[0] == pytest.approx(found[1], rel=0 if exact else CLOSE)
+            assert found[0] == pytest.approx(found[1], rel=0 if exact else 3 * CLOSE)
 
 
 def test_checkpoints_go_on_in_both_directions(pairs: Pairs) -> None:
