@@ -2,12 +2,13 @@
 
     python benchmarks/overhead.py [--shapes simmim mae swin] [--rounds 9] [--device cuda] [--save]
 
-The baseline is forward and backward of the same model without MTO, in the same run. Variants take
-turns within each round, in rotating order, so that whatever else the machine does falls on all
-alike; `added` is the median over rounds of (variant - baseline) / baseline, with quartiles. Since a
-difference of long times is noisy, `alone` gives the added work by itself: forward and backward of
-MTO over the recorded tokens, relative to the baseline. All three terms have weights. `default` is
-backend="auto" with the diagnostics at every step; the other variants are without diagnostics.
+The baseline is forward and backward of the same model without MTO, in the same run: each step of a
+variant has one beside it, before or after by turns. `added` is the median over rounds of
+(variant - baseline) / baseline, with quartiles. On a CPU, where such a difference of long times is
+noisy, `within` is what MTO took of the very same steps, by the clock: its forward, and its own
+nodes in the backward; relative to the baseline. Only the sum of its gradients with the model's is
+not in it. All three terms have weights. `default` is backend="auto" with the diagnostics at every
+step; the other variants are without diagnostics.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
@@ -22,7 +23,7 @@ import csv
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -76,53 +77,52 @@ def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[di
     mask = model.masks(batch).to(device)
     trace = TokenTrace(model.blocks, num_prefix_tokens=model.prefix)
     variants = make_variants(device)
-    steps = {
-        title: partial(step, model, images, mask, trace, mto)
-        for title, mto in [("none", None), *variants.items()]
-    }
-
-    times: dict[str, list[float]] = {title: [] for title in steps}
-    alone: dict[str, list[float]] = {title: [] for title in steps}
-    peaks = dict.fromkeys(steps, 0)
-    order = list(steps)
+    times: dict[str, list[tuple[float, float]]] = {title: [] for title in variants}
+    within: dict[str, list[float]] = {title: [] for title in variants}
+    peaks = dict.fromkeys(("none", *variants), 0)
     for turn in range(rounds + 1):
-        for title in order[turn % len(order) :] + order[: turn % len(order)]:
-            seconds, peak = timed(steps[title], device)
-            if turn:  # the first round warms up
-                times[title].append(seconds)
-                peaks[title] = max(peaks[title], peak)
-        tokens = record(model, images, mask, trace)
         for title, mto in variants.items():
-            seconds, _ = timed(partial(by_itself, mto, tokens, model, mask), device)
+            clock = Clock() if device.type == "cpu" else None
+            with_mto = partial(step, model, images, mask, trace, mto, clock)
+            without = partial(step, model, images, mask, trace)
+            pair = [(title, with_mto), ("none", without)]
+            took = {}
+            for which, run in pair if turn % 2 else reversed(pair):
+                took[which], peak = timed(run, device)
+                if turn:  # the first round warms up
+                    peaks[which] = max(peaks[which], peak)
             if turn:
-                alone[title].append(seconds)
+                times[title].append((took[title], took["none"]))
+                within[title].append(clock.seconds if clock else 0.0)
 
+    base = statistics.median(none for pairs in times.values() for _, none in pairs)
     base_saved, _ = saved_bytes(model, images, mask, trace, None)
-    base = statistics.median(times["none"])
+    row = {"shape": model.title, "batch": batch, "variant": "none", "median_ms": 1e3 * base}
+    rows = [row | {"saved_mb": base_saved / 1e6, "peak_mb": peaks["none"] / 1e6}]
     gflop, megabytes = floor(tokens_shapes(model, images, mask, trace), mask, model.prefix)
     rate = matmul_rate(device, model.dim)
-    rows = []
-    for title in steps:
-        ratios = [t / b - 1 for t, b in zip(times[title], times["none"], strict=True)]
-        low, middle, high = quartiles(ratios)
-        added = saved_bytes(model, images, mask, trace, variants.get(title))[1]
+    for title, pairs in times.items():
+        low, middle, high = quartiles([t / none - 1 for t, none in pairs])
+        added = saved_bytes(model, images, mask, trace, variants[title])[1]
+        inside = statistics.median(within[title])
         row = {
             "shape": model.title,
             "batch": batch,
             "variant": title,
-            "median_ms": 1e3 * statistics.median(times[title]),
+            "median_ms": 1e3 * statistics.median(t for t, _ in pairs),
             "added": middle,
             "added_q1": low,
             "added_q3": high,
-            "alone_ms": 1e3 * statistics.median(alone[title] or [0.0]),
-            "alone": statistics.median(alone[title] or [0.0]) / base,
+            "within_ms": 1e3 * inside,
+            "within": inside / base,
             "saved_mb": (base_saved + added) / 1e6,
             "added_saved": added / base_saved,
             "peak_mb": peaks[title] / 1e6,
             "added_peak": peaks[title] / peaks["none"] - 1 if peaks["none"] else 0.0,
+            "floor_ms": gflop / rate * 1e3,
+            "floor_gflop": gflop,
+            "floor_mb": megabytes,
         }
-        if title != "none":
-            row |= {"floor_ms": gflop / rate * 1e3, "floor_gflop": gflop, "floor_mb": megabytes}
         rows.append(row)
     return rows
 
@@ -148,8 +148,42 @@ def autocast(device: torch.device) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
+class Clock:
+    """Seconds that MTO takes within a step; on a CPU only, where calls end when their work does."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.start = 0.0
+
+    def go(self, *_: Any) -> None:
+        """Starts; the arguments are those of a hook."""
+        self.start = time.perf_counter()
+
+    def stop(self, *_: Any) -> None:
+        """Adds the time since `go`."""
+        self.seconds += time.perf_counter() - self.start
+
+    def watch(self, total: Tensor, tokens: Sequence[Tensor]) -> None:
+        """Counts the nodes of the backward between `total` and the tokens."""
+        seen: list[Any] = [t.grad_fn for t in tokens]
+        found = [total.grad_fn]
+        while found:
+            node: Any = found.pop()
+            if node is None or node in seen:
+                continue
+            seen.append(node)
+            node.register_prehook(self.go)
+            node.register_hook(self.stop)
+            found += [following for following, _ in node.next_functions]
+
+
 def step(
-    model: Any, images: Tensor, mask: Tensor, trace: TokenTrace, mto: Callable[..., Any] | None
+    model: Any,
+    images: Tensor,
+    mask: Tensor,
+    trace: TokenTrace,
+    mto: Callable[..., Any] | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Forward and backward; without MTO the trace stays unarmed."""
     model.zero_grad(set_to_none=True)
@@ -159,23 +193,15 @@ def step(
             return
         with trace:
             loss = model(images, mask)
-        total = loss + mto(trace.tokens_by_depth, mask).total
+        tokens = trace.tokens_by_depth
+        if clock:
+            clock.go()
+        total = mto(tokens, mask).total
+        if clock:
+            clock.stop()
+            clock.watch(total, tokens.whole)
     trace.clear()
-    total.backward()
-
-
-def record(model: Any, images: Tensor, mask: Tensor, trace: TokenTrace) -> list[Tensor]:
-    with autocast(images.device), trace:
-        model(images, mask)
-    found = [t.detach().requires_grad_() for t in trace.tokens_by_depth.whole]
-    trace.clear()
-    return found
-
-
-def by_itself(mto: Callable[..., Any], tokens: list[Tensor], model: Any, mask: Tensor) -> None:
-    with autocast(mask.device):
-        total = mto(tokens, mask, num_prefix_tokens=model.prefix).total
-    torch.autograd.grad(total, tokens)
+    (loss + total).backward()
 
 
 def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
@@ -276,10 +302,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{rows[0]['shape']}, B = {rows[0]['batch']}",
         "",
-        "| variant | step | added (quartiles) | alone | floor | saved | added | peak | added |",
+        "| variant | step | added (quartiles) | within | floor | saved | added | peak | added |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        within = f"{row['within_ms']:.1f} ms, {row['within']:.2%}" if row.get("within_ms") else ""
         peak = f"{row['peak_mb']:.0f} MB | {row['added_peak']:+.2%}" if row["peak_mb"] else "| "
         line = f"| {row['variant']} | {row['median_ms']:.0f} ms | "
         if row["variant"] == "none":
@@ -287,7 +314,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             continue
         lines.append(
             line + f"{row['added']:+.2%} ({row['added_q1']:+.2%} to {row['added_q3']:+.2%}) | "
-            f"{row['alone_ms']:.1f} ms, {row['alone']:.2%} | {row['floor_ms']:.1f} ms, "
+            f"{within} | {row['floor_ms']:.1f} ms, "
             f"{row['floor_gflop']:.1f} GFLOP, {row['floor_mb']:.0f} MB | "
             f"{row['saved_mb']:.1f} MB | {row['added_saved']:+.2%} | {peak} |"
         )

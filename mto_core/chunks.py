@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ MIN_ROWS = 64  # a chunk of one image has at least that many
 LAYER_NORM_EPS = 1e-5
 LOWEST = -64.0
 
-Taken: TypeAlias = tuple[Tensor, Callable[[Tensor], Tensor]]
 _scratch = threading.local()
 
 
@@ -26,16 +25,25 @@ class Rows(NamedTuple):
 
     An index holds row numbers of `tokens.flatten(0, 1)`, int64 [B, R], no row twice, or is None for
     all but the prefix tokens. A validity is bool [B, R], False on padding, or None without padding.
+    Where every patch token is one query or one key of its image, `place` is the way back: for each
+    token its number among all queries, then all keys, of the batch; B N for a prefix token.
     """
 
     query_index: Tensor | None = None
     key_index: Tensor | None = None
     query_valid: Tensor | None = None
     key_valid: Tensor | None = None
+    place: Tensor | None = None  # int64 [B, P + N]
     scale: float = 1.0
     normalize: bool = False  # LayerNorm without affine first
     num_prefix_tokens: int = 0  # leading tokens that an index of None leaves out
-    disjoint: bool = False  # no token is both query and key
+
+
+class Taken(NamedTuple):
+    """Rows taken out of tokens."""
+
+    rows: Tensor  # [b, r, D]
+    through: Callable[[Tensor], Tensor]  # from a gradient by them to one by the tokens
 
 
 def key_mean(keys: Tensor, valid: Tensor | None) -> Tensor:
@@ -64,13 +72,8 @@ class Side:
         self.dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
         self.copies = index is not None or rows.normalize or tokens.dtype != self.dtype
 
-    def take(
-        self, images: slice, rows: slice = slice(None)
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The rows, [b, r, D], and what takes a gradient by them to one by the tokens.
-
-        The rows stand in memory of this side, which the next call overwrites.
-        """
+    def take(self, images: slice, rows: slice = slice(None)) -> Taken:
+        """The rows, in memory of this side which the next call overwrites."""
         if self.index is None:
             x = self.tokens[images, self.rows.num_prefix_tokens :][:, rows]
         else:
@@ -79,11 +82,15 @@ class Side:
             torch.index_select(self.flat, 0, index.flatten(), out=x.flatten(0, 1))
         x = x.to(self.dtype)
         if not self.rows.normalize:
-            return x, lambda grad: grad
+            return Taken(x, _as_it_is)
         y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPS)
-        return y, lambda grad: torch.ops.aten.native_layer_norm_backward(
-            grad, x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
-        )[0]
+
+        def through(grad: Tensor) -> Tensor:
+            rest = x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+            by_x: Tensor = torch.ops.aten.native_layer_norm_backward(grad, *rest)[0]
+            return by_x
+
+        return Taken(y, through)
 
     def put(self, target: Tensor, grad: Tensor, images: slice, rows: slice = slice(None)) -> None:
         """Adds a gradient by the rows to that by all tokens."""
@@ -106,10 +113,15 @@ class Problem:
         room = CHUNK_ELEMENTS.get(queries.device.type, GPU_CHUNK_ELEMENTS)
         self.images = max(1, room // max(1, prod(counts) + sum(counts) * dim))
         self.step = min(counts[0], max(MIN_ROWS, (room - counts[1] * dim) // (counts[1] + dim)))
-        # Whether the queries and keys of a chunk are all of its tokens, each once.
-        padded = rows.query_valid is not None or rows.key_valid is not None
-        full = sum(counts) == queries.shape[1] - rows.num_prefix_tokens and all(counts)
-        self.whole = rows.disjoint and full and not padded and self.step == counts[0]
+        # Queries and keys of a chunk are all of its tokens, each once: taken and put in one go.
+        self.whole = rows.place is not None and self.step == counts[0]
+
+    def take(self, images: slice, row_chunks: list[slice]) -> Iterator[tuple[slice, Taken, Taken]]:
+        """The row chunks of `images`, each with its queries and the keys, centred."""
+        k, through = self.keys.take(images)
+        keys = Taken(self.centred(k, images), through)
+        for rows in row_chunks:
+            yield rows, self.queries.take(images, rows), keys
 
     def room_for_gradient(self) -> Tensor:
         """Zeros for the gradient by the queries, or less where `fill` will write all of it."""
@@ -127,22 +139,34 @@ class Problem:
         several times as fast as writing them all over the place.
         """
         (q, through_q), (k, through_k) = queries, keys
-        (batch, num_queries, dim), first = q.shape, images.start * target.shape[1]
-        split, end = batch * num_queries, batch * (num_queries + k.shape[1])
-        both = _room("gradients", (end + 1, dim), q)
-        by_q, by_k = both[:split].view_as(q), both[split:end].view_as(k)
-        torch.bmm(weights, k, out=by_q)
-        torch.bmm(weights.mT, q, out=by_k)
+        (batch, split, dim), size = q.shape, q.shape[1] + k.shape[1]
+        both = _room("gradients", (batch * size + 1, dim), q)
+        by_q = torch.bmm(weights.mT, k, out=both[: batch * split].view_as(q))
+        by_k = torch.bmm(weights, q, out=both[batch * split : -1].view_as(k))
         if self.rows.normalize:
             by_q.copy_(through_q(by_q))
             by_k.copy_(through_k(by_k))
-        both[end] = 0  # for the prefix
-        order = torch.full((batch * target.shape[1],), end, device=target.device)
-        sides = (self.queries.index, self.keys.index)
-        index = torch.cat([side[images].flatten() for side in sides if side is not None])
-        order[index - first] = torch.arange(end, device=target.device)
-        out = target[images].flatten(0, 1)
-        torch.index_select(both.to(target.dtype), 0, order, out=out)
+        both[-1] = 0  # for the prefix
+        torch.index_select(
+            both.to(target.dtype),
+            0,
+            self._places(images, batch, split, size).flatten(),
+            out=target[images].flatten(0, 1),
+        )
+
+    def _places(self, images: slice, batch: int, split: int, size: int) -> Tensor:
+        """`place` for a chunk of `batch` images, in which it counts queries, keys and one row."""
+        place = self.rows.place
+        assert place is not None
+        if batch == len(place):
+            return place
+        queries, start = len(place) * split, images.start
+        before = torch.where(
+            place[images] < queries,
+            start * split,
+            queries - batch * split + start * (size - split),
+        )
+        return (place[images] - before).clamp_max_(batch * size)
 
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Room for H [B, R] and for m and Z [2, B, R]."""
@@ -160,12 +184,15 @@ class Problem:
             yield slice(image, image + self.images), row_chunks
 
     def logits(self, q: Tensor, k: Tensor, images: slice) -> Tensor:
-        """Scaled products [b, r, K], padding at the lowest finite value."""
-        logits = torch.bmm(q, k.mT)
+        """Scaled products [b, K, r], padding at the lowest finite value.
+
+        Keys first: on a CPU, products and sums over keys take a tenth to a third less time so.
+        """
+        logits = torch.bmm(k, q.mT)
         if self.rows.scale != 1:
             logits.mul_(self.rows.scale)
         if self.rows.key_valid is not None:
-            logits.masked_fill_(~self.rows.key_valid[images, None], torch.finfo(q.dtype).min)
+            logits.masked_fill_(~self.rows.key_valid[images, :, None], torch.finfo(q.dtype).min)
         return logits
 
     def centred(self, k: Tensor, images: slice) -> Tensor:
@@ -188,6 +215,10 @@ class Problem:
         if self.rows.key_valid is not None:
             values = values.masked_fill(~self.rows.key_valid.any(1, keepdim=True), 0)
         return values
+
+
+def _as_it_is(grad: Tensor) -> Tensor:
+    return grad
 
 
 def _room(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Two backends, one result:
 - "dense" is plain autograd. It saves gathered tokens and probabilities, more than the tokens' own
   size per depth, and can be differentiated twice.
 - "recompute" saves three numbers per row and makes the logits anew in the backward: four products
-  instead of three. Nothing of size N x N outlives a chunk. See `mto_core.recompute`.
+  instead of three. Nothing of size N x N outlives a chunk, but for the logits of those depths whose
+  saving the module can afford (`mto_core.module.KEEP`). See `mto_core.recompute`.
 
 "auto" is "recompute", but "dense" for less than 2^17 numbers of tokens on the CPU: there a step
 costs more in calls than in products, dense makes fewer of them, and saves about a megabyte at most.
@@ -44,6 +45,7 @@ class MaskIndex(NamedTuple):
     num_masked: Tensor  # [B] int64
     num_visible: Tensor  # [B] int64
     num_prefix_tokens: int  # leading tokens (cls) that are no patches
+    place: Tensor | None = None  # [B, P + N] int64, without padding: the way back; see `Rows`
 
 
 def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskIndex:
@@ -63,14 +65,21 @@ def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskIndex:
     first = torch.arange(batch, device=mask.device) * length + num_prefix_tokens
     rows = masked_first.indices + first[:, None]
     ragged = low != high
+    place = None
+    if not ragged and 0 < high < size:
+        place = torch.full((batch * length,), batch * size, device=mask.device)
+        by_side = torch.cat((rows[:, :high].flatten(), rows[:, high:].flatten()))
+        place[by_side] = torch.arange(batch * size, device=mask.device)
+        place = place.view(batch, length)
     return MaskIndex(
-        rows[:, :high],
-        rows[:, low:],
+        rows[:, :high].contiguous(),
+        rows[:, low:].contiguous(),
         masked_first.values[:, :high] if ragged else None,
         ~masked_first.values[:, low:] if ragged else None,
         num_masked,
         num_visible,
         num_prefix_tokens,
+        place,
     )
 
 
@@ -120,7 +129,7 @@ def row_entropy(
         check_mask(key_mask, keys, "key_mask")
     check_name("backend", backend, BACKENDS)
     if choose(backend, queries) == "recompute":
-        rows = Rows(None, None, query_mask, key_mask, scale)
+        rows = Rows(None, None, query_mask, key_mask, scale=scale)
         return recompute(queries, None if keys is queries else keys, rows)
     return dense(queries, keys, query_mask, key_mask, scale)
 
@@ -132,20 +141,25 @@ def token_entropy(
     rows: str,
     scale: str = "raw",
     backend: str = "auto",
+    keep: bool = False,
 ) -> Tensor:
     """Row entropy within one token tensor: masked rows over visible keys, or visible over all.
+
+    With `keep`, "recompute" saves the logits.
 
     Returns:
         [B, R]: one entropy per row of `index.masked` (or `index.visible`), 0 on padding.
     """
     if rows == "masked":
         sides = index.masked, index.visible, index.masked_valid, index.visible_valid
+        place = index.place
     else:
         sides = index.visible, None, index.visible_valid, None
+        place = None
     number, normalize = factor(scale, tokens), scale == "layernorm"
     if choose(backend, tokens) == "recompute":
-        prefix, disjoint = index.num_prefix_tokens, rows == "masked"
-        return recompute(tokens, None, Rows(*sides, number, normalize, prefix, disjoint))
+        prefix = index.num_prefix_tokens
+        return recompute(tokens, None, Rows(*sides, place, number, normalize, prefix), keep=keep)
     queries, keys = (_take(tokens, i, index.num_prefix_tokens, normalize) for i in sides[:2])
     return dense(queries, keys, *sides[2:], number)
 

@@ -59,10 +59,15 @@ def heterogeneity(
 
 
 def heterogeneity_of(
-    tokens: Tensor, index: MaskIndex, *, scale: str = "raw", backend: str = "auto"
+    tokens: Tensor,
+    index: MaskIndex,
+    *,
+    scale: str = "raw",
+    backend: str = "auto",
+    keep: bool = False,
 ) -> Tensor:
     """`heterogeneity` for a mask that is split already; `tokens` still has its prefix tokens."""
-    entropy = token_entropy(tokens, index, rows="masked", scale=scale, backend=backend)
+    entropy = token_entropy(tokens, index, rows="masked", scale=scale, backend=backend, keep=keep)
     return entropy.sum(1) / index.num_masked.clamp_min(1)
 
 

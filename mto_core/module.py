@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 from mto_core.balance import GradientBalance, gradient_norm
 from mto_core.config import MTOConfig
 from mto_core.diagnostics import token_norms, visible_mass
-from mto_core.entropy import MaskIndex, check_tokens, split_mask
+from mto_core.entropy import MaskIndex, check_tokens, compute_dtype, split_mask
 from mto_core.losses import heterogeneity_of, ranking_loss, singularity_loss, sparsity_of
 from mto_core.masks import masks_by_depth
 from mto_core.trace import TracedTokens, flatten_grid
+
+# Logits that may be saved, in bytes, as a share of the tokens of all depths. A ViT's activations
+# are some 15 times these tokens, so 0.3 % of them at most.
+KEEP = 1 / 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,20 +234,14 @@ class MaskedTokenOptimization(nn.Module):
             return nullcontext() if needed else torch.no_grad()
 
         h = []
+        how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
+        keep = _affordable(grids, indices)
         for depth, (tokens, index) in enumerate(zip(grids, indices, strict=True)):
             with graph("ranking" in on or ("singularity" in on and depth == 0)):
-                h.append(
-                    heterogeneity_of(tokens, index, scale=config.scale, backend=config.backend)
-                )
+                h.append(heterogeneity_of(tokens, index, keep=keep[depth], **how))
         defined = [(i.num_masked > 0) & (i.num_visible > 1) for i in indices]
         with graph("sparsity" in on):
-            sparsity = sparsity_of(
-                grids[0],
-                indices[0],
-                reduction=config.reduction,
-                scale=config.scale,
-                backend=config.backend,
-            )
+            sparsity = sparsity_of(grids[0], indices[0], reduction=config.reduction, **how)
         with graph("singularity" in on):
             singularity = singularity_loss(h[0], eps=config.eps, valid=defined[0])
         stacked = torch.stack(h)
@@ -258,6 +257,19 @@ class MaskedTokenOptimization(nn.Module):
                 ranking = ranking.masked_fill(~torch.stack(defined).all(0), 0)
         terms = {"sparsity": sparsity, "singularity": singularity, "ranking": ranking}
         return {name: value.mean() for name, value in terms.items()}, stacked
+
+
+def _affordable(grids: list[Tensor], indices: list[MaskIndex]) -> list[bool]:
+    """At which depths to save the logits of H, last first: as `KEEP` allows."""
+    keep: list[bool] = []
+    left = KEEP * sum(tokens.nbytes for tokens in grids)
+    for tokens, index in zip(reversed(grids), reversed(indices), strict=True):
+        if index.masked is None or index.visible is None:  # while torch.compile traces
+            return [False] * len(grids)
+        size = index.masked.numel() * index.visible.shape[1] * compute_dtype(tokens).itemsize
+        keep.append(size <= left)
+        left -= size * keep[-1]
+    return keep[::-1]
 
 
 def _whole(tokens_by_depth: Sequence[Tensor], num_prefix_tokens: int) -> tuple[list[Tensor], int]:

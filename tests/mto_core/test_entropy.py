@@ -120,15 +120,19 @@ def test_chunks_change_nothing(
     mask = bits(MASKS[name])
     x = torch.randn(len(mask), 7 + prefix, 5, dtype=torch.float64, requires_grad=True)
 
-    def run(backend: str) -> tuple[Tensor, Tensor]:
-        h = token_entropy(x, split_mask(mask, prefix), rows=rows, scale=scale, backend=backend)
-        return h, torch.autograd.grad((h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum(), x)[0]
+    def run(backend: str, keep: bool = False) -> tuple[Tensor, ...]:
+        index = split_mask(mask, prefix)
+        h = token_entropy(x, index, rows=rows, scale=scale, backend=backend, keep=keep)
+        total = (h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum()
+        first = torch.autograd.grad(total, x, retain_graph=True)[0]
+        return h, first, torch.autograd.grad(total, x)[0]  # nothing that was saved is overwritten
 
     whole = run("dense")
     for elements, min_rows in [(1 << 22, 64), (60, 2), (1, 1)]:
         monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": elements})
         monkeypatch.setattr(chunks, "MIN_ROWS", min_rows)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(run("recompute", keep=True), whole, atol=1e-12, rtol=1e-9)
 
 
 def test_no_more_logits_than_a_chunk_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +189,7 @@ def test_gradients_are_made_one_depth_at_a_time() -> None:
         tokens.grad_fn.register_prehook(lambda _, name=f"model {depth}": order.append(name))
         term = heterogeneity(tokens, mask, backend="recompute").sum()
         node = term.grad_fn
-        while node is not None and "row_entropy" not in node.name():
+        while node is not None and "RowEntropy" not in node.name():
             node = node.next_functions[0][0]
         assert node is not None
         node.register_prehook(lambda _, name=f"term {depth}": order.append(name))
