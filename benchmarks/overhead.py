@@ -6,9 +6,9 @@ The baseline is forward and backward of the same model without MTO, in the same 
 variant has one beside it, before or after by turns. `added` is the median over rounds of
 (variant - baseline) / baseline, with quartiles. On a CPU, where such a difference of long times is
 noisy, `within` is what MTO took of the very same steps, by the clock: its forward, and its own
-nodes in the backward; relative to the baseline. Only the sum of its gradients with the model's is
-not in it. All three terms have weights. `default` is backend="auto" with the diagnostics at every
-step; the other variants are without diagnostics.
+nodes in the backward; relative to the rest of that step. Only the sum of its gradients with the
+model's is not in it. All three terms have weights. `default` is backend="auto" with the diagnostics
+at every step; the other variants are without diagnostics.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
@@ -104,7 +104,9 @@ def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[di
     for title, pairs in times.items():
         low, middle, high = quartiles([t / none - 1 for t, none in pairs])
         added = saved_bytes(model, images, mask, trace, variants[title])[1]
-        inside = statistics.median(within[title])
+        clocked = [
+            (inside, t - inside) for inside, (t, _) in zip(within[title], pairs, strict=True)
+        ]
         row = {
             "shape": model.title,
             "batch": batch,
@@ -113,8 +115,8 @@ def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[di
             "added": middle,
             "added_q1": low,
             "added_q3": high,
-            "within_ms": 1e3 * inside,
-            "within": inside / base,
+            "within_ms": 1e3 * statistics.median(mine for mine, _ in clocked),
+            "within": statistics.median(mine / rest for mine, rest in clocked),
             "saved_mb": (base_saved + added) / 1e6,
             "added_saved": added / base_saved,
             "peak_mb": peaks[title] / 1e6,
@@ -331,7 +333,7 @@ def save(
     """benchmarks/results/overhead_DEVICE_SHAPE.csv and .md."""
     stem = RESULTS / f"overhead_{args.device}_{name}"
     with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[-1], *machine])
+        writer = csv.DictWriter(file, [*rows[-1], *machine], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **machine} for row in rows)
     command = f"python benchmarks/overhead.py --shapes {name} --rounds {args.rounds}"

@@ -6,7 +6,7 @@ The baseline is `dense`. Backends take turns within each round, so that whatever
 does falls on all alike; times are medians over rounds, ratios medians of the ratios within a round.
 The floor is three products (logits, gradient by queries, gradient by keys) at the rate of a large
 matmul in the same run, and in bytes one reading of the tokens each way and one writing of their
-gradient; `recompute` pays a fourth product for saving no logits.
+gradient; `recompute` pays a fourth product for saving no logits, `recompute kept` saves them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def main() -> None:
     if args.save:
         stem = f"row_entropy_{device.type}_{args.dtype}"
         with (RESULTS / f"{stem}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *machine])
+            writer = csv.DictWriter(file, [*rows[0], *machine], lineterminator="\n")
             writer.writeheader()
             writer.writerows({**row, **machine} for row in rows)
         head = "\n".join(f"- {key}: {value}" for key, value in machine.items())
@@ -93,6 +94,7 @@ def measure(
     forms: dict[str, Callable[..., Tensor]] = {
         "dense": heterogeneity_of,
         "recompute": heterogeneity_of,
+        "recompute kept": partial(heterogeneity_of, keep=True),
     }
     if compiled:
         forms["dense compiled"] = torch.compile(heterogeneity_of)

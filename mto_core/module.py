@@ -20,7 +20,7 @@ from mto_core.trace import TracedTokens, flatten_grid
 
 # Logits that may be saved, in bytes, as a share of the tokens of all depths. A ViT's activations
 # are some 15 times these tokens, so 0.3 % of them at most.
-KEEP = 1 / 24
+KEEP = 1 / 23
 
 
 @dataclass(frozen=True, eq=False)

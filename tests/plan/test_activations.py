@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.plan.activations import footprint
+from mto_core.module import KEEP
+from mto_tools.plan.activations import KEPT, footprint
 
 MEASURE = Path(__file__).with_name("measure.py")
 MINI = Path(__file__).parents[2] / "upstream" / "embedded" / "mini"
@@ -50,3 +51,7 @@ def test_mae_is_what_its_blocks_save(
     own = block * (tokens * width * blocks + decoder_tokens * 512 * 8)
     loss = 3 * 4 * decoder_tokens * pixels  # prediction, target and difference
     assert footprint("mae", model).activations == pytest.approx(own + loss, rel=0.15)
+
+
+def test_the_share_of_kept_logits_is_that_of_mto_core() -> None:
+    assert KEPT == KEEP

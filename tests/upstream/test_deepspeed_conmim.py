@@ -10,8 +10,8 @@ import torch
 
 from mto_tools.launch.smoke import Run
 
-from .conftest import OPTIONS, Runs
-from .unclipped import Unclipped, same
+from .conftest import HERE, OPTIONS, Runs
+from .unclipped import Unclipped, same, same_but_for_rounding
 
 RECIPE = "conmim"
 
@@ -56,6 +56,14 @@ def test_checkpoints_go_on_exactly_in_both_directions(unclipped: Unclipped) -> N
         assert len(run.losses) == 4
         same(unclipped, run, base)
         same_teacher(run, base)
+
+
+def test_accumulated_gradients_are_those_of_plain_torch(unclipped: Unclipped) -> None:
+    """(Clipped gradients would all have the same size.)"""
+    run = unclipped.run("zero-2", mto=True, stage=1, accumulation=2, arguments=unclipped.flags)
+    plain = (HERE / "accumulate.py",)
+    base = unclipped.run("ddp-2", mto=True, arguments=unclipped.flags, before=plain)
+    same_but_for_rounding(unclipped, run, base)
 
 
 def accumulated(runs: Runs, unclipped: Unclipped, name: str, resume: Run | None = None) -> Run:

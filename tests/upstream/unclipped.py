@@ -10,9 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mto_tools.launch.smoke import Run
 
-from .test_deepspeed import Pairs, agree
+from .test_deepspeed import Pairs, agree, values
 
 NEVER = 1e9
 
@@ -57,3 +59,26 @@ def same(unclipped: Unclipped, run: Run, base: Run) -> None:
     steps = len(run.losses)
     assert run.rng == base.rng[-steps:]
     assert unclipped.runs.log(run) == unclipped.runs.log(base)[-steps:]
+
+
+def same_but_for_rounding(unclipped: Unclipped, run: Run, base: Run) -> None:
+    """Two micro batches a step, whose sums DDP makes in another order.
+
+    Adam's step does not tell how large a gradient was; its first moment does. After the first
+    epoch it is a sum of two gradients, both taken where the weights still were equal: the first
+    step's rate is zero.
+    """
+    assert len(run.losses) == 8
+    assert run.losses[:3] == base.losses[:3]
+    torch.testing.assert_close(values(run), values(base), rtol=1e-4, atol=0)
+    ours, theirs = (
+        torch.cat([entry["exp_avg"].flatten() for entry in saved["optimizer"]["state"].values()])
+        for saved in (unclipped.saved(run, 0), unclipped.saved(base, 0))
+    )
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    for each in (run, base):
+        assert [line["step"] for line in unclipped.runs.log(each)] == [1, 2, 3, 4]
+    one, two = (unclipped.saved(each)["optimizer"] for each in (run, base))
+    assert one["param_groups"] == two["param_groups"]
+    for state in (one["state"], two["state"]):
+        assert {float(entry["step"]) for entry in state.values()} == {4.0}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from mto_tools.errors import MissingError
 
+KEPT = 1 / 23  # mto_core.module.KEEP, which would load torch
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -77,8 +79,10 @@ class _Shape:
 
     @property
     def mto(self) -> int:
-        """Entropy, maximum and sum per masked row and depth, indices, one gradient by tokens."""
-        return self.depths * self.masked * 12 + 8 * self.tokens + 4 * self.tokens * self.width
+        """Entropy, maximum and sum per masked row and depth, indices, one gradient, kept logits."""
+        tokens = 4 * self.tokens * self.width
+        kept = round(KEPT * self.depths * tokens)  # at most
+        return self.depths * self.masked * 12 + 16 * self.tokens + tokens + kept
 
 
 def _vit(width: int, blocks: int, heads: int, masked: int) -> _Shape:
