@@ -93,8 +93,8 @@ def forward(
     problem = Problem(queries, keys, Rows(*rest))
     entropy, stats = problem.outputs()
     for images, row_chunks in problem.chunks():
-        for rows, queries_, keys_ in problem.take(images, row_chunks):
-            logits = problem.logits(queries_.rows, keys_.rows, images)
+        for rows, (q, _), (k, _) in problem.take(images, row_chunks):
+            logits = problem.logits(q, k, images)
             top = logits.amax(1)
             weights = problem.shift(logits, top.unsqueeze(1)).exp()
             total = weights.sum(1)
@@ -166,7 +166,8 @@ class RowEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by queries and keys."""
         entropy, stats, queries, keys, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative, which the operator refuses
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            # The operator refuses a second derivative, and is opaque to compiled autograd.
             grads = backward_op(grad, entropy, stats, queries, keys, *ctx.rows)
         else:
             grads = backward(grad, entropy, stats, queries, keys, *ctx.rows, kept=kept)

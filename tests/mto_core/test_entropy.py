@@ -285,6 +285,17 @@ def test_dynamic_shapes_are_traced_once(backend: str) -> None:
     assert traced.frame_count == 1
 
 
+def test_compiled_autograd_takes_it_as_one_node() -> None:
+    mask = torch.arange(20).lt(12).repeat(2, 1)
+    x = torch.randn(2, 20, 16, requires_grad=True)
+    (expected,) = torch.autograd.grad(heterogeneity(x, mask, backend="recompute").sum(), x)
+    total = heterogeneity(x, mask, backend="recompute").sum()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: total.backward(), backend="aot_eager")()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+
+
 def test_auto_goes_by_size() -> None:
     assert choose("auto", torch.empty(8, 196, 768)) == "recompute"
     assert choose("auto", torch.empty(64, 17, 64)) == "dense"
