@@ -1,7 +1,61 @@
 """Set before torch is imported: tests run two at a time, each on one core."""
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+HOME = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """mini: the plain recipe, and the one that `mto apply mini` makes in a house of its own."""
+    from mto_tools.patchset.upstreams import load_upstream
+
+    house = tmp_path_factory.mktemp("house")
+    (house / "mto_core").mkdir()
+    shutil.copytree(HOME / "patches" / "mini", house / "patches" / "mini")
+    upstream = load_upstream(HOME, "mini")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(HOME / upstream.path, house / upstream.path, ignore=ignore)
+    subprocess.run(
+        [sys.executable, "-m", "mto_tools.cli", "apply", "mini"],
+        env=os.environ | {"MTO_HOME": str(house)},
+        check=True,
+        timeout=60,
+    )
+    return {"plain": house / upstream.path, "patched": house / "upstream" / "mini"}
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[[Path, list[list[object]]], None]:
+    """Run a Python command per rank, with a log in the folder; all are gone afterwards."""
+
+    def run(folder: Path, commands: list[list[object]]) -> None:
+        logs = [folder / f"{rank}.log" for rank in range(len(commands))]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for command, log in zip(commands, logs, strict=True)
+        ]
+        try:
+            codes = [rank.wait(timeout=400) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+        assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
+
+    return run

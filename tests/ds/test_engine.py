@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +29,11 @@ CASES += ["scaled", "styles", "resumed"]
 ULPS = 1e-6
 
 
-def launch(folder: Path, world: int, cases: list[str]) -> None:
-    """Run cases on `world` processes, all of which are gone afterwards."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(world), folder, *cases],
-            stdout=(folder / f"{rank}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]
-    try:
-        codes = [rank.wait(timeout=400) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(world))
-    assert codes == [0] * world, logs
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("ds")
-    launch(folder, 2, CASES)
-    launch(folder, 1, ["on_other_ranks"])
+    run_ranks(folder, [[WORKER, rank, 2, folder, *CASES] for rank in range(2)])
+    run_ranks(folder, [[WORKER, 0, 1, folder, "on_other_ranks"]])
     return folder
 
 

@@ -24,8 +24,6 @@ from typing import Any
 import pytest
 import torch
 
-from mto_tools.patchset.upstreams import load_upstream
-
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed", allow_module_level=True)
 
@@ -134,25 +132,8 @@ class Ranks:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mini as `mto apply mini` makes it in a house of its own."""
-    house = tmp_path_factory.mktemp("house")
-    (house / "mto_core").mkdir()
-    shutil.copytree(HOME / "patches" / "mini", house / "patches" / "mini")
-    upstream = load_upstream(HOME, "mini")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(HOME / upstream.path, house / upstream.path, ignore=ignore)
-    subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", "apply", "mini"],
-        env=os.environ | {"MTO_HOME": str(house)},
-        check=True,
-        timeout=60,
-    )
-    return house / "upstream" / "mini"
-
-
-@pytest.fixture(scope="module")
-def ranks(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def ranks(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    recipe = recipes["patched"]
     folder = tmp_path_factory.mktemp("ranks")
     server = Path(tempfile.mkdtemp()) / "zygote"  # a socket's path must be short
     with (folder / "zygote.err").open("w") as errors:

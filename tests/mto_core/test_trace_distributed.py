@@ -5,8 +5,6 @@ The ranks use the recompute backend, the one process the dense one.
 
 import dataclasses
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,27 +14,6 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 SPEC = importlib.util.spec_from_file_location("distributed_worker", WORKER)
 worker = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(worker)
-
-
-def launch(case, folder, world=2):
-    """Results of every rank; all ranks are gone afterwards, whatever happened."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, case, str(rank), str(world), folder],
-            stdout=(folder / f"{rank}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]
-    try:
-        codes = [rank.wait(timeout=270) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(world))
-    assert codes == [0] * world, logs
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
 def agree(got, expected, prefixes=("param.", "grad.", "mto.", "weights")):
@@ -52,9 +29,15 @@ def single(config, micro=1):
     return worker.train(worker.Model(), lambda model: model, config, micro=micro)
 
 
+def results(case, folder, run_ranks):
+    """Of both ranks."""
+    run_ranks(folder, [[WORKER, case, rank, 2, folder] for rank in range(2)])
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory):
-    return launch("ddp", tmp_path_factory.mktemp("ddp"))
+def ddp(tmp_path_factory, run_ranks):
+    return results("ddp", tmp_path_factory.mktemp("ddp"), run_ranks)
 
 
 @pytest.mark.parametrize("case", ["fixed", "checkpointing", "compiled"])
@@ -79,9 +62,9 @@ def test_micro_batches_train_like_the_whole_batch(config):
     agree(single(config, micro=4), single(config))
 
 
-def test_deepspeed_zero_1_and_2_train_like_one_process(tmp_path):
+def test_deepspeed_zero_1_and_2_train_like_one_process(tmp_path, run_ranks):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed", exc_type=ImportError)
     expected = single(worker.WEIGHTS)
-    for rank in launch("zero", tmp_path):
+    for rank in results("zero", tmp_path, run_ranks):
         for stage in ("stage 1", "stage 2"):
             agree(rank[stage], expected, ("param.",))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mto_tools.patchset.upstreams import load_upstream
-
 HOME = Path(__file__).parents[2]
 SMALL = (
     *("--img_size", "16", "--patch_size", "4", "--embed_dim", "16", "--depth", "2"),
@@ -29,24 +25,6 @@ SMALL = (
     *("--threads", "1"),
 )
 ON = ("--mto", "--mto_log_every", "1")
-
-
-@pytest.fixture(scope="session")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The plain recipe, and the one that `mto apply mini` makes in a house of its own."""
-    house = tmp_path_factory.mktemp("house")
-    (house / "mto_core").mkdir()
-    shutil.copytree(HOME / "patches" / "mini", house / "patches" / "mini")
-    upstream = load_upstream(HOME, "mini")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(HOME / upstream.path, house / upstream.path, ignore=ignore)
-    subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", "apply", "mini"],
-        env=os.environ | {"MTO_HOME": str(house)},
-        check=True,
-        timeout=60,
-    )
-    return {"plain": house / upstream.path, "patched": house / "upstream" / "mini"}
 
 
 @pytest.fixture(scope="session")
