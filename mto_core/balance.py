@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,13 +64,15 @@ def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
 class GradientBalance(nn.Module):
     """Weights that hold each term's gradient norm at `ratio` times that of the recipe's loss.
 
-    Keeps a running mean of squared per-image gradient norms; that it begins at 0 cancels in their
-    ratio. They are averaged over all images of a step, on all ranks and in all micro batches, and
-    come into force at the next step, so that neither loss nor state depends on how a batch is
-    split. The first measured step has no estimate yet, and weights of 0.
+    Keeps a running mean of squared per-image gradient norms, of the loss and of each term, beside
+    the share of it that is measured. They are averaged over all images of a step, on all ranks and
+    in all micro batches, and come into force at the next step, so that neither loss nor state
+    depends on how a batch is split. The first measured step has no estimate yet, and weights of 0.
+    A state dict has room for all terms: one that did not take part when it was saved begins anew.
 
     Args:
-        terms: Names of the terms that take part.
+        terms: Names of all terms.
+        on: Those that take part.
         ratio: Target for term over loss, rho.
         every: Steps between measurements.
         decay: Share of the past in the running mean.
@@ -77,20 +80,33 @@ class GradientBalance(nn.Module):
     """
 
     mean_square: Tensor
+    measured: Tensor
     pending: Tensor
     pending_images: Tensor
 
     def __init__(
-        self, terms: list[str], *, ratio: float, every: int, decay: float, limit: float
+        self,
+        terms: list[str],
+        on: list[str],
+        *,
+        ratio: float,
+        every: int,
+        decay: float,
+        limit: float,
     ) -> None:
         super().__init__()
-        self.terms = terms
+        self.terms, self.on = terms, on
         self.ratio, self.every, self.decay, self.limit = ratio, every, decay, limit
         self._step: int | None = None
-        # first the loss, then the terms
-        self.register_buffer("mean_square", torch.zeros(1 + len(terms)))
-        self.register_buffer("pending", torch.zeros(1 + len(terms)))
-        self.register_buffer("pending_images", torch.zeros(()))
+        # first the loss, then the terms; images that were measured since the last step for each
+        for name in ("mean_square", "measured", "pending", "pending_images"):
+            self.register_buffer(name, torch.zeros(1 + len(terms)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GradientBalance:
+        """Follows the model to another device, but not to half precision: squares would be 0."""
+        keep: Any = super()._apply
+        keep(lambda t: fn(t) if t.is_meta else t.to(fn(t).device), recurse)
+        return self
 
     @torch.no_grad()
     def begin(self, step: int) -> None:
@@ -101,15 +117,17 @@ class GradientBalance(nn.Module):
         keep = torch.where(self.pending_images > 0, self.decay, 1.0)
         new = self.pending / self.pending_images.clamp_min(1)
         self.mean_square.mul_(keep).add_((1 - keep) * new)
+        self.measured.mul_(keep).add_(1 - keep)
         self.pending.zero_()
         self.pending_images.zero_()
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """The weights by term; 0 before the first measurement and for a term without gradient."""
-        loss, terms = self.mean_square[0], self.mean_square[1:]
-        weights = (self.ratio * (loss / terms).sqrt()).clamp_max(self.limit)
-        return dict(zip(self.terms, weights.where(terms > 0, 0).unbind(), strict=True))
+        mean = self.mean_square / self.measured.where(self.measured > 0, 1)
+        weights = (self.ratio * (mean[0] / mean[1:]).sqrt()).clamp_max(self.limit)
+        weights = weights.where(mean[1:] > 0, 0)
+        return {n: w for n, w in zip(self.terms, weights.unbind(), strict=True) if n in self.on}
 
     def is_due(self, step: int) -> bool:
         """Whether gradient norms are measured at this step."""
@@ -119,7 +137,7 @@ class GradientBalance(nn.Module):
         """Adds the images of this call to the step's measurement. Collective: call on all ranks."""
         batch = source.shape[0]
         norms = [gradient_norm(loss, source, "the loss")]
-        norms += [gradient_norm(terms[name], source, name) for name in self.terms]
+        norms += [gradient_norm(terms[name], source, name) for name in self.on]
         # Means over the batch have gradients 1/B as large per image: sum_i |B g_i|^2 = B^2 |g|^2.
         sums = torch.stack([(norm * batch) ** 2 for norm in norms])
         images = sums.new_full((1,), batch)
@@ -128,8 +146,8 @@ class GradientBalance(nn.Module):
             dist.all_reduce(both)
             sums, images = both[:-1], both[-1:]
         with torch.no_grad():
-            finite = (
-                sums.isfinite().all()
-            )  # an overflow under AMP skips the measurement, not the run
-            self.pending += torch.where(finite, sums, 0).to(self.pending)
-            self.pending_images += torch.where(finite, images[0], 0).to(self.pending_images)
+            # An overflow under AMP skips the measurement, not the run.
+            finite = sums.isfinite().all()
+            slots = [0, *(1 + self.terms.index(name) for name in self.on)]
+            self.pending[slots] += torch.where(finite, sums, 0).to(self.pending)
+            self.pending_images[slots] += torch.where(finite, images[0], 0).to(self.pending_images)

@@ -112,7 +112,8 @@ class Problem:
         dim = queries.shape[2]
         room = CHUNK_ELEMENTS.get(queries.device.type, GPU_CHUNK_ELEMENTS)
         self.images = max(1, room // max(1, prod(counts) + sum(counts) * dim))
-        self.step = min(counts[0], max(MIN_ROWS, (room - counts[1] * dim) // (counts[1] + dim)))
+        rows_in_room = (room - counts[1] * dim) // max(1, counts[1] + dim)
+        self.step = min(counts[0], max(MIN_ROWS, rows_in_room))
         # Queries and keys of a chunk are all of its tokens, each once: taken and put in one go.
         self.whole = rows.place is not None and self.step == counts[0]
 
@@ -227,13 +228,13 @@ def _room(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     Fresh memory of this size comes as pages that the kernel first fills with zeros, which takes as
     long as gathering the rows. What stays is about two chunks.
     """
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or type(like) is not Tensor:  # fake tensors must not stay
         return like.new_empty(shape)
     key, size = f"{name} {like.dtype}", prod(shape)
     kept: Tensor | None = getattr(_scratch, key, None)
     if kept is None or kept.numel() < size:
         with torch.inference_mode(False):
-            kept = torch.empty(size, dtype=like.dtype)
+            kept = torch.empty(size, dtype=like.dtype, device="cpu")
         setattr(_scratch, key, kept)
     return kept[:size].view(shape)
 

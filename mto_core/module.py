@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from mto_core.balance import GradientBalance, gradient_norm
 from mto_core.config import MTOConfig
 from mto_core.diagnostics import token_norms, visible_mass
-from mto_core.entropy import MaskIndex, check_tokens, compute_dtype, split_mask
+from mto_core.entropy import MaskIndex, compute_dtype
+from mto_core.inputs import align, check_grad, whole_tokens
 from mto_core.losses import heterogeneity_of, ranking_loss, singularity_loss, sparsity_of
-from mto_core.masks import masks_by_depth
-from mto_core.trace import TracedTokens, flatten_grid
 
 # Logits that may be saved, in bytes, as a share of the tokens of all depths: some 0.3 % of what
 # a ViT saves, which in float32 is 15 times these tokens (ViT-B with fused attention).
@@ -91,6 +90,7 @@ class MaskedTokenOptimization(nn.Module):
         on = [name for name, weight in config.weights.items() if weight > 0]
         if config.balance is not None and on:
             self.balance = GradientBalance(
+                list(config.weights),
                 on,
                 ratio=config.balance,
                 every=config.balance_every,
@@ -124,17 +124,18 @@ class MaskedTokenOptimization(nn.Module):
             diagnostics: Whether to fill `token_norm`, `diagonal_mass` and `masked_mass`.
 
         Raises:
-            ValueError: Tokens and mask do not fit, a hierarchical mask is misaligned, ranking with
-                one depth, `step` or `loss` is missing, or nothing that a weighted term depends on
-                requires grad.
-            RuntimeError: balance, where gradient norms cannot be measured.
+            ValueError: No images or tokens, tokens and mask do not fit, a hierarchical mask is
+                misaligned, ranking with one depth, `step` or `loss` is missing, or nothing that a
+                weighted term depends on requires grad.
+            RuntimeError: balance, where gradient norms cannot be measured; a misaligned mask under
+                `torch.compile`.
         """
-        tokens, prefix = _whole(tokens_by_depth, num_prefix_tokens)
-        grids, masks, indices = _align(tokens, prefix, mask)
+        tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
+        grids, masks, indices = align(tokens, prefix, mask)
         weights = self._weights(step, loss)
         on = [name for name, weight in self.config.weights.items() if weight > 0]
         if torch.is_grad_enabled():
-            _check_grad(grids, on)
+            check_grad(grids, on)
         values, h = self._terms(grids, indices, on)
         if (
             self.balance is not None
@@ -192,8 +193,8 @@ class MaskedTokenOptimization(nn.Module):
             RuntimeError: Reentrant checkpointing, whole-model torch.compile, tokens that the loss
                 does not depend on.
         """
-        tokens, prefix = _whole(tokens_by_depth, num_prefix_tokens)
-        grids, _, indices = _align(tokens, prefix, mask)
+        tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
+        grids, _, indices = align(tokens, prefix, mask)
         source = tokens[0]
         with torch.enable_grad():
             norm = gradient_norm(loss, source, "the loss").item()
@@ -235,9 +236,11 @@ class MaskedTokenOptimization(nn.Module):
 
         h = []
         how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
-        keep = _affordable(grids, indices)
+        needed = ["ranking" in on] * len(grids)
+        needed[0] |= "singularity" in on
+        keep = _affordable(grids, indices, needed)
         for depth, (tokens, index) in enumerate(zip(grids, indices, strict=True)):
-            with graph("ranking" in on or ("singularity" in on and depth == 0)):
+            with graph(needed[depth]):
                 h.append(heterogeneity_of(tokens, index, keep=keep[depth], **how))
         defined = [(i.num_masked > 0) & (i.num_visible > 1) for i in indices]
         with graph("sparsity" in on):
@@ -259,56 +262,17 @@ class MaskedTokenOptimization(nn.Module):
         return {name: value.mean() for name, value in terms.items()}, stacked
 
 
-def _affordable(grids: list[Tensor], indices: list[MaskIndex]) -> list[bool]:
-    """At which depths to save the logits of H, last first: as `KEEP` allows."""
-    keep: list[bool] = []
+def _affordable(grids: list[Tensor], indices: list[MaskIndex], needed: list[bool]) -> list[bool]:
+    """At which depths to save the logits of H: of those with a graph the last, as `KEEP` allows."""
+    keep = [False] * len(grids)
+    if any(index.masked is None for index in indices):  # while torch.compile traces
+        return keep
     left = KEEP * sum(tokens.nbytes for tokens in grids)
-    for tokens, index in zip(reversed(grids), reversed(indices), strict=True):
-        if index.masked is None or index.visible is None:  # while torch.compile traces
-            return [False] * len(grids)
-        size = index.masked.numel() * index.visible.shape[1] * compute_dtype(tokens).itemsize
-        keep.append(size <= left)
-        left -= size * keep[-1]
-    return keep[::-1]
-
-
-def _whole(tokens_by_depth: Sequence[Tensor], num_prefix_tokens: int) -> tuple[list[Tensor], int]:
-    """Tokens as the blocks gave them, and how many of them are prefix."""
-    if isinstance(tokens_by_depth, TracedTokens):
-        if num_prefix_tokens not in (0, tokens_by_depth.num_prefix_tokens):
-            raise ValueError(
-                f"num_prefix_tokens={num_prefix_tokens}, but the trace was made with "
-                f"{tokens_by_depth.num_prefix_tokens}: say it once, to the trace"
-            )
-        return list(tokens_by_depth.whole), tokens_by_depth.num_prefix_tokens
-    if isinstance(tokens_by_depth, Tensor):
-        raise TypeError(
-            "tokens_by_depth must be a sequence of tensors, one per depth, got a tensor"
-        )
-    if not tokens_by_depth:
-        raise ValueError("tokens_by_depth is empty")
-    return list(tokens_by_depth), num_prefix_tokens
-
-
-def _align(
-    tokens: list[Tensor], prefix: int, mask: Tensor | Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[MaskIndex]]:
-    """Tokens as [B, P + N, D], with mask and split mask of every depth."""
-    grids = [flatten_grid(t, prefix) for t in tokens]
-    for depth, grid in enumerate(grids):
-        check_tokens(grid, f"tokens at depth {depth}")
-    masks = masks_by_depth(mask, [(t.shape[0], t.shape[1] - prefix) for t in grids])
-    split = {id(m): split_mask(m, prefix) for m in {id(m): m for m in masks}.values()}
-    return grids, masks, [split[id(m)] for m in masks]
-
-
-def _check_grad(grids: list[Tensor], on: list[str]) -> None:
-    needs = {"sparsity": grids[:1], "singularity": grids[:1], "ranking": grids}
-    for name in on:
-        if not any(t.requires_grad for t in needs[name]):
-            where = "at depth 0" if name != "ranking" else "at any depth"
-            raise ValueError(
-                f"{name} has a weight, but no tokens {where} require grad, so it would train "
-                "nothing: were they detached, or made under no_grad? To evaluate without training, "
-                "call under torch.no_grad()"
-            )
+    for depth in reversed(range(len(grids))):
+        masked, visible = indices[depth].masked, indices[depth].visible
+        if masked is None or visible is None or not needed[depth]:
+            continue
+        size = masked.numel() * visible.shape[1] * compute_dtype(grids[depth]).itemsize
+        keep[depth] = size <= left
+        left -= size * keep[depth]
+    return keep

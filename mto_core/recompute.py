@@ -158,19 +158,20 @@ class RowEntropy(torch.autograd.Function):
         """H [B, R]."""
         kept: list[Tensor] = []
         entropy, stats = forward(queries, keys, *rows, keep=kept if keep else None)
-        ctx.save_for_backward(entropy, stats, queries, keys, *kept)
-        ctx.rows = rows
+        ctx.save_for_backward(entropy, stats, queries, keys, *rows[:NUM_INDICES], *kept)
+        ctx.rest = rows[NUM_INDICES:]
         return entropy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by queries and keys."""
-        entropy, stats, queries, keys, *kept = ctx.saved_tensors
+        entropy, stats, queries, keys, *saved = ctx.saved_tensors
+        rows, kept = (*saved[:NUM_INDICES], *ctx.rest), saved[NUM_INDICES:]
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             # The operator refuses a second derivative, and is opaque to compiled autograd.
-            grads = backward_op(grad, entropy, stats, queries, keys, *ctx.rows)
+            grads = backward_op(grad, entropy, stats, queries, keys, *rows)
         else:
-            grads = backward(grad, entropy, stats, queries, keys, *ctx.rows, kept=kept)
+            grads = backward(grad, entropy, stats, queries, keys, *rows, kept=kept)
         return grads[0], None if keys is None else grads[1], None, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, overload
@@ -72,7 +73,8 @@ class TokenTrace:
     forward at a time. It works eagerly, under torch.compile (whole model or blocks), DDP, DeepSpeed
     ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. Whether the
     tokens have a gradient is judged when they are read: under reentrant checkpointing they get it
-    only after the hook has run. A deep copy or pickle of the traced model is not traced.
+    only after the hook has run. A deep copy or pickle of the traced model is not traced. Tokens
+    that are changed in place after a block are refused, but under torch.compile this goes unseen.
 
     Args:
         blocks: The transformer blocks in the order in which they run, each once per forward. A
@@ -114,7 +116,7 @@ class TokenTrace:
         self._versions: list[int | None] = []
         self._twice: list[int] = []
         self.clear()
-        hook = _InputHook(self)
+        hook = _InputHook(self, modules[0])
         self._handles = [modules[0].register_forward_pre_hook(hook, with_kwargs=True)]
         for depth, block in enumerate(modules, start=1):
             self._handles.append(block.register_forward_hook(_OutputHook(self, depth)))
@@ -213,14 +215,15 @@ class TokenTrace:
     def _record(self, depth: int, value: object) -> None:
         tokens = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(tokens, Tensor):
+            where = "as first argument" if depth == 0 else "or a tuple that begins with one"
             raise TraceError(
-                f"depth {depth}: expected a tensor of tokens, or a tuple that begins with one, "
-                f"got {type(tokens).__name__}"
+                f"depth {depth}: expected a tensor of tokens, {where}, got {type(tokens).__name__}"
             )
         if self._tokens[depth] is not None:
             self._twice.append(depth)
             return
         self._tokens[depth] = tokens
+        # A compiled graph counts versions in its own way: there, changes in place go unseen.
         if not torch.compiler.is_compiling() and not tokens.is_inference():
             self._versions[depth] = tokens._version
 
@@ -228,13 +231,13 @@ class TokenTrace:
 # Classes and not closures: a deep copy or pickle of the model then copies the hook and with it the
 # trace, which arrives closed. A closure would go on recording into the original.
 class _InputHook:
-    def __init__(self, trace: TokenTrace) -> None:
+    def __init__(self, trace: TokenTrace, block: nn.Module) -> None:
         self.trace = trace
+        self.name = next(iter(inspect.signature(block.forward).parameters), "")
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.trace.armed:
-            named = [value for value in kwargs.values() if isinstance(value, Tensor)]
-            self.trace._record(0, args[0] if args else named[0] if named else None)
+            self.trace._record(0, args[0] if args else kwargs.get(self.name))
 
 
 class _OutputHook:

@@ -132,6 +132,38 @@ def test_a_saved_state_resumes_the_same_weights():
     assert run(resumed, range(5, 8)) == whole
 
 
+def test_terms_may_change_between_save_and_load():
+    def run(mto, steps):
+        model = Model()
+        trace = TokenTrace(model.blocks, 1)
+        for step in steps:
+            _, terms = forward(model, trace, mto, step)
+        return terms.weights
+
+    def balanced(**weights):
+        return MaskedTokenOptimization(MTOConfig(**weights, balance=0.1, balance_every=2))
+
+    saved, resumed = balanced(sparsity=1, singularity=1), balanced(singularity=1, ranking=1)
+    run(saved, range(4))
+    resumed.load_state_dict(saved.state_dict())
+    fresh = run(balanced(**WEIGHTS), range(4))
+    weights = run(resumed, [4])
+    assert float(weights["singularity"]) == pytest.approx(float(fresh["singularity"]), rel=1e-4)
+    assert float(weights["ranking"]) == 0.0
+    weights = run(resumed, [5])  # same images and model at each step: one measurement tells all
+    for name in ("singularity", "ranking"):
+        assert float(weights[name]) == pytest.approx(float(fresh[name]), rel=1e-4)
+
+
+def test_half_precision_of_the_model_leaves_the_norms_alone():
+    source = torch.full((2, 3), 1e-4, requires_grad=True)
+    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
+    nn.ModuleList([balance]).half()
+    balance.measure((source * 1e-4).sum(), {"ranking": (source * 2e-4).sum()}, source)
+    balance.begin(1)
+    assert balance.weights()["ranking"].item() == pytest.approx(0.25)
+
+
 def test_warmup_and_limit_apply_to_balanced_weights():
     model = Model()
     trace = TokenTrace(model.blocks, 1)
@@ -174,7 +206,7 @@ def test_a_gradient_that_the_scale_would_overflow_is_measured():
 
 def test_an_overflow_skips_the_measurement():
     source = torch.ones(2, 3, requires_grad=True)
-    balance = GradientBalance(["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
+    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
     balance.measure(source.square().sum(), {"ranking": source.sum()}, source)
     balance.begin(1)
     assert balance.weights()["ranking"].item() == pytest.approx(0.5 * 2)
@@ -186,7 +218,7 @@ def test_an_overflow_skips_the_measurement():
 
 def test_a_term_without_gradient_gets_no_weight():
     source = torch.ones(2, 3, requires_grad=True)
-    balance = GradientBalance(["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
+    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
     balance.measure(source.sum(), {"ranking": (source * 0).sum()}, source)
     balance.begin(1)
     assert balance.weights()["ranking"].item() == 0.0

@@ -367,3 +367,19 @@ def test_refuses(change: dict[str, object], message: str) -> None:
     arguments.update(change)
     with pytest.raises(ValueError, match=message):
         row_entropy(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_mask_that_changed_before_the_backward_is_refused():
+    queries = torch.randn(2, 5, 4, requires_grad=True)
+    mask = torch.arange(5).lt(3).repeat(2, 1)
+    entropy = row_entropy(queries, queries, key_mask=mask, backend="recompute")
+    mask.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        entropy.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["dense", "recompute"])
+def test_neither_keys_nor_width(backend):
+    assert row_entropy(torch.zeros(1, 3, 0), torch.zeros(1, 0, 0), backend=backend).tolist() == [
+        [0, 0, 0]
+    ]

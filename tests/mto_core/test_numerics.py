@@ -11,6 +11,7 @@ from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, spars
 BACKENDS = ["dense", "recompute"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZE, DIM = 196, 768
+MASK = torch.rand(1, SIZE, generator=torch.Generator().manual_seed(1)).argsort(1) < 120
 
 
 def tokens_of(kind: str, largest_logit: float, dtype: torch.dtype) -> Tensor:
@@ -25,17 +26,17 @@ def tokens_of(kind: str, largest_logit: float, dtype: torch.dtype) -> Tensor:
         x[:, 1::2] = x[:, ::2] + 1e-3 * x[:, 1::2]
     elif kind == "one channel":  # the massive activations of trained ViTs
         x[:, :, 7] += 60
+    elif kind == "two clusters":  # mask tokens, all alike at first, and the visible ones
+        x = torch.where(MASK[:, :, None], x[:, :1], x[:, 1:2]) + 0.05 * x
     return (x * (largest_logit / (x @ x.mT).abs().max()).sqrt()).to(dtype)
-
-
-MASK = torch.rand(1, SIZE, generator=torch.Generator().manual_seed(1)).argsort(1) < 120
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("largest_logit", "bar"), [(3e3, 1e-4), (3e4, 1e-3)])
 @pytest.mark.parametrize(
-    "kind", ["independent", "nearly equal", "much in common", "near twins", "one channel"]
+    "kind",
+    ["independent", "nearly equal", "much in common", "near twins", "one channel", "two clusters"],
 )
 def test_error_against_float64(
     kind: str, largest_logit: float, bar: float, dtype: torch.dtype, backend: str

@@ -2,9 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from mto_core import heterogeneity, sparsity_loss
+from mto_core.entropy import split_mask
+from mto_core.losses import heterogeneity_of
 
 
 def problem(seed, batch=4, size=30, masked=18):
@@ -44,17 +48,30 @@ def test_threads_do_not_share_it():
                 assert torch.equal(got[1], expected[1])
 
 
-def test_evaluation_in_inference_mode_first_does_not_spoil_training():
-    def fresh(seed):
-        """In a thread of its own, which begins without any kept memory."""
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(evaluate_then_train, seed).result()
+def inference(tokens, mask):
+    with torch.inference_mode():
+        heterogeneity(tokens, mask, backend="recompute")
 
-    def evaluate_then_train(seed):
-        tokens, mask = problem(seed)
-        with torch.inference_mode():
-            heterogeneity(tokens, mask, backend="recompute")
+
+def default_device(tokens, mask):
+    with torch.device("meta"):
+        heterogeneity_of(tokens, split_mask(mask.cpu()), backend="recompute")
+
+
+def fake_tensors(tokens, mask):
+    index = split_mask(mask)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        heterogeneity_of(mode.from_tensor(tokens.detach()), index, backend="recompute")
+
+
+@pytest.mark.parametrize("first", [inference, default_device, fake_tensors])
+def test_an_unusual_call_first_does_not_spoil_training(first):
+    def first_then_train():
+        tokens, mask = problem(7)
+        first(tokens, mask)
         return solve(tokens, mask)
 
-    for got, expected in zip(fresh(7), solve(*problem(7), backend="dense"), strict=True):
+    with ThreadPoolExecutor(1) as pool:  # a thread of its own begins without any kept memory
+        found = pool.submit(first_then_train).result()
+    for got, expected in zip(found, solve(*problem(7), backend="dense"), strict=True):
         torch.testing.assert_close(got, expected)

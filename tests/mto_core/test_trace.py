@@ -50,7 +50,7 @@ class Model(nn.Module):
         else:
             for block in self.blocks:
                 if self.how == "keyword":
-                    x = block(scale=1.0, hidden=x)
+                    x = block(scale=x.new_ones(()), hidden=x)  # another tensor comes first
                 elif self.how in ("reentrant", "nonreentrant"):
                     x = checkpoint(block, x, use_reentrant=self.how == "reentrant")
                 else:

@@ -1,0 +1,100 @@
+"""What does not fit is refused; what fits in an unusual form means the same."""
+
+import pytest
+import torch
+
+from mto_core import MaskedTokenOptimization, MTOConfig
+
+ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
+MTO = MaskedTokenOptimization(MTOConfig(**ALL))
+
+
+def make():
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(3, 16, 4, generator=generator, requires_grad=True) for _ in range(3)]
+    return tokens, torch.rand(3, 16, generator=generator) < 0.6
+
+
+def grids(*shapes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, *shape, 5, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: (t, m.float()), "mask must be bool with True = masked"),
+        (lambda t, m: (t, m[:, 1:]), r"depth 0 has 16 patch tokens.*num_prefix_tokens=1"),
+        (lambda t, m: ([x[:, 2:] for x in t], m), "stripped twice"),
+        (lambda t, m: (t, m[:2]), "tokens of 3 images, but a mask of 2"),
+        (lambda t, m: (t, m[:, :, None, None]), r"mask must be \[B, N\] or \[B, h, w\]"),
+        (lambda t, m: (t, [m]), "got 1 masks for 3 depths"),
+        (lambda t, m: (t[:1], m), "ranking compares depths"),
+        (lambda t, m: ([], m), "tokens_by_depth is empty"),
+        (lambda t, m: ([x[0] for x in t], m), r"tokens must be \[B, N, D\]"),
+        (lambda t, m: ([x.detach() for x in t], m), "no tokens at depth 0 require grad"),
+        (lambda t, m: ([t[0].long(), *t[1:]], m), "floating"),
+        (lambda t, m: ([x[:0] for x in t], m[:0]), "there must be images"),
+        (lambda t, m: ([x[:, :0] for x in t], m[:, :0]), "there must be images, and more tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    tokens, mask = change(*make())
+    with pytest.raises(ValueError, match=message):
+        MTO(tokens, mask)
+
+
+def test_one_tensor_is_no_sequence_of_depths():
+    tokens, mask = make()
+    with pytest.raises(TypeError, match="one per depth"):
+        MTO(torch.stack(tokens), mask)
+
+
+@pytest.mark.parametrize(("prefix", "message"), [(-1, "must be >= 0, got -1"), (16, "than the 16")])
+def test_prefix_tokens_that_cannot_be(prefix, message):
+    with pytest.raises(ValueError, match=message):
+        MTO(*make(), num_prefix_tokens=prefix)
+
+
+# hierarchical models
+
+
+def coarse_and_fine():
+    coarse = torch.tensor([[[True, False], [True, False]], [[False, False], [True, False]]])
+    return coarse, coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_misaligned_mask_is_refused_and_named(compiled):
+    tokens, (_, mask) = grids((8, 8), (4, 4)), coarse_and_fine()
+    mto, error, token = MTO, ValueError, "token 15 of image 1"
+    if compiled:
+        torch._dynamo.reset()
+        mto = torch.compile(MTO, backend="aot_eager", fullgraph=True)
+        error, token = RuntimeError, "a token"
+    torch.testing.assert_close(mto(tokens, mask).total, MTO(tokens, mask).total)
+    mask[1, 7, 7] = True  # one cell of a visible 2 x 2 block
+    with pytest.raises(error, match=f"depth 1: {token} covers 2x2 cells"):
+        mto(tokens, mask)
+
+
+def test_one_mask_may_stand_in_a_list_for_several_resolutions():
+    tokens, (_, fine) = grids((8, 8), (8, 8), (4, 4)), coarse_and_fine()
+    expected = MTO(tokens, fine)
+    terms = MTO(tokens, [fine] * 3)
+    assert torch.equal(terms.heterogeneity, expected.heterogeneity)
+    assert torch.equal(terms.total, expected.total)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mask", "size"),
+    [
+        ([(2, 8), (2, 8)], (8, 2), "2 x 8"),  # transposed
+        ([(4, 4), (4, 1)], (4, 4), "4 x 1"),  # a model that merges along one axis only
+        ([(4, 4), (1, 4)], (16,), "1 x 4"),
+    ],
+)
+def test_a_mask_that_has_another_grid_than_the_tokens(shapes, mask, size):
+    mask = torch.zeros(2, *mask, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"has {size} patch tokens"):
+        MTO(grids(*shapes), mask)
