@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_seed_batch_and_epochs_reach_the_recipe(name: str) -> None:
     assert [after(command, option) for option in (seed, batch, epochs)] == ["1", "2", "2"]
 
 
+@pytest.mark.parametrize("name", [*REAL, "mini"])
+def test_recipes_with_a_teacher_of_their_own_say_so(name: str) -> None:
+    """Their L_ss depends on how each arm's own teacher moved, and cannot decide."""
+    plan = make_plan(
+        load_launch(HOME, name),
+        Options(seeds=1),
+        upstream=name,
+        checkout=Path(),
+        out=Path(),
+        data=Path(),
+        images=64,
+    )
+    assert plan.moving_target is (name in ("bootmae", "conmim"))
+
+
 def test_extra_arguments_come_last() -> None:
     command = plan_of("simmim", extra=["TRAIN.BASE_LR", "1e-4"]).runs[0].command
     pairs = command[command.index("--opts") + 1 :]
@@ -148,6 +164,9 @@ def test_built_in_data(tmp_path: Path, name: str) -> None:
     assert default_data(tmp_path, Path("/up"), launch, name, print) == made
     listed = name in ("bootmae", "conmim")
     assert count_images(launch.data, made, cwd, name) == images + (not listed)
+    shutil.rmtree(made)
+    assert default_data(tmp_path, Path("/up"), launch, name, print) == made
+    assert count_images(launch.data, made, cwd, name) == images
 
 
 @pytest.mark.parametrize("name", ["bootmae", "conmim"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mto_tools.compare import canvas
+from mto_tools.compare.collect import by_seed
 from mto_tools.compare.command import redraw
-from mto_tools.compare.page import render
+from mto_tools.compare.page import _numbers, _tiles, render
 from mto_tools.compare.plan import Options, make_plan
 from mto_tools.compare.report import (
     Report,
@@ -25,6 +27,7 @@ from mto_tools.compare.report import (
 )
 from mto_tools.compare.run import execute
 from mto_tools.compare.spec import LogSpec
+from mto_tools.compare.verdict import judge
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
 from .conftest import HERE, LAUNCH, quiet
@@ -139,15 +142,36 @@ def test_report_draws_the_same_page_again(
     assert capsys.readouterr().out.splitlines() == [str(finished / "report.html")]
 
 
-def test_report_of_an_unfinished_comparison(report: Report, finished: Path) -> None:
-    """The seeds whose runs are whole are enough for a report."""
-    (finished / "report.json").unlink()
-    log = finished / "runs/mto-1/log.jsonl"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:20]))
-    assert redraw(finished) == 1
-    again = read_report(finished)
-    assert again.failed == ["mto-1"]
-    assert [record.seed for record in again.records] == [0, 0]
+@pytest.mark.parametrize(
+    ("shares", "value", "label"),
+    [
+        ([0.5, 0.6, math.inf], "2 of 3 seeds", "reached the baseline&#x27;s final linear probe"),
+        ([0.5, 0.6, 0.7], "60 %", "of the baseline&#x27;s steps to its final linear probe"),
+        ([math.inf, math.inf], "not reached", "of the baseline&#x27;s steps to its final linear"),
+        ([None, None], "undefined", "of the baseline&#x27;s steps to its final linear probe"),
+    ],
+)
+def test_reach_tile(report: Report, shares: list[float | None], value: str, label: str) -> None:
+    report.verdict.reach[0].shares = shares
+    assert f"<b>{value}</b><span>{label}" in _tiles(report)
+
+
+def test_page_says_what_decides_and_how_surely(report: Report) -> None:
+    assert "97.5 % for each of these two decisions, at most 5 % of comparisons" in _numbers(report)
+    report.verdict = judge(by_seed(report.records), [], moving_target=True)
+    report.plan.scores = []
+    page = render(report)
+    assert "Nothing decides: L_ss could, but its target comes" in page
+    assert 'class="decides"' not in page
+    caption = re.findall(r"<figcaption>(The recipe.*?)</figcaption>", page)[0]
+    assert "its target comes, in whole or in part, from a moving copy" in caption
+    assert "MTO is lower at" not in caption
+    assert re.findall(r'<div class="tile">.*?<span>(.*?)</span>', page) == [
+        "step time, MTO / baseline"
+    ]
+    for record in report.records:
+        record.step_ms.values = []
+    assert _tiles(report) == ""
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", '{"schema_version": 1}'])

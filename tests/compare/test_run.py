@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,10 +73,14 @@ def test_death_by_memory_is_told_apart(work: Path) -> None:
 
 
 def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "90", "--fail_seed", "0", seeds=2)
+    plan = fake_plan(work, "--fail_at", "90", "--fail_seed", "0", seeds=3)
     report = train(plan, work, work, "fake", quiet(), keep_going=True)
     assert report.failed == ["mto-0"]
-    assert {record.seed for record in report.records} == {1}
+    assert {record.seed for record in report.records} == {1, 2}
+    assert report.sentence.startswith("MTO may have helped, but 2 seeds do not prove it")
+    assert report.sentence.endswith(
+        "; 1 of 3 seeds is left out because the MTO arm failed, so nothing is proven."
+    )
     page = (work / "report.html").read_text()
     assert "Runs that failed, and whose seeds are left out:<ul><li>mto-0</li>" in page
 
@@ -161,6 +166,43 @@ def test_guard_ends_what_a_finished_run_left_behind(tmp_path: Path) -> None:
     )
     assert guarded(tmp_path, leave) == 0
     wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+TORCHRUN = """
+import os, pathlib, signal, subprocess, sys, time
+worker = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: open('told', 'w')); \\
+open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
+while not pathlib.Path("pid").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("end", ["time.sleep(600)", "os.kill(os.getpid(), 9)", "exit(0)"])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the group is ended")
+def test_guard_ends_workers_with_sessions_of_their_own(tmp_path: Path, end: str) -> None:
+    """As torchrun starts them: by the pipe's end, the agent's death, and the agent's own end."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", TORCHRUN + end],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    pid = tmp_path / "pid"
+    wait_for(pid.exists)
+    worker = int(pid.read_text())
+    assert process.stdin is not None
+    try:
+        assert os.getpgid(worker) != process.pid
+        if "sleep" in end:
+            process.stdin.close()
+        process.wait(guard.GRACE + 20)
+        assert (tmp_path / "told").exists(), "by SIGTERM, which it does not obey"
+        assert not alive(worker), "nothing outlives the guard"
+    finally:
+        process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_arms_get_the_same_threads_and_leave_the_checkout_clean() -> None:

@@ -12,19 +12,16 @@ from scipy import stats
 
 from mto_tools.compare import words
 from mto_tools.compare.collect import Curve, Record, Rows
-from mto_tools.compare.plan import ArmName
-from mto_tools.compare.spec import Score
-from mto_tools.compare.verdict import (
-    Finding,
-    Verdict,
+from mto_tools.compare.curves import (
     average,
     first_reach,
-    judge,
-    paired,
     rauc_or_none,
     share_of_steps,
     smooth,
 )
+from mto_tools.compare.plan import ArmName
+from mto_tools.compare.spec import Score
+from mto_tools.compare.verdict import Finding, Verdict, find, judge, paired
 
 STEPS = list(range(100, 1000, 100))
 RISING = [0.30, 0.45, 0.55, 0.62, 0.66, 0.69, 0.71, 0.72, 0.72]
@@ -57,14 +54,14 @@ def record(arm: ArmName, seed: int, probe: list[float], loss: list[float] | None
     )
 
 
-def verdict_of(*gains: list[float] | float) -> Verdict:
+def verdict_of(*gains: list[float] | float, lost: int = 0) -> Verdict:
     """Judge one seed per argument: what MTO's probe adds to the baseline's, at each step."""
     pairs = []
     for seed, gain in enumerate(gains):
         base = np.asarray(RISING) + 0.004 * seed
         mto = (base + np.asarray(gain)).tolist()
         pairs.append((record("baseline", seed, base.tolist()), record("mto", seed, mto)))
-    return judge(pairs, SCORES)
+    return judge(pairs, SCORES, lost=lost, planned=len(gains) + lost)
 
 
 def said(*gains: list[float] | float) -> tuple[Finding, str]:
@@ -87,8 +84,13 @@ WAY = [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0]  # better on the way, e
         ((0.05,), Finding.ONE_SEED, "MTO did better in the one seed that was run: "),
         ((-0.05,), Finding.ONE_SEED, "MTO did worse in the one seed that was run: "),
         ((0.0,), Finding.ONE_SEED, "MTO did neither better nor worse in the one seed"),
-        ((math.nan, 0.1), Finding.UNDEFINED, "Whether MTO helped cannot be said: no seed has a fi"),
-        ((), Finding.UNDEFINED, "Whether MTO helped cannot be said: "),
+        (
+            (0.05, 0.1, math.nan),
+            Finding.UNDEFINED,
+            "Whether MTO helped cannot be said: linear probe accuracy is no finite number at the "
+            "end of 1 of 3 seeds",
+        ),
+        ((), Finding.UNDEFINED, "Whether MTO helped cannot be said: no seed has a linear probe"),
     ],
 )
 def test_every_branch_says_what_was_found(
@@ -105,12 +107,55 @@ def test_every_branch_says_what_was_found(
 def test_faster_and_slower_are_said_where_only_the_way_differs() -> None:
     way = np.asarray(WAY)
     jitter = [[0] * 8 + [end] for end in (0.001, -0.001, 0.0004)]
-    found, text = said(*[(scale * way + j).tolist() for scale, j in zip((1, 1.1, 0.95), jitter)])  # noqa: B905
+    seeds = list(zip((1, 1.1, 0.95), jitter, strict=True))
+    gains = [(scale * way + j).tolist() for scale, j in seeds]
+    found, text = said(*gains)
     assert found is Finding.FASTER
     assert text.startswith("MTO helped on the way, with no proven difference at the end")
-    found, text = said(*[(-scale * way + j).tolist() for scale, j in zip((1, 1.1, 0.95), jitter)])  # noqa: B905
+    found, text = said(*[(-scale * way + j).tolist() for scale, j in seeds])
     assert found is Finding.SLOWER
     assert text.startswith("MTO harmed on the way")
+    assert verdict_of(*gains, lost=1).finding is Finding.NO_DIFFERENCE
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_mto_that_does_nothing_is_rarely_said_to_help_or_harm(seeds: int) -> None:
+    """Two decisions, the worst case being that they are independent: together wrong in 5 %."""
+    draws = np.random.default_rng(seeds).normal(size=(3000, 2, seeds)).tolist()
+    none = [0.0] * seeds
+    found = [find(paired("", "", none, end), paired("", "", none, mean)) for end, mean in draws]
+    said = {Finding.HELPED, Finding.HARMED, Finding.FASTER, Finding.SLOWER}
+    wrong = sum(finding in said for finding in found) / len(found)
+    assert 0.035 < wrong < 0.06
+
+
+def test_an_interval_that_is_shown_but_proves_nothing_is_explained() -> None:
+    gains = (0.05, 0.06, 0.03)
+    quantity = verdict_of(*gains).quantities[0]
+    narrow, wide = (stats.ttest_1samp(gains, 0).confidence_interval(c) for c in (0.95, 0.975))
+    assert (quantity.low, quantity.high) == pytest.approx(narrow)
+    assert quantity.sure == pytest.approx(wide)
+    assert narrow[0] > 0 > wide[0]
+    found, text = said(*gains)
+    assert found is Finding.LEANS_BETTER
+    shown = [f"{words.show_difference(v, True)}" for v in (*narrow, *wide)]
+    assert "95 % interval {} to {} but 97.5 % interval {} to {},".format(*shown) in text
+    assert "97.5" not in said(0.05, 0.06, 0.055)[1], "only where the two differ"
+
+
+def test_seeds_that_mto_failed_in_are_no_gain() -> None:
+    verdict = verdict_of(0.05, 0.06, 0.055, lost=2)
+    assert verdict.finding is Finding.LEANS_BETTER
+    text = words.sentence(verdict)
+    assert text.startswith("MTO may have helped, but 3 seeds do not prove it: over 3 seeds ")
+    left_out = "; 2 of 5 seeds are left out because the MTO arm failed"
+    assert text.endswith(f"{left_out}, so nothing is proven.")
+    verdict = verdict_of(-0.05, -0.06, -0.055, lost=1)
+    assert verdict.finding is Finding.HARMED
+    assert words.sentence(verdict).endswith(
+        "; 1 of 4 seeds is left out because the MTO arm failed."
+    )
+    assert "in the one seed that is left:" in words.sentence(verdict_of(0.05, lost=1))
 
 
 def test_sentence_carries_the_numbers() -> None:
@@ -159,6 +204,19 @@ def test_without_scores_the_loss_decides() -> None:
     verdict = judge(pairs, [])
     assert verdict.finding is Finding.HELPED
     assert words.sentence(verdict).startswith("MTO helped: over 3 seeds L_ss ended at 0.235 with")
+    # Nor does it where each arm is measured against its own teacher.
+    verdict = judge(pairs, [], moving_target=True)
+    assert verdict.finding is Finding.NOT_COMPARABLE
+    text = words.sentence(verdict)
+    assert text.startswith("Whether MTO helped cannot be decided by L_ss: its target comes, in ")
+    assert text.endswith("(it ended at 0.235 with MTO and 0.29 without).")
+    assert words.also(verdict).endswith("fine-tuning both arms would.")
+    assert "decides" not in words.also(verdict)
+    # A score decides as ever, and the loss beside it is not compared.
+    verdict = judge(pairs, SCORES, moving_target=True)
+    assert verdict.finding is Finding.NO_DIFFERENCE
+    assert words.also(verdict).startswith("L_ss says nothing about that: its target comes, in ")
+    assert "−L_ss" not in words.also(verdict)
 
 
 def test_missing_score_is_undefined_not_a_crash() -> None:

@@ -1,10 +1,9 @@
-"""Read what the runs left behind into one record each, and check that the comparison was fair."""
+"""Read what the runs left behind into one record each, and tell which of them are whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,6 @@ def by_seed(records: list[Record]) -> list[tuple[Record, Record]]:
     return list(zip(of_arm(records, "baseline"), of_arm(records, "mto"), strict=True))
 
 
-class Check(Data):
-    """One condition of a fair comparison, over all seeds."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
 def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
     """Read one run's folder.
 
@@ -128,6 +119,36 @@ def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
     )
 
 
+def unfinished(plan: Plan, work: Path) -> list[str]:
+    """Names of the runs that stopped before all was logged, or whose log has a torn line.
+
+    The scores of the last step are logged after its loss, so the loss alone does not tell. A score
+    that no run ever logged (mini's, on data without validation images) is not waited for.
+    """
+    logs = {run.name: _logged(plan, work / "runs" / run.name) for run in plan.runs}
+    known = {key for lines in logs.values() for line in lines for key in line}
+    wanted = [plan.logs.loss if plan.logs.train else "loss"]
+    wanted += [score.key for score in plan.scores if score.key in known]
+    return [name for name, lines in logs.items() if not _ended(plan, lines, wanted)]
+
+
+def _logged(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """The lines that hold loss and scores; none where one of either log is torn."""
+    try:
+        lines = _read_lines(folder / plan.logs.measures, "step")
+        if plan.logs.train:
+            lines = _read_lines(folder / plan.logs.train, plan.logs.step)
+    except CorruptError:
+        return []
+    return lines
+
+
+def _ended(plan: Plan, lines: list[dict[str, Any]], keys: list[str]) -> bool:
+    step = plan.logs.step if plan.logs.train else "step"
+    last = [key for line in lines if line[step] >= plan.last_logged for key in line]
+    return all(key in last for key in keys)
+
+
 class _Reader:
     def __init__(self, logs: LogSpec) -> None:
         self.step = logs.step
@@ -152,7 +173,8 @@ def _read_lines(path: Path, step: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # A torn line may end within a character.
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError as error:
@@ -192,79 +214,3 @@ def _digest(path: Path) -> str:
         digest.update(name.encode())
         digest.update(model[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
-    """Check that in every seed both arms met the same weights, data, masks and random numbers."""
-    data = _check("Same data in the same order", pairs, lambda b, m: _same(b.data, m.data, "data"))
-    return [
-        _check("Same first loss, bit for bit", pairs, _first_loss),
-        _check("Same initial weights", pairs, _first_state),
-        *([data] if plan.logs.data else []),
-        _check("Same random numbers", pairs, lambda b, m: _same(b.rng, m.rng, "RNG state")),
-        _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan)),
-        _check("Every loss is finite", pairs, _finite),
-    ]
-
-
-_Result = tuple[bool, str]  # passed, detail
-
-
-def _check(
-    name: str, pairs: list[tuple[Record, Record]], test: Callable[[Record, Record], _Result]
-) -> Check:
-    results = [(baseline.seed, *test(baseline, mto)) for baseline, mto in pairs]
-    bad = [f"seed {seed}: {detail}" for seed, passed, detail in results if not passed]
-    if bad or not results:
-        return Check(name=name, passed=False, detail="; ".join(bad) or "nothing to check")
-    return Check(name=name, passed=True, detail=f"{results[0][2]}, in every seed")
-
-
-def _first_loss(baseline: Record, mto: Record) -> _Result:
-    if not baseline.own_loss.steps or not mto.own_loss.steps:
-        return False, "no L_ss was logged"
-    first = [(r.own_loss.steps[0], r.own_loss.values[0]) for r in (baseline, mto)]
-    if first[0] != first[1]:
-        return False, " and ".join(f"{value!r} at step {step}" for step, value in first)
-    if first[0][0] != 1:
-        return False, f"first logged at step {first[0][0]}, after the weights have moved"
-    return True, "at step 1, before the first update"
-
-
-def _first_state(baseline: Record, mto: Record) -> _Result:
-    """The saved initial weights, or what they do: token norms and H at all depths of step 1."""
-    if baseline.initial_weights or mto.initial_weights:
-        if baseline.initial_weights != mto.initial_weights:
-            return False, f"{baseline.initial_weights[:12]} and {mto.initial_weights[:12]}"
-        return True, "digests of the saved weights agree"
-    for name in ("token_norm", "heterogeneity"):
-        a, b = getattr(baseline, name), getattr(mto, name)
-        if not a.steps or a.steps[0] != 1 or b.steps[:1] != a.steps[:1]:
-            return False, f"{name} was not logged at step 1"
-        if a.values[0] != b.values[0]:
-            return False, f"{name} differs at step 1"
-    return True, f"token norms and H agree at all {len(a.values[0])} depths of step 1"
-
-
-def _same(baseline: dict[int, str], mto: dict[int, str], what: str) -> _Result:
-    if not baseline or baseline.keys() != mto.keys():
-        return False, f"{what} logged at {len(baseline)} and {len(mto)} steps"
-    for step in sorted(baseline):
-        if baseline[step] != mto[step]:
-            return False, f"{what} differs from step {step} on: {baseline[step]} and {mto[step]}"
-    return True, f"digests agree at all {len(baseline)} logged steps"
-
-
-def _complete(baseline: Record, mto: Record, plan: Plan) -> _Result:
-    last = [r.loss.steps[-1] for r in (baseline, mto)]
-    if last[0] != last[1] or last[0] < plan.last_logged:
-        return False, f"last logged steps {last[0]} and {last[1]} of {plan.steps}"
-    return True, f"last logged step {last[0]} of {plan.steps}"
-
-
-def _finite(baseline: Record, mto: Record) -> _Result:
-    for record in (baseline, mto):
-        for step, value in zip(record.loss.steps, record.loss.values, strict=True):
-            if not np.isfinite(value):
-                return False, f"{record.arm} has L_ss = {value} at step {step}"
-    return True, "in both arms"

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mto_tools.compare import checkout, words
-from mto_tools.compare.collect import Record, by_seed, collect, fairness
+from mto_tools.compare.collect import Record, by_seed, collect, unfinished
 from mto_tools.compare.data import check_data, count_images, start_folder
+from mto_tools.compare.fairness import fairness
 from mto_tools.compare.plan import Options, Plan, fill, make_plan, usable_cores, whole_epochs
 from mto_tools.compare.report import (
     Report,
@@ -26,7 +27,7 @@ from mto_tools.compare.report import (
     write,
     write_report,
 )
-from mto_tools.compare.run import environment, execute
+from mto_tools.compare.run import FAILED, environment, execute
 from mto_tools.compare.spec import Launch, load_launch
 from mto_tools.compare.verdict import judge
 from mto_tools.compare.versions import versions
@@ -132,7 +133,7 @@ def redraw(folder: Path) -> int:
             raise CorruptError(f"{folder / 'plan.json'}: {error.errors()[0]['msg']}") from None
         path = folder / "seconds.json"
         seconds = json.loads(path.read_text()) if path.is_file() else {}
-        failed = [run.name for run in plan.runs if not _whole(plan, folder, run.name)]
+        failed = unfinished(plan, folder)
         report = build(plan, folder, folder, folder.absolute().parent.name, seconds, failed)
     _say(report, write_report(report, folder), console)
     return 0 if report.fair and not report.failed else 1
@@ -163,7 +164,13 @@ def build(
         record.affinity = []  # of one seed is drawn; all stay in runs/, and ViT-B's are large
     pairs = by_seed(records)
     checks = fairness(pairs, plan)
-    verdict = judge(pairs, plan.scores)
+    verdict = judge(
+        pairs,
+        plan.scores,
+        moving_target=plan.moving_target,
+        lost=sum(_lost(seed, work, failed) for seed in plan.seeds),
+        planned=len(plan.seeds),
+    )
     # The folder gets its final name when all is written; the commands shown name that one.
     renamed = [[part.replace(str(work), str(final)) for part in run.command] for run in plan.runs]
     runs = [
@@ -184,13 +191,19 @@ def build(
     )
 
 
+def _lost(seed: int, work: Path, left_out: list[str]) -> bool:
+    """Whether the seed is left out because of its MTO arm alone, not because it was interrupted."""
+    mto, baseline = (work / "runs" / f"{arm}-{seed}" / FAILED for arm in ("mto", "baseline"))
+    return f"mto-{seed}" in left_out and mto.is_file() and not baseline.is_file()
+
+
 def default_data(home: Path, where: Path, launch: Launch, name: str, say: Say) -> Path:
     """Make the built-in data set once, in `home/data`, and return its folder."""
     data = home / "data" / launch.data.name
     done = home / "data" / f".{launch.data.name}.done"
     if launch.data.layout:
         data /= "images"  # a layout may write beside it
-    if not done.is_file():
+    if not done.is_file() or not (data / launch.data.images).is_dir():  # the mark may outlive it
         say(f"making the data set {data}")
         data.parent.mkdir(parents=True, exist_ok=True)
         if launch.data.layout:
@@ -221,14 +234,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _whole(plan: Plan, folder: Path, run: str) -> bool:
-    path = folder / "runs" / run / (plan.logs.train or plan.logs.measures)
-    if not path.is_file():
-        return False
-    steps = (json.loads(line).get(plan.logs.step, 0) for line in path.read_text().splitlines())
-    return max(steps, default=0) >= plan.last_logged
 
 
 def _say(report: Report, page: Path, console: Console) -> None:

@@ -22,19 +22,21 @@ from mto_tools.compare.canvas import (
     style,
 )
 from mto_tools.compare.collect import TERMS, Curve, Record, Rows, by_seed, of_arm
+from mto_tools.compare.curves import smooth
 from mto_tools.compare.plan import ARMS, ArmName
 from mto_tools.compare.spec import Score
-from mto_tools.compare.verdict import smooth
 
 SYMBOLS = {"sparsity": "L_spa", "singularity": "L_e", "ranking": "L_r"}
 
 
-def draw(records: list[Record], scores: list[Score]) -> list[Figure]:
+def draw(
+    records: list[Record], scores: list[Score], *, moving_target: bool = False
+) -> list[Figure]:
     """Draw all figures of a report in the order of the page; those without numbers are left out."""
     with style():
         drawn = [
             _scores(records, scores),
-            _loss(records),
+            _loss(records, moving_target),
             _heterogeneity(records),
             _affinity(records),
             _terms(records),
@@ -76,7 +78,7 @@ def _thin(records: list[Record]) -> str:
     return f" Thick: mean of {seeds} seeds; thin: each seed." if seeds > 1 else ""
 
 
-def _loss(records: list[Record]) -> Figure:
+def _loss(records: list[Record], moving_target: bool) -> Figure:
     canvas, (left, right) = panels(2)
     for record in records:
         colour = COLOURS[record.arm]
@@ -98,11 +100,15 @@ def _loss(records: list[Record]) -> Figure:
     right.set_title("Difference: MTO − baseline")
     right.set_xlabel("step")
     below = sum(value < 0 for value in mean.values)
-    caption = (
-        "The recipe's own loss, without the MTO terms, on the same batches with the same masks; "
+    seen = (
         f"MTO is lower at {below} of {len(mean.values)} logged steps (right: below the dashed "
         f"line) and ends {words.show_difference(mean.values[-1] if mean.values else np.nan)} from "
-        "the baseline. Smoothed: mean of the last fifteenth of the run before each point."
+        "the baseline"
+    )
+    caption = (
+        "The recipe's own loss, without the MTO terms, on the same batches with the same masks; "
+        f"{words.NOT_COMPARABLE if moving_target else seen}. "
+        "Smoothed: mean of the last fifteenth of the run before each point."
     )
     return finish("loss", "The recipe's own loss against steps", caption + _thin(records), canvas)
 

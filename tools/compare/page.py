@@ -18,12 +18,12 @@ from mto_tools.compare.canvas import NAMES, Figure
 from mto_tools.compare.collect import Curve
 from mto_tools.compare.plan import Run
 from mto_tools.compare.report import Report
-from mto_tools.compare.verdict import Quantity
+from mto_tools.compare.verdict import LOSS, Quantity, Reach
 
 
 def render(report: Report) -> str:
     """Return the whole page."""
-    drawn = figures.draw(report.records, report.plan.scores) if report.records else []
+    drawn = _draw(report) if report.records else []
     body = [
         _head(report),
         _tiles(report) if report.records else "",
@@ -36,6 +36,11 @@ def render(report: Report) -> str:
     template = files("mto_tools.compare").joinpath("template.html").read_text("utf-8")
     title = escape(f"{report.plan.upstream} with and without MTO")
     return Template(template).substitute(title=title, body="\n".join(body))
+
+
+def _draw(report: Report) -> list[Figure]:
+    moving = report.verdict.moving_target
+    return figures.draw(report.records, report.plan.scores, moving_target=moving)
 
 
 def _head(report: Report) -> str:
@@ -69,18 +74,15 @@ def _head(report: Report) -> str:
 def _tiles(report: Report) -> str:
     verdict = report.verdict
     end, loss = verdict.quantities[0], verdict.loss_at_the_end()
-    tiles = [
-        (words.gap(quantity), f"{quantity.label}, MTO − baseline")
-        for quantity in ([end] if end is loss else [end, loss])
+    # What decides and the loss, which may be one; never a loss that cannot be compared.
+    shown = [q for q in ([end] if end is loss else [end, loss]) if _comparable(report, q.key)]
+    tiles = [(words.gap(quantity), f"{quantity.label}, MTO − baseline") for quantity in shown]
+    tiles += [
+        _reach_tile(reach)
+        for reach in verdict.reach
+        if reach.key in [quantity.key.removesuffix("_end") for quantity in shown]
     ]
-    for reach in verdict.reach[:1] if end is loss else (verdict.reach[0], verdict.reach[-1]):
-        known = [s for s in reach.shares if s is not None]
-        if known and all(map(math.isfinite, known)):
-            text = f"{100 * float(np.mean(known)):.0f} %"
-        else:
-            text = "not reached" if known else "undefined"
-        tiles.append((text, f"of the baseline's steps to its final {words.lower(reach.label)}"))
-    for rauc in (verdict.rauc[0],):
+    for rauc in verdict.rauc[: len(shown[:1])]:
         known = [v for v in rauc.values if v is not None]
         text = f"{np.mean(known):.2f}" if known else "undefined"
         tiles.append((text, f"RAUC of {words.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"))
@@ -91,7 +93,24 @@ def _tiles(report: Report) -> str:
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in tiles
     )
-    return f'<div class="tiles">{cells}</div>'
+    return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _comparable(report: Report, key: str) -> bool:
+    """False for all that is made of an L_ss whose target moves with each arm's own model."""
+    return not (
+        report.verdict.moving_target and key.removesuffix("_end").removesuffix("_mean") == LOSS.key
+    )
+
+
+def _reach_tile(reach: Reach) -> tuple[str, str]:
+    final = f"final {words.lower(reach.label)}"
+    known = [share for share in reach.shares if share is not None]
+    finite = [share for share in known if math.isfinite(share)]
+    if finite and len(finite) < len(known):
+        return f"{len(finite)} of {len(known)} seeds", f"reached the baseline's {final}"
+    text = f"{100 * float(np.mean(finite)):.0f} %" if finite else "not reached"
+    return text if known else "undefined", f"of the baseline's steps to its {final}"
 
 
 def _figure(figure: Figure) -> str:
@@ -101,9 +120,9 @@ def _figure(figure: Figure) -> str:
 
 def _numbers(report: Report) -> str:
     head = "<tr><th></th><th>baseline</th><th>MTO</th><th>difference</th><th>95 % interval</th>"
-    head += "<th>better in</th></tr>"
+    head += "<th>97.5 %, decides</th><th>better in</th></tr>"
     rows = "".join(
-        _quantity_row(quantity, decides=index == 0)
+        _quantity_row(quantity, index, comparable=_comparable(report, quantity.key))
         for index, quantity in enumerate(report.verdict.quantities)
     )
     more = [
@@ -112,18 +131,18 @@ def _numbers(report: Report) -> str:
         f"<td>{_each(reach.shares, lambda v: f'{100 * v:.0f} %' if math.isfinite(v) else 'never')}"
         "</td></tr>"
         for reach in report.verdict.reach
+        if _comparable(report, reach.key)
     ]
     more += [
         f"<tr><td>RAUC of {escape(words.lower(rauc.label))}, {_range(rauc.start, rauc.stop)}</td>"
         f"<td>{_each(rauc.values, lambda v: f'{v:.2f}')}</td></tr>"
         for rauc in report.verdict.rauc
+        if _comparable(report, rauc.key)
     ]
-    label = escape(words.lower(report.verdict.reach[0].label))
     return f"""<section class="plain" id="numbers"><h2>Numbers</h2>
 <div class="scroll"><table>{head}{rows}</table></div>
 <p class="note">Means over seeds; differences are MTO − baseline, paired by seed, with the
-t-interval of their mean. What decides was fixed beforehand: {label} at the end (bold); if its
-interval holds zero, its mean over the run. All else is reported and decides nothing.</p>
+t-interval of their mean. {_rule(report)} All else is reported and decides nothing.</p>
 <div class="scroll"><table><tr><th>by seed</th><th>{_each(_seeds(report), str)}</th></tr>
 {"".join(more)}</table></div>
 <p class="note">L_ss is smoothed here (mean of the last fifteenth of the run before each point).
@@ -132,22 +151,42 @@ gained over the baseline's score at the start of the range, relative to the base
 undefined where the baseline hardly improves.</p></section>"""
 
 
+def _rule(report: Report) -> str:
+    """What decides, and how often that goes wrong."""
+    first = report.verdict.quantities[0]
+    if not _comparable(report, first.key):
+        return f"Nothing decides: L_ss could, but {words.NOT_COMPARABLE}."
+    label = escape(words.lower(report.verdict.reach[0].label))
+    return (
+        f"What decides was fixed beforehand: {label} at the end (bold); if its 97.5 % interval "
+        "holds zero, that of its mean over the run. With 97.5 % for each of these two decisions, "
+        "at most 5 % of comparisons say that MTO helped or harmed where it does nothing. The 95 % "
+        "intervals are for reading."
+    )
+
+
 def _seeds(report: Report) -> list[int]:
     return [record.seed for record in report.records if record.arm == "mto"]
 
 
-def _quantity_row(quantity: Quantity, *, decides: bool) -> str:
-    cells = [
-        escape(quantity.label),
-        words.show(quantity.baseline, quantity.percent),
-        words.show(quantity.mto, quantity.percent),
+def _quantity_row(quantity: Quantity, index: int, *, comparable: bool) -> str:
+    """A row; the first quantity decides, then the second. Without comparison, levels alone."""
+    sure = quantity.sure if index < 2 else None
+    compared = [
         words.gap(quantity),
         words.interval(quantity).removeprefix("95 % interval ")
         if quantity.low is not None
         else "–",
+        words.span(sure, quantity.percent) if sure else "–",
         f"{quantity.better} of {len(quantity.differences)}",
     ]
-    mark = ' class="decides"' if decides else ""
+    cells = [
+        escape(quantity.label),
+        words.show(quantity.baseline, quantity.percent),
+        words.show(quantity.mto, quantity.percent),
+        *(compared if comparable else ["–"] * len(compared)),
+    ]
+    mark = ' class="decides"' if index == 0 and comparable else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 

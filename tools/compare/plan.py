@@ -55,6 +55,7 @@ class Plan(Data):
     cwd: str
     data: str
     scores: list[Score]
+    moving_target: bool = False
     logs: LogSpec
     runs: list[Run]
     disk_mb_per_run: int
@@ -228,6 +229,7 @@ def make_plan(
         cwd=str(cwd or checkout),
         data=str(data),
         scores=launch.scores,
+        moving_target=launch.moving_target,
         logs=launch.logs,
         runs=runs,
         disk_mb_per_run=launch.disk_mb_per_run,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mto_tools.compare.collect import Check, Record
+from mto_tools.compare.collect import Record
+from mto_tools.compare.fairness import Check
 from mto_tools.compare.plan import Data, Plan
 from mto_tools.compare.verdict import Verdict
 from mto_tools.errors import CorruptError, MissingError, RefusedError

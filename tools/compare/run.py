@@ -22,6 +22,7 @@ from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
 
 POLL = 0.2  # seconds between looks at the logs
+FAILED = "failed"  # file in the folder of a run that failed: its exit status
 TAIL = 15  # lines of a failed run's output that are shown
 
 
@@ -102,6 +103,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                     progress.stop_task(tasks[child.run.name])
                     if child.process.returncode == 0:
                         continue
+                    (child.folder / FAILED).write_text(f"{child.process.returncode}\n")
                     error = _failure(child, out)
                     if not keep_going:
                         raise error
@@ -131,7 +133,7 @@ def _end(children: list[_Child]) -> None:
     for child in children:
         assert child.process.stdin is not None
         child.process.stdin.close()  # the guard ends its group
-    deadline = time.monotonic() + guard.GRACE + 2
+    deadline = time.monotonic() + guard.GRACE + 5  # the guard itself needs GRACE + 1
     for child in children:
         try:
             child.process.wait(max(0.1, deadline - time.monotonic()))

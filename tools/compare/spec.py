@@ -70,6 +70,9 @@ class Launch(BaseModel):
     data: DataSpec
     logs: LogSpec = LogSpec()
     scores: list[Score] = []  # the first one decides; without any, L_ss does
+    # The target of L_ss comes, in whole or in part, from a copy of the model that follows the one
+    # that is trained: each arm has a target of its own, and L_ss can decide nothing between them.
+    moving_target: bool = False
 
     @field_validator("styles")
     @classmethod

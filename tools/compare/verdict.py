@@ -1,11 +1,17 @@
 """Did MTO help, by how much, and how sure is that? Decided by rules fixed before the runs.
 
 1. The first score of compare.toml (for mini the linear probe; L_ss where there is none) at the end
-   of pre-training decides. The paired differences over seeds give a 95 % t-interval; helped or
-   harmed is said only where it excludes zero.
+   of pre-training decides. The paired differences over seeds give a t-interval; helped or harmed is
+   said only where it excludes zero.
 2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
    show that training was faster or slower.
-3. Everything else (k-NN, L_ss, RAUC, steps saved) is reported, and decides nothing.
+3. Two chances to decide are two chances to be wrong: both take the 97.5 % interval (Bonferroni), so
+   that where MTO does nothing, at most 5 % of comparisons say otherwise. What is shown for reading
+   are 95 % intervals.
+4. L_ss decides nothing where its target moves with the arm's own model, for then the arms are
+   measured against different things. And nothing is proven in favour of an arm that failed in
+   seeds which its baseline could finish: those that are left are not a fair choice.
+5. Everything else (k-NN, L_ss, RAUC, steps saved) is reported, and decides nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +23,14 @@ from enum import Enum
 import numpy as np
 
 from mto_tools.compare.collect import Curve, Record
+from mto_tools.compare.curves import average, rauc_or_none, share_of_steps, smooth
 from mto_tools.compare.plan import Data
 from mto_tools.compare.spec import Score
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
+SURE = 1 - (1 - CONFIDENCE) / 2  # of the interval that each of the two decisions takes
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
-RAUC_LEAST = 0.01  # of the baseline's whole rise that the range must hold on average
 
 
 class Finding(str, Enum):
@@ -37,6 +44,7 @@ class Finding(str, Enum):
     LEANS_WORSE = "leans worse"
     NO_DIFFERENCE = "no difference"
     ONE_SEED = "one seed"
+    NOT_COMPARABLE = "not comparable"  # only L_ss could decide, and its target moves
     UNDEFINED = "undefined"
 
 
@@ -53,6 +61,7 @@ class Quantity(Data):
     mean: float
     low: float | None  # of the 95 % interval; None for one seed or no spread
     high: float | None
+    sure: tuple[float, float] | None = None  # the 97.5 % interval, which a decision takes
     better: int
     worse: int
 
@@ -87,19 +96,13 @@ class Verdict(Data):
     quantities: list[Quantity]  # the first two are those that decide
     reach: list[Reach]
     rauc: list[Rauc]
+    moving_target: bool = False  # of L_ss, which then cannot be compared between the arms
+    lost: int = 0  # seeds left out because the MTO arm failed, and the baseline did not
+    planned: int = 0  # seeds of the plan
 
     def loss_at_the_end(self) -> Quantity:
         """The final smoothed L_ss."""
         return next(q for q in self.quantities if q.key == f"{LOSS.key}_end")
-
-
-def smooth(curve: Curve) -> Curve:
-    """Mean over the last fifteenth of the run before each point."""
-    width = max(1, round(len(curve.values) / 15))
-    sums = np.cumsum(np.concatenate([[0.0], np.asarray(curve.values, dtype=np.float64)]))
-    ends = np.arange(1, len(curve.values) + 1)
-    starts = np.maximum(0, ends - width)
-    return Curve(steps=curve.steps, values=((sums[ends] - sums[starts]) / (ends - starts)).tolist())
 
 
 def paired(
@@ -113,15 +116,7 @@ def paired(
 ) -> Quantity:
     """Differences MTO - baseline over seeds, their mean and its t-interval."""
     differences = [m - b for b, m in zip(baseline, mto, strict=True)]
-    mean = float(np.mean(differences)) if differences else math.nan
-    low = high = None
-    # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
-    if len(differences) > 1 and math.isfinite(mean) and np.ptp(differences) > 1e-12:
-        from scipy.stats import t  # half a second of import, needed only here
-
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-        half *= float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-        low, high = mean - half, mean + half
+    low, high = t_interval(differences, CONFIDENCE) or (None, None)
     sign = 1 if higher_is_better else -1
     return Quantity(
         key=key,
@@ -131,67 +126,41 @@ def paired(
         baseline=list(baseline),
         mto=list(mto),
         differences=differences,
-        mean=mean,
+        mean=float(np.mean(differences)) if differences else math.nan,
         low=low,
         high=high,
+        sure=t_interval(differences, SURE),
         better=sum(sign * d > 1e-12 for d in differences),
         worse=sum(sign * d < -1e-12 for d in differences),
     )
 
 
-def average(curve: Curve) -> float:
-    """Mean height of a curve over its steps (trapezoids)."""
-    if len(curve.steps) < 2:
-        return curve.values[0] if curve.values else math.nan
-    steps, values = np.asarray(curve.steps, float), np.asarray(curve.values, float)
-    area = float((np.diff(steps) * (values[1:] + values[:-1]) / 2).sum())
-    return area / (curve.steps[-1] - curve.steps[0])
-
-
-def first_reach(curve: Curve, target: float, higher_is_better: bool = True) -> float:
-    """Step at which the curve first stands at `target` or better, linear in between; inf: never."""
-    sign = 1.0 if higher_is_better else -1.0
-    before: tuple[int, float] | None = None
-    for step, value in zip(curve.steps, curve.values, strict=True):
-        if sign * value >= sign * target:
-            if before is None or value == before[1]:
-                return float(step)
-            return before[0] + (step - before[0]) * (target - before[1]) / (value - before[1])
-        before = (step, value)
-    return math.inf
-
-
-def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -> float | None:
-    """MTO's steps to the baseline's final value over the baseline's own; see `Reach`."""
-    if len(baseline.steps) < 2 or not mto.steps:
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+    """Student's interval of the mean; None for one value, or where some are not finite."""
+    # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
+    if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) <= 1e-12:
         return None
-    target = baseline.values[-1]
-    own = first_reach(baseline, target, higher_is_better)
-    if not own > baseline.steps[0]:  # it never got better than where it began
-        return None
-    return first_reach(mto, target, higher_is_better) / own
+    from scipy.stats import t  # half a second of import, needed only here
+
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1))
+    half *= float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def rauc_or_none(baseline: Curve, mto: Curve, start: float, stop: float) -> float | None:
-    """RAUC, or None where it says nothing: the baseline hardly rises, or too few points."""
-    from mto_core import rauc
-
-    if len(baseline.steps) < 2 or not start < stop:
-        return None
-    grid = np.linspace(start, stop, 257)
-    heights = np.interp(grid, baseline.steps, baseline.values)
-    # A ratio to next to nothing, or to a negative area, would mislead.
-    if not heights.mean() - heights[0] > RAUC_LEAST * np.ptp(baseline.values):
-        return None
-    curves = [list(zip(c.steps, c.values, strict=True)) for c in (baseline, mto)]
-    try:
-        return float(rauc(curves[0], curves[1], start, stop))
-    except ValueError:
-        return None
+def holds_zero(low: float | None, high: float | None) -> bool:
+    """Whether an interval does; one that is not there says nothing against zero."""
+    return low is None or high is None or low <= 0 <= high
 
 
-def judge(pairs: list[tuple[Record, Record]], scores: list[Score]) -> Verdict:
-    """Apply the rules above to (baseline, MTO) records of the same seeds."""
+def judge(
+    pairs: list[tuple[Record, Record]],
+    scores: list[Score],
+    *,
+    moving_target: bool = False,
+    lost: int = 0,
+    planned: int = 0,
+) -> Verdict:
+    """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
     quantities: list[Quantity] = []
     reach: list[Reach] = []
     raucs: list[Rauc] = []
@@ -217,8 +186,18 @@ def judge(pairs: list[tuple[Record, Record]], scores: list[Score]) -> Verdict:
         sign = 1.0 if higher else -1.0
         rising = [(_times(b, sign), _times(m, sign)) for b, m in curves]
         raucs += _raucs(score.key, score.label if higher else f"−{score.label}", rising)
-    finding = find(quantities[0], quantities[1])
-    return Verdict(finding=finding, quantities=quantities, reach=reach, rauc=raucs)
+    finding = find(quantities[0], quantities[1], failures=lost > 0)
+    if moving_target and not scores:
+        finding = Finding.NOT_COMPARABLE
+    return Verdict(
+        finding=finding,
+        quantities=quantities,
+        reach=reach,
+        rauc=raucs,
+        moving_target=moving_target,
+        lost=lost,
+        planned=planned,
+    )
 
 
 def _curve(record: Record, score: Score) -> Curve:
@@ -239,15 +218,23 @@ def _raucs(key: str, label: str, curves: list[tuple[Curve, Curve]]) -> list[Rauc
     return found
 
 
-def find(end: Quantity, mean: Quantity) -> Finding:
-    """Apply rules 1 and 2 to the deciding score at the end, and averaged over the run."""
+def find(end: Quantity, mean: Quantity, *, failures: bool = False) -> Finding:
+    """Apply rules 1 to 3 to the deciding score at the end, and averaged over the run.
+
+    Args:
+        end: At the end.
+        mean: Averaged over the run.
+        failures: The MTO arm failed in other seeds, so that no gain in these proves anything.
+    """
     if not end.differences or not math.isfinite(end.mean):
         return Finding.UNDEFINED
     if len(end.differences) == 1:
         return Finding.ONE_SEED
     if sign := _proven(end):
-        return Finding.HELPED if sign > 0 else Finding.HARMED
-    if sign := _proven(mean):
+        better = Finding.LEANS_BETTER if failures else Finding.HELPED
+        return better if sign > 0 else Finding.HARMED
+    sign = _proven(mean)
+    if sign < 0 or (sign > 0 and not failures):
         return Finding.FASTER if sign > 0 else Finding.SLOWER
     if end.better == len(end.differences):
         return Finding.LEANS_BETTER
@@ -257,7 +244,7 @@ def find(end: Quantity, mean: Quantity) -> Finding:
 
 
 def _proven(quantity: Quantity) -> int:
-    """1: better, -1: worse, 0: the interval holds zero, or there is none."""
-    if quantity.low is None or quantity.high is None or quantity.low <= 0 <= quantity.high:
+    """1: better, -1: worse, 0: the 97.5 % interval holds zero, or there is none."""
+    if quantity.sure is None or holds_zero(*quantity.sure):
         return 0
     return 1 if (quantity.mean > 0) == quantity.higher_is_better else -1

@@ -7,58 +7,129 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mto_tools.compare.verdict import LOSS, RAUC_FROM, Finding, Quantity, Rauc, Reach, Verdict
+from mto_tools.compare.verdict import (
+    LOSS,
+    RAUC_FROM,
+    Finding,
+    Quantity,
+    Rauc,
+    Reach,
+    Verdict,
+    holds_zero,
+)
+
+NOT_COMPARABLE = (
+    "its target comes, in whole or in part, from a moving copy of each arm's own model, so the two "
+    "arms are not measured against the same thing"
+)
 
 
 def sentence(verdict: Verdict) -> str:
     """Say in one sentence whether MTO helped, by how much, and how sure that is."""
-    finding, (end, mean), reach = verdict.finding, verdict.quantities[:2], verdict.reach[0]
-    label = lower(reach.label)
+    finding = verdict.finding
     if finding is Finding.UNDEFINED:
-        return f"Whether MTO helped cannot be said: no seed has a finite {label} in both arms."
-    n = len(end.differences)
-    levels = f"ended at {show(end.mto, end.percent)} with MTO and {show(end.baseline, end.percent)}"
-    levels += " without"
-    sure = f"{gap(end)}, {interval(end)}, {count(end)}"
-    if finding is Finding.ONE_SEED:
-        word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
-        return (
-            f"MTO did {word} in the one seed that was run: {label} {levels} ({gap(end)})"
-            f"{speed(reach)}; one seed says nothing about the spread between seeds, so this proves "
-            "nothing."
-        )
-    if finding in (Finding.FASTER, Finding.SLOWER):
-        word = "helped" if finding is Finding.FASTER else "harmed"
-        way = f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)}"
-        return (
-            f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
-            f"{label} of {n} seeds was {way} without ({gap(mean)}, {interval(mean)}, "
-            f"{count(mean)}), while it {levels} ({sure}){speed(reach)}."
-        )
+        text = _undefined(verdict)
+    elif finding is Finding.NOT_COMPARABLE:
+        end = verdict.quantities[0]
+        text = f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} (it {_levels(end)})"
+    elif finding is Finding.ONE_SEED:
+        text = _one_seed(verdict)
+    elif finding in (Finding.FASTER, Finding.SLOWER):
+        text = _on_the_way(verdict)
+    else:
+        text = _at_the_end(verdict)
+    return f"{text}{_left_out(verdict)}."
+
+
+def _undefined(verdict: Verdict) -> str:
+    differences, label = verdict.quantities[0].differences, lower(verdict.reach[0].label)
+    start = "Whether MTO helped cannot be said"
+    if not differences:
+        return f"{start}: no seed has a {label} in both arms"
+    bad = sum(not math.isfinite(difference) for difference in differences)
+    return f"{start}: {label} is no finite number at the end of {bad} of {_seeds(differences)}"
+
+
+def _one_seed(verdict: Verdict) -> str:
+    end, reach = verdict.quantities[0], verdict.reach[0]
+    word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
+    which = "that is left" if verdict.planned > 1 else "that was run"
+    return (
+        f"MTO did {word} in the one seed {which}: {lower(reach.label)} {_levels(end)} ({gap(end)})"
+        f"{speed(reach)}; one seed says nothing about the spread between seeds, so this proves "
+        "nothing"
+    )
+
+
+def _on_the_way(verdict: Verdict) -> str:
+    (end, mean), reach = verdict.quantities[:2], verdict.reach[0]
+    word = "helped" if verdict.finding is Finding.FASTER else "harmed"
+    way = f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)}"
+    return (
+        f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
+        f"{lower(reach.label)} of {_seeds(end.differences)} was {way} without ({_sure(mean)}), "
+        f"while it {_levels(end)} ({_sure(end)}){speed(reach)}"
+    )
+
+
+def _at_the_end(verdict: Verdict) -> str:
+    end, reach = verdict.quantities[0], verdict.reach[0]
+    seeds = _seeds(end.differences)
     start = {
         Finding.HELPED: "MTO helped",
         Finding.HARMED: "MTO did not help, it harmed",
-        Finding.LEANS_BETTER: f"MTO may have helped, but {n} seeds do not prove it",
-        Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {n} seeds do not prove it",
-        Finding.NO_DIFFERENCE: f"MTO made no difference that {n} seeds can show",
-    }[finding]
-    return f"{start}: over {n} seeds {label} {levels} ({sure}){speed(reach)}."
+        Finding.LEANS_BETTER: f"MTO may have helped, but {seeds} do not prove it",
+        Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {seeds} do not prove it",
+        Finding.NO_DIFFERENCE: f"MTO made no difference that {seeds} can show",
+    }[verdict.finding]
+    label = lower(reach.label)
+    return f"{start}: over {seeds} {label} {_levels(end)} ({_sure(end)}){speed(reach)}"
+
+
+def _left_out(verdict: Verdict) -> str:
+    """Clause on the seeds that MTO itself took out of the comparison."""
+    if not verdict.lost:
+        return ""
+    verb = "is" if verdict.lost == 1 else "are"
+    lost = f"; {verdict.lost} of {number(verdict.planned, 'seed')} {verb} left out because the MTO"
+    proof = ", so nothing is proven" if verdict.finding is Finding.LEANS_BETTER else ""
+    return f"{lost} arm failed{proof}"
+
+
+def _levels(end: Quantity) -> str:
+    with_mto, without = (show(values, end.percent) for values in (end.mto, end.baseline))
+    return f"ended at {with_mto} with MTO and {without} without"
+
+
+def _sure(quantity: Quantity) -> str:
+    """Difference, interval and count; also the 97.5 % interval where that alone holds zero."""
+    text = f"{gap(quantity)}, {interval(quantity)}"
+    if quantity.sure and not holds_zero(quantity.low, quantity.high) and holds_zero(*quantity.sure):
+        text += f" but 97.5 % interval {span(quantity.sure, quantity.percent)}"
+    return f"{text}, {count(quantity)}"
+
+
+def _seeds(differences: Sequence[float]) -> str:
+    return number(len(differences), "seed")
 
 
 def also(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
     loss = verdict.loss_at_the_end()
-    raucs = f"RAUC: {show_raucs(verdict.rauc)}."
+    comparable = [r for r in verdict.rauc if not (verdict.moving_target and r.key == LOSS.key)]
+    raucs = f"RAUC: {show_raucs(comparable)}."
+    tune = "good what was learnt is, which fine-tuning both arms would"
+    if verdict.finding is Finding.NOT_COMPARABLE:
+        return f"The recipe logs no score while it pre-trains; nothing here says how {tune}."
     if loss is verdict.quantities[0]:
         return (
             "L_ss decides, as the recipe logs no score while it pre-trains; it does not say how "
-            f"good what was learnt is, which fine-tuning both arms would. {raucs}"
+            f"{tune}. {raucs}"
         )
+    if verdict.moving_target:
+        return f"L_ss says nothing about that: {NOT_COMPARABLE}. {raucs}"
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
-    return (
-        f"L_ss ended at {show(loss.mto)} with MTO and {show(loss.baseline)} without ({gap(loss)}"
-        f"{sure}){speed(verdict.reach[-1])}. {raucs}"
-    )
+    return f"L_ss {_levels(loss)} ({gap(loss)}{sure}){speed(verdict.reach[-1])}. {raucs}"
 
 
 def show(values: Sequence[float], percent: bool = False) -> str:
@@ -100,8 +171,13 @@ def interval(quantity: Quantity) -> str:
     """The t-interval of the mean difference."""
     if quantity.low is None or quantity.high is None:
         return "no interval, as all seeds differ equally"
-    low, high = (show_difference(v, quantity.percent) for v in (quantity.low, quantity.high))
-    return f"95 % interval {low} to {high}"
+    return f"95 % interval {span((quantity.low, quantity.high), quantity.percent)}"
+
+
+def span(ends: tuple[float, float], percent: bool) -> str:
+    """An interval as text."""
+    low, high = (show_difference(value, percent) for value in ends)
+    return f"{low} to {high}"
 
 
 def count(quantity: Quantity) -> str:
