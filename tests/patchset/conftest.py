@@ -14,7 +14,7 @@ import pytest
 from mto_tools.patchset import build
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import write_lock
+from mto_tools.patchset.lock import format_lock, lock_path
 from mto_tools.patchset.upstreams import Upstream, layer_of, load_upstream
 
 IDENTITY = {
@@ -131,7 +131,7 @@ class House:
         for name, data in series.items():
             (self.patches / name).write_bytes(data)
         lock = build.build_series(Git(self.origin), self.pin, sorted(series.items()))
-        write_lock(self.toy, lock)
+        lock_path(self.patches).write_bytes(format_lock(lock))
 
     def mto(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the command `mto` as a process of its own."""

@@ -14,7 +14,7 @@ from mto_tools.patchset.apply import apply
 from mto_tools.patchset.build import build_series
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import format_lock, parse_lock, read_lock, sha256, write_lock
+from mto_tools.patchset.lock import format_lock, parse_lock, read_lock, sha256
 from mto_tools.patchset.upstreams import all_upstreams, load_upstream, parse_upstream
 
 from .conftest import SERIES, House, patch_of, raw_git
@@ -80,7 +80,8 @@ def test_tampered_patch_with_its_digest_in_the_lock(house: House, old: bytes, ne
     data = tamper_patch(house, old, new)
     patch = dataclasses.replace(lock.patches[2], sha256=sha256(data))
     patches = (*lock.patches[:2], patch, *lock.patches[3:])
-    write_lock(house.toy, dataclasses.replace(lock, patches=patches))
+    changed = format_lock(dataclasses.replace(lock, patches=patches))
+    (house.patches / "lock").write_bytes(changed)
     expect_refused(
         house, CorruptError, LOSS, "engine.py", "expected", "found", patch.touched[0].after
     )

@@ -55,6 +55,7 @@ HOSTILE = """
 [init]
     templateDir = {hooks}
     defaultBranch = trunk
+    defaultObjectFormat = sha256
 [user]
     useConfigOnly = true
 [submodule]

@@ -104,6 +104,17 @@ def settle_by(house: House, command: str) -> list[str]:
     return said
 
 
+def cut_one(house: House, touched: list[str], seed: int) -> tuple[str, bytes] | None:
+    """Cut the end off a file, as a user might while a step is unsettled."""
+    present = [path for path in touched if (house.clone / path).exists()]
+    path = random.Random(seed).choice(present)
+    left = (house.clone / path).read_bytes()[:-1]
+    if not left or not (house.clone / ".git" / "mto" / "journal").exists():
+        return None
+    (house.clone / path).write_bytes(left)
+    return path, left
+
+
 def check(house: House, touched: list[str], may_differ: str | None) -> str:
     """Assert that the clone is at base or result and nothing is lost; return which of the two."""
     git_dir = house.clone / ".git"
@@ -152,6 +163,7 @@ def test_killed_at_random(
     lasts = {v: killer.run(house, v) for v in ("revert", "apply")}
     ends = {"base": 0, "result": 0}
     interrupted = caught = 0  # killed at all; killed in between, with a journal left
+    cuts = 0
     for number in range(3 * kills):
         if interrupted == kills:
             break
@@ -170,7 +182,14 @@ def test_killed_at_random(
             file = house.clone / victim
             text = file.read_bytes() if file.exists() else b""
             file.write_bytes(text + b"MINE\n")
-        settle_by(house, "status")
+        cut = hit and group and number % 4 == 1 and cut_one(house, touched, number)
+        told = settle_by(house, "status")
+        if cut:
+            path, left = cut
+            assert any(f"{house.clone / path} (was cut short" in line for line in told)
+            copies = (house.clone / ".git" / "mto").glob(f"cut-*/{path}")
+            assert left in [copy.read_bytes() for copy in copies]
+            cuts += 1
         end = check(house, touched, victim)
         ends[end] += 1
         if victim:
@@ -184,6 +203,7 @@ def test_killed_at_random(
             assert check(house, touched, None) == ("result" if verb == "apply" else "base")
     print(f"{verb} {size}: {interrupted} killed in {number}, {caught} in between, {ends}, {lasts}")
     assert interrupted == kills, "the delays miss the command"
+    assert cuts
     assert caught >= kills // 4
     assert all(ends.values()), ends
     assert Git(house.clone).ok("fsck", "--connectivity-only", "--no-dangling")
@@ -256,7 +276,7 @@ def test_a_lock_that_a_killed_keep_left_is_stepped_over(
         def now(cls, tz: tzinfo | None = None) -> Stopped:
             return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
 
-    monkeypatch.setattr("mto_tools.patchset.switch.datetime", Stopped)
+    monkeypatch.setattr("mto_tools.patchset.keep.datetime", Stopped)
     folder = house.clone / ".git" / "refs" / "heads" / "mto-keep"
     folder.mkdir(parents=True)
     (folder / "20260102-030405.lock").touch()

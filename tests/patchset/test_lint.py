@@ -70,6 +70,11 @@ def test_without_a_clone_it_says_what_it_did_not_check(authored) -> None:
     run = authored.mto("lint")
     assert run.returncode == 0
     assert "not checked: upstream text" in run.stderr
+    assert "9 inserted lines: what could be checked is as promised" in run.stderr
+    applying.ensure_clone(authored.toy, mute)
+    assert authored.mto("lint").stderr == (
+        "1 upstream, 4 patches, 9 inserted lines: all as promised\n"
+    )
 
 
 def test_upstream_text_and_rebuild_with_a_clone(authored, raw) -> None:
@@ -144,6 +149,11 @@ def test_command_line(authored) -> None:
     assert re.search(rf"^patches/toy/{MTO}:\d+: context", text.stdout, re.MULTILINE)
     assert authored.mto("lint", "other").returncode == 0
     assert authored.mto("lint", "nobody").returncode == 1
+    path = authored.mto("lint", str(authored.origin))
+    assert path.returncode == 1
+    assert f"there is no upstream '{authored.origin}'" in path.stdout
+    assert "known: other, toy" in path.stdout
+    assert "Traceback" not in path.stderr
 
 
 def test_this_repository() -> None:

@@ -297,9 +297,9 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     own = load_upstream(home, "own")
     named = [(file.name, file.read_bytes()) for file in own.patch_files()]
     from mto_tools.patchset.build import build_series
-    from mto_tools.patchset.lock import write_lock
+    from mto_tools.patchset.lock import format_lock
 
-    write_lock(own, build_series(Git(home), pin, named))
+    (folder / "lock").write_bytes(format_lock(build_series(Git(home), pin, named)))
     raw(home, "commit", "-qm", "x", "--allow-empty")
     (recipe / "engine.py").write_text("# new\n" + (recipe / "engine.py").read_text())
     raw(home, "commit", "-qam", "recipe moves")
@@ -323,8 +323,11 @@ def test_an_old_git_is_named(tmp_path, monkeypatch) -> None:
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    with pytest.raises(MissingError, match=r"git 2.30.1 is too old: mto upgrade needs 2.38"):
+    with pytest.raises(
+        MissingError, match=r"git 2.30.1 is too old: mto upgrade needs 2.38"
+    ) as caught:
         require_merge_tree(Git(tmp_path))
+    assert caught.value.hint.endswith("the rest of mto works with 2.31")
 
 
 def test_command_line(moved) -> None:

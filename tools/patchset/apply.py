@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,15 @@ from mto_tools.patchset.build import build_series, check_built
 from mto_tools.patchset.checkout import ensure_clone, open_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say, locked
+from mto_tools.patchset.keep import keep, restore_command
 from mto_tools.patchset.lock import Lock, read_lock
 from mto_tools.patchset.lock import verify as verify_files
 from mto_tools.patchset.switch import (
     BASE,
     BRANCH,
     edited_files,
-    keep,
+    elsewhere,
     read_record,
-    restore_command,
     switch,
     write_record,
 )
@@ -91,6 +92,7 @@ def apply(
     """
     lock, patches = load_series(upstream)
     git = ensure_clone(upstream, say, repo, source)
+    verb = _command("apply", upstream, repo, through)
     with locked(git, say) as held:
         check_built(build_series(held, lock.base_commit, patches), lock, upstream.folder / "lock")
         chosen = lock.through(through)
@@ -98,15 +100,17 @@ def apply(
         series = {patch.commit for patch in lock.patches}
         record = read_record(held)
         ours = {*record.ours, *series}
-        head = _require_base(held, upstream, lock, ours)
+        head = _require_base(held, upstream, lock, ours, repo)
         branch, at = held.text("symbolic-ref", "-q", "HEAD", check=False), held.resolve(BRANCH)
-        if at and at not in ours and at != lock.base_commit:
+        theirs = at == lock.base_commit and not record.branch
+        if at and (theirs or at not in {*ours, lock.base_commit}):
             raise RefusedError(
                 f"the branch mto in {held.folder} holds {at}, which is no commit of the series",
                 hint=f"git -C {held.folder} branch -m mto my-mto",
             )
         if not elsewhere(held, BRANCH):
             refs, attach = [[BRANCH, goal, at]], BRANCH
+            record.branch = True
         else:
             refs, attach = [], ""
             say(f"{upstream.name}: branch mto is in use in another work tree; HEAD is detached")
@@ -117,11 +121,16 @@ def apply(
             record.before_ref, record.before_commit = branch, head
         record.ours = list(dict.fromkeys([*record.ours, *sorted(series)]))
         files = changes(held, head, goal)
-        kept = keep(held, files, verb=f"apply {upstream.name}") if keep_edits else ""
+        kept = keep(held, files, verb=verb) if keep_edits else ""
         write_record(held, record)
         done = head != goal or branch != attach
-        if done:
-            switch(held, goal, verb=f"apply {upstream.name}", refs=refs, attach=attach)
+        try:
+            if done:
+                switch(held, goal, verb=verb, refs=refs, attach=attach)
+        except MtoError:
+            record.branch = record.branch and bool(held.resolve(BRANCH))
+            write_record(held, record)
+            raise
         _say_kept(held, upstream, kept, say)
         return Outcome(upstream.name, str(held.folder), goal, _tree(held, goal), done, kept)
 
@@ -131,7 +140,8 @@ def revert(
 ) -> Outcome:
     """Go back to where the user was before apply: their branch, else the pin.
 
-    Commits of the user's on top of the series stay on the branch mto.
+    Commits of the user's on top of the series stay on the branch mto; a branch of that name which
+    mto did not make stays as it is.
 
     Raises:
         MissingError: There is no clone.
@@ -139,6 +149,7 @@ def revert(
             nor series.
     """
     git = open_clone(upstream, repo)
+    verb = _command("revert", upstream, repo)
     with locked(git, say) as held:
         record = read_record(held)
         series = _commits(upstream)
@@ -147,11 +158,11 @@ def revert(
             applied -= {held.resolve(BASE)}
         head = held.resolve("HEAD")
         on_top = head not in applied and _descends(held, head, applied)
-        on_branch = held.text("symbolic-ref", "-q", "HEAD", check=False) == BRANCH
+        on_branch = held.text("symbolic-ref", "-q", "HEAD", check=False) == BRANCH and record.branch
         if head not in applied and not on_top and not on_branch:
             if head not in (upstream.pin, held.resolve(BASE), record.before_commit):
                 raise _wrong_base(held, upstream, head)
-            kept = keep(held, {}, verb=f"revert {upstream.name}") if keep_edits else ""
+            kept = keep(held, {}, verb=verb) if keep_edits else ""
             _say_kept(held, upstream, kept, say)
             return Outcome(upstream.name, str(held.folder), head, _tree(held, head), False, kept)
         attach = record.before_ref if held.resolve(record.before_ref or "-") else ""
@@ -159,13 +170,16 @@ def revert(
         if attach and elsewhere(held, attach):
             attach = ""
         at = held.resolve(BRANCH)
-        mine = at in {*applied, upstream.pin} and not elsewhere(held, BRANCH)
-        if at and on_top:
+        mine = record.branch and at in {*applied, upstream.pin} and not elsewhere(held, BRANCH)
+        if at and (on_top or (on_branch and not mine)):
             say(f"{upstream.name}: your commits stay on branch mto, {at}")
         files = changes(held, head, goal)
-        kept = keep(held, files, verb=f"revert {upstream.name}") if keep_edits else ""
+        kept = keep(held, files, verb=verb) if keep_edits else ""
         refs = [[BRANCH, "", at]] if mine else []
-        switch(held, goal, verb=f"revert {upstream.name}", refs=refs, attach=attach)
+        switch(held, goal, verb=verb, refs=refs, attach=attach)
+        if mine or on_branch:  # deleted, or the user's now
+            record.branch = False
+            write_record(held, record)
         _say_kept(held, upstream, kept, say)
         return Outcome(upstream.name, str(held.folder), goal, _tree(held, goal), True, kept)
 
@@ -188,8 +202,8 @@ def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         if edited:
             raise MtoError(
                 f"{held.folder}: edited since: {', '.join(edited)}",
-                hint=f"mto diff {upstream.name} shows the edits; "
-                f"mto apply {upstream.name} --keep puts them on a branch",
+                hint=f"mto {_command('diff', upstream, repo)} shows the edits; "
+                f"mto {_command('apply', upstream, repo)} --keep puts them on a branch",
             )
         return Outcome(upstream.name, str(held.folder), head, _tree(held, head), True)
 
@@ -206,8 +220,9 @@ def diff(upstream: Upstream, *, repo: Path | None = None, stat: bool, color: boo
 def unlike(git: Git, lock: Lock, head: str) -> list[str]:
     """Touched files whose bytes are not those of `head`, whatever git's index believes."""
     expected: dict[str, Change] = {
-        path: (Version(first, "100644") if first else None,) * 2
-        for path, (first, _) in lock.touched().items()
+        f.path: (Version(f.before, f.mode) if f.before else None,) * 2
+        for patch in reversed(lock.patches)  # the first one to touch a file knows its base
+        for f in patch.touched
     }
     for patch in lock.patches if head != lock.base_commit else ():
         expected |= {f.path: (Version(f.after, f.mode),) * 2 for f in patch.touched}
@@ -216,17 +231,18 @@ def unlike(git: Git, lock: Lock, head: str) -> list[str]:
     return sorted(path for path, state in states(git, expected).items() if state == "other")
 
 
-def elsewhere(git: Git, ref: str) -> bool:
-    """Whether another work tree of the same repository has `ref` checked out."""
-    here = str(git.folder.resolve())
-    for block in git.text("worktree", "list", "--porcelain").split("\n\n"):
-        lines = block.splitlines()
-        if lines and f"branch {ref}" in lines:
-            return str(Path(lines[0].removeprefix("worktree ")).resolve()) != here
-    return False
+def _command(verb: str, upstream: Upstream, repo: Path | None, through: str | None = None) -> str:
+    """The command without `mto`, to repeat in a hint; it must act on the same clone."""
+    options = [
+        *(("--repo", str(repo)) if repo else ()),
+        *(("--through", through) if through else ()),
+    ]
+    return shlex.join([verb, upstream.name, *options])
 
 
-def _require_base(git: Git, upstream: Upstream, lock: Lock, ours: set[str]) -> str:
+def _require_base(
+    git: Git, upstream: Upstream, lock: Lock, ours: set[str], repo: Path | None
+) -> str:
     head = git.resolve("HEAD")
     if not head:
         raise CorruptError(
@@ -238,8 +254,9 @@ def _require_base(git: Git, upstream: Upstream, lock: Lock, ours: set[str]) -> s
     if _descends(git, head, ours):
         raise RefusedError(
             f"{git.folder} has commits of yours on top of the series: HEAD is {head}",
-            hint=f"mto export {upstream.name} takes them into the series; or "
-            f"git -C {git.folder} branch -m mto my-work, then mto revert {upstream.name}",
+            hint=f"mto {_command('export', upstream, repo)} takes them into the series; or "
+            f"git -C {git.folder} branch -m mto my-work, "
+            f"then mto {_command('revert', upstream, repo)}",
         )
     raise _wrong_base(git, upstream, head)
 

@@ -85,7 +85,8 @@ def export(
         return
     done = exporting.export(upstream, repo, layer, message or (), say)
     if as_json:
-        table = {key: getattr(done, key) for key in ("written", "removed", "layer", "untracked")}
+        keys = ("written", "removed", "renamed", "layer", "untracked")
+        table = {key: getattr(done, key) for key in keys}
         _dump({"name": name, **table, "tree": done.lock.tree, "commit": done.lock.commit})
         return
     for file in (*done.written, *done.removed):
@@ -93,7 +94,8 @@ def export(
     if not (done.written or done.removed):
         say(f"{name}: patches and lock are already those of the checkout")
     for file in done.removed:
-        say(f"{file} inserts nothing any more and is removed")
+        now = done.renamed.get(file)
+        say(f"{file} is now {now}" if now else f"{file} inserts nothing any more and is removed")
     for note in done.notes:
         say(note)
     if done.untracked:
@@ -128,7 +130,9 @@ def lint(
     lines = sum(result.inserted for result in results)
     say(
         f"{_count(len(results), 'upstream')}, {_count(total, 'patch', 'patches')}, "
-        f"{_count(lines, 'inserted line')}: all as promised"
+        f"{_count(lines, 'inserted line')}: "
+        + ("what could be checked is" if any(r.unchecked for r in results) else "all")
+        + " as promised"
     )
 
 

@@ -60,7 +60,10 @@ def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
     Raises:
         CorruptError: git cannot read the patch, or it does not fit the tree.
     """
-    with temporary_index(git) as index:
+    # Not `temporary_index`: `mto lint` comes here without the clone's lock, and whoever takes that
+    # lock removes every index of ours.
+    with tempfile.TemporaryDirectory(prefix="mto-index-") as folder:
+        index = git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
         index.run("read-tree", tree)
         # --unidiff-zero: without it git moves zero-context additions to the end of the file.
         rc, _, err = index.try_run(
@@ -137,7 +140,10 @@ def check_built(built: Lock, lock: Lock, where: Path) -> None:
     Raises:
         CorruptError: They differ; names the first object that does.
     """
-    hint = f"git checkout -- {where.parent}    # in the mto clone; or mto export, if you wrote it"
+    hint = (
+        f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the patches: "
+        f"mto export {where.parent.name} --from-patches"
+    )
 
     def differ(what: str, expected: object, found: object) -> CorruptError:
         return CorruptError(f"{where}: {what}: expected {expected}, found {found}", hint=hint)

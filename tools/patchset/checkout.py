@@ -11,7 +11,8 @@ from pathlib import Path
 from mto_tools.errors import MissingError
 from mto_tools.patchset.embedded import require_pin
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, hold
+from mto_tools.patchset.holding import hold
+from mto_tools.patchset.journal import Say
 from mto_tools.patchset.lock import Lock, read_lock
 from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, three_ways
 from mto_tools.patchset.switch import BASE, Record, write_record

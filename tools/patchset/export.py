@@ -30,6 +30,7 @@ class Exported:
     Attributes:
         written: Names of patch files that are new or changed.
         removed: Names of patch files that are gone.
+        renamed: New names of those of them that only got another number.
         lock: The new lock.
         layer: The layer that inserted lines went to.
         untracked: Files beside the tracked ones that no patch holds.
@@ -38,6 +39,7 @@ class Exported:
 
     written: tuple[str, ...]
     removed: tuple[str, ...]
+    renamed: dict[str, str]
     lock: Lock
     layer: str
     untracked: tuple[str, ...]
@@ -117,6 +119,7 @@ def export(
     return Exported(
         tuple(changed),
         tuple(removed),
+        _renamed(lock.base_tree, done, new),
         new,
         drafts[position].layer,
         untracked(git),
@@ -219,6 +222,14 @@ def _on_top(git: Git, lock: Lock, series: Sequence[Patch], count: int, edited: s
         tree = merged.tree
         drafts.append(Draft(patch.layer, patch.subject, patch.body, tree, patch.name))
     return drafts
+
+
+def _renamed(base: str, drafts: Sequence[Draft], lock: Lock) -> dict[str, str]:
+    """Return old and new name of the patches that still insert something, but were renumbered."""
+    before = [base, *(draft.tree for draft in drafts)]
+    left = [draft for draft, tree in zip(drafts, before, strict=False) if draft.tree != tree]
+    pairs = zip(left, lock.patches, strict=True)
+    return {old.name: new.file for old, new in pairs if old.name not in ("", new.file)}
 
 
 def _follow(git: Git, lock: Lock, edited: str) -> tuple[Follow | None, list[str]]:

@@ -62,6 +62,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C",
     "LANGUAGE": "C",
     "GIT_TERMINAL_PROMPT": "0",
+    "GIT_DEFAULT_HASH": "sha1",  # of what we init; pins and locks are SHA-1
     "GIT_NO_REPLACE_OBJECTS": "1",  # a pin is the object of that name, not a stand-in
 }
 # Every other GIT_* variable is removed: it could name another repository, index or setting.

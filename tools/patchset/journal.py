@@ -9,13 +9,10 @@ and a file that is neither version is the user's and stays.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,11 +22,11 @@ from pathlib import Path
 
 from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.git import Git
+from mto_tools.patchset.holding import PATIENCE, hold, take_name
 from mto_tools.patchset.lock import write_atomically
-from mto_tools.patchset.worktree import Change, Version, put, states
+from mto_tools.patchset.worktree import Change, Version, free_name, obstacle, put, states
 
 Say = Callable[[str], None]
-PATIENCE = 10.0  # seconds to wait for another mto, and for a ref lock to go away
 
 
 @dataclass
@@ -66,6 +63,21 @@ class Journal:
         return f"{words}\n{self.nonce}\n".encode()
 
 
+@dataclass
+class Settled:
+    """What became of a step.
+
+    Attributes:
+        done: In a few words.
+        kept: Files that are neither version and were left alone.
+        mended: Files that were cut short or missing, each with what it was and is now.
+    """
+
+    done: str = ""
+    kept: list[str] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+
+
 def private(git: Git) -> Path:
     """Our folder in the clone's git directory; made when missing."""
     folder = git.git_dir() / "mto"
@@ -79,29 +91,6 @@ def index_digest(git: Git) -> str:
         return hashlib.sha256((git.git_dir() / "index").read_bytes()).hexdigest()
     except FileNotFoundError:
         return ""
-
-
-def hold(handle: int, busy: str, *, wait: float = PATIENCE) -> None:
-    """Take the lock on an open file or folder; it is held until the last copy of it is closed.
-
-    A killed command's lock goes a moment after the command, so this waits before it gives up. On a
-    file system without locks it does nothing: renames and git's index lock still decide.
-
-    Raises:
-        RefusedError: Another process still has it after `wait` seconds; says `busy`.
-    """
-    end = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                hint = "wait until it is done, then run the command again"
-                raise RefusedError(busy, hint=hint) from None
-            time.sleep(0.02)
-        except OSError:
-            return
 
 
 @contextmanager
@@ -132,10 +121,12 @@ def recover(git: Git, say: Say) -> None:
         (folder / "index.lock").unlink(missing_ok=True)
         return
     clear_stale_locks(git, journal)
-    done, kept = settle(git, journal)
-    say(f"{git.folder}: mto {journal.verb} was interrupted: {done}")
-    if kept:
-        say(f"  kept as you left them: {', '.join(kept)}")
+    settled = settle(git, journal, aside=folder / f"cut-{journal.nonce[:8]}")
+    say(f"{git.folder}: mto {journal.verb} was interrupted: {settled.done}")
+    if settled.kept:
+        say(f"  kept as you left them: {', '.join(settled.kept)}")
+    for line in settled.mended:
+        say(f"  written anew: {line}")
     if journal.note:
         say(f"  {journal.note}")
 
@@ -177,61 +168,63 @@ def begin(git: Git, journal: Journal) -> Path:
     marker.write_bytes(journal.marker())
     lock = place.with_name("index.lock")
     try:
-        os.link(marker, lock)  # whole or not at all, and never over another one
-    except FileExistsError:
+        take_name(marker, lock)
+    except OSError as error:
         (folder / "journal").unlink()
+        if not isinstance(error, FileExistsError):
+            raise
         raise RefusedError(
             f"another git is at work in {git.folder}: {lock} exists",
             hint=f"wait until it is done; if no git runs there: rm {lock}",
         ) from None
     finally:
-        marker.unlink()
+        marker.unlink(missing_ok=True)
     return copy
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait until the step is settled; git, in the same group, still feels it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def settle(git: Git, journal: Journal) -> tuple[str, list[str]]:
+def settle(git: Git, journal: Journal, aside: Path | None = None) -> Settled:
     """Finish or undo the step, and remove the journal.
 
-    Returns:
-        One word for what was done, and the files that are neither version and were left alone.
+    Args:
+        git: The clone.
+        journal: The step.
+        aside: Folder that gets what files hold which are the beginning of a version: nobody can
+            tell whether git was killed while writing or the user cut the end off since. None for
+            a step of our own process, where it was git.
     """
     head = git.resolve("HEAD")
     forward = journal.forward or head == journal.goal
-    kept: list[str] = []
+    settled = Settled("undid it" if head == journal.start else "left it, for HEAD has moved since")
     back = False
-    if forward or head == journal.start:
-        for path, state in states(git, journal.files, cut=True).items():
-            if state == "other":
-                kept.append(path)
+    # Removals first: a folder can stand where a link belongs, and a link where a folder does.
+    for removing in (True, False) if forward or head == journal.start else ():
+        files = {p: c for p, c in journal.files.items() if (c[forward] is None) is removing}
+        for path, state in states(git, files, cut=True).items():
+            if state == "other" or (not removing and obstacle(git.folder, path)):
+                settled.kept.append(path)
             elif state != ("to" if forward else "from"):
-                put(git, path, journal.files[path][forward])
+                if state == "partial" and aside:
+                    settled.mended.append(_set_aside(git.folder / path, aside / path))
+                put(git, path, files[path][forward])
                 back = True
     _settle_index(git, journal, forward, back)
     if forward:
+        settled.done = "finished it"
         _finish_refs(git, journal)
     lock = git.git_dir() / "index.lock"
     if lock.exists() and lock.read_bytes() == journal.marker():
         lock.unlink()
     (private(git) / "journal").unlink()
-    if forward:
-        return "finished it", kept
-    return ("undid it" if head == journal.start else "left it, for HEAD has moved since"), kept
+    return settled
+
+
+def _set_aside(file: Path, copy: Path) -> str:
+    if not os.path.lexists(file):
+        return f"{file} (was missing)"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy = free_name(copy)
+    shutil.copyfile(file, copy)
+    return f"{file} (was cut short; what it held is in {copy})"
 
 
 def _settle_index(git: Git, journal: Journal, forward: bool, back: bool) -> None:
@@ -263,6 +256,8 @@ def _finish_refs(git: Git, journal: Journal) -> None:
         git.run("symbolic-ref", "HEAD", journal.attach)
     for ref, new, old in journal.refs:
         if not new and git.resolve(ref) == old:
+            if git.text("symbolic-ref", "-q", "HEAD", check=False) == ref:
+                git.run("update-ref", "--no-deref", "HEAD", old)  # or HEAD would name nothing
             git.run("update-ref", "-d", ref, old)
 
 

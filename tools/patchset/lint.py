@@ -53,7 +53,7 @@ def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
     """
     linted = Linted(name)
     folder = home / "patches" / name
-    toml = str((folder / "upstream.toml").relative_to(home))
+    toml = f"patches/{name}/upstream.toml"  # whatever was given for a name
     try:
         upstream = load_upstream(home, name)
         files = upstream.patch_files()

@@ -133,7 +133,8 @@ def parse_lock(data: bytes, where: Path) -> Lock:
         if table["format"] != FORMAT:
             raise CorruptError(
                 f"{where}: format {table['format']!r}, this mto reads {FORMAT}",
-                hint="use the mto that wrote it, or write it again: mto export NAME",
+                hint="use the mto that wrote it, or write it again: "
+                f"mto export {where.parent.name} --from-patches",
             )
         patches = tuple(
             LockedPatch(**{**patch, "touched": tuple(Touched(**file) for file in patch["touched"])})
@@ -204,7 +205,9 @@ def read_lock(upstream: Upstream) -> Lock | None:
     if lock.base_commit != upstream.pin:
         raise CorruptError(
             f"{file}: base is {lock.base_commit}, but upstream.toml pins {upstream.pin}",
-            hint=f"mto upgrade {upstream.name} --to {upstream.pin} --accept writes both",
+            hint=f"git checkout -- {upstream.folder}; or, to move the pin, set it to "
+            f"{lock.base_commit} again and let mto upgrade {upstream.name} --to {upstream.pin} "
+            "--accept write both",
         )
     return lock
 
@@ -221,8 +224,9 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
         odd = sorted(set(found) ^ set(locked)) or found
         raise CorruptError(
             f"{upstream.folder}: the series and its lock name different patches: {', '.join(odd)}",
-            hint=f"after an edit of yours: mto export {upstream.name}; otherwise "
-            f"git status -- {upstream.folder}",
+            hint=f"if the patches are as you want them: mto export {upstream.name} "
+            f"--from-patches; otherwise git checkout -- {upstream.folder}, and move away the "
+            "patches that git status shows as untracked there",
         )
     contents = []
     for file, patch in zip(files, lock.patches, strict=True):
@@ -236,12 +240,6 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
             )
         contents.append(data)
     return contents
-
-
-def write_lock(upstream: Upstream, lock: Lock) -> None:
-    """Write the lock beside the series, whole or not at all."""
-    _check(lock, lock_path(upstream.folder))
-    write_atomically(lock_path(upstream.folder), format_lock(lock))
 
 
 def write_atomically(file: Path, data: bytes) -> None:

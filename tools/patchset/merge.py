@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import OLDEST, Git
 from mto_tools.patchset.series import FilePatch, insert
 from mto_tools.patchset.trees import read_blobs
 
@@ -63,7 +63,8 @@ def require_merge_tree(git: Git) -> None:
     if version < NEEDED:
         raise MissingError(
             f"git {'.'.join(map(str, version))} is too old: mto upgrade needs 2.38 or newer",
-            hint="conda install -c conda-forge git needs no root; the rest of mto works with 2.25",
+            hint="conda install -c conda-forge git needs no root; the rest of mto works with "
+            + ".".join(map(str, OLDEST)),
         )
 
 

@@ -20,9 +20,11 @@ from typing import Any
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.build import temporary_index
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, hold, locked
+from mto_tools.patchset.holding import hold
+from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import sha256
 from mto_tools.patchset.switch import BRANCH, read_record, write_record
+from mto_tools.patchset.worktree import free_name
 
 NEW, DECIDED, DONE = ".pending.new", ".pending", ".pending.done"
 _PLAN = "plan.json"
@@ -165,7 +167,7 @@ def _put(target: Path, copy: Path, entry: dict[str, str | None]) -> Iterator[str
     if now == entry["after"]:
         return
     if now not in (entry["before"], None):
-        yours = target.with_name(f"{target.name}.yours")
+        yours = free_name(target.with_name(f"{target.name}.yours"))
         target.replace(yours)
         yield f"kept your edit of {target} as {yours.name}"
     if entry["after"] is None:
@@ -196,6 +198,7 @@ def _move(git: Git, follow: Follow) -> bool:
     record = read_record(git)
     if follow.ref != BRANCH:
         record.before_ref, record.before_commit = follow.ref, follow.head
+    record.branch = record.branch or not follow.branch
     record.ours = [*(oid for oid in record.ours if oid != follow.new), follow.new]
     write_record(git, record)
     if branch != follow.new:

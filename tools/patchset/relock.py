@@ -35,7 +35,7 @@ def relock(upstream: Upstream, say: Say, repo: Path | None = None) -> tuple[list
         }
         changed.update(dict.fromkeys(old.keys() - files.keys()))
         place = lock_path(upstream.folder)
-        if not place.exists() or place.read_bytes() != format_lock(lock):
+        if changed or not place.exists() or place.read_bytes() != format_lock(lock):
             replace(upstream.folder, {**changed, place.name: format_lock(lock)}, "export")
         return sorted(changed), lock
 

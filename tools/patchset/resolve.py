@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import ConflictError, CorruptError, MissingError, RefusedError
-from mto_tools.patchset.build import temporary_index
+from mto_tools.patchset.edited import copied_index
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say
-from mto_tools.patchset.lock import Lock, write_atomically
+from mto_tools.patchset.lock import Lock, lock_path, sha256, write_atomically
 from mto_tools.patchset.merge import commit_tree
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.replay import Step, carry
 from mto_tools.patchset.series import Patch
+from mto_tools.patchset.sources import Source
 from mto_tools.patchset.trees import NotAdditiveError, file_patches
 from mto_tools.patchset.upgrade import accept, load_series, name_culprits, refuse_upstream_text
 from mto_tools.patchset.upstreams import Upstream
@@ -28,6 +29,7 @@ from mto_tools.patchset.workshop import Workshop, complete, make_borrower
 
 _STATE = "mto-upgrade.json"
 _MARKERS = (b"<<<<<<< ", b"||||||| ", b">>>>>>> ")
+_MIDDLE = b"======="
 _RERERE = ("-c", "rerere.enabled=true", "-c", "rerere.autoUpdate=false")
 
 
@@ -38,7 +40,8 @@ class State:
     Attributes:
         pin: Full OID of the pin it started from.
         target: Full OID of the commit it goes to.
-        source: Where that came from; "" for the upstream's own source.
+        lock: sha256 of the series' lock when it started.
+        source: Where that came from, without a password; "" for the upstream's own source.
         done: Trees after the patches that are settled.
         ready: Whether the files of the next patch are laid out.
         conflicts: Files of that patch in which the person decides.
@@ -46,6 +49,7 @@ class State:
 
     pin: str
     target: str
+    lock: str
     source: str = ""
     done: list[str] = field(default_factory=list)
     ready: bool = False
@@ -74,7 +78,9 @@ def start(shop: Workshop, upstream: Upstream, target: str, source: str, say: Say
     for key, value in (("rerere.enabled", "true"), ("merge.conflictStyle", "zdiff3")):
         git.run("config", key, value)
     complete(git, upstream)
-    _save(git, State(upstream.pin, target, source))
+    # Its commits are in the clone by now, so that nobody needs the password again.
+    shown = Source(source, "--source", "url").shown
+    _save(git, State(upstream.pin, target, _lock_digest(upstream), shown))
     _advance(git, upstream, _load(git), say)
 
 
@@ -138,7 +144,19 @@ def _open(upstream: Upstream) -> tuple[Git, State]:
             f"to {upstream.pin}",
             hint=f"mto upgrade {upstream.name} --abort",
         )
+    if state.lock != _lock_digest(upstream):
+        raise RefusedError(
+            f"{folder} carries over the series as it was before {lock_path(upstream.folder)} "
+            "changed, by an export perhaps: going on would lose what is new",
+            hint=f"keep a copy of what you resolved there, then mto upgrade {upstream.name} "
+            f"--abort, and mto upgrade {upstream.name} --to {state.target} --accept anew",
+        )
     return git, state
+
+
+def _lock_digest(upstream: Upstream) -> str:
+    file = lock_path(upstream.folder)
+    return sha256(file.read_bytes()) if file.exists() else ""
 
 
 def _advance(
@@ -205,22 +223,18 @@ def _resolved(git: Git, upstream: Upstream, state: State, patch: Patch) -> str:
     Raises:
         ConflictError: A file still has markers.
         NotAdditiveError: Upstream's lines were changed.
-        RefusedError: Upstream's lines were copied.
+        RefusedError: Upstream's lines were copied, or a new file is one that git ignores.
     """
     onto = state.done[-1] if state.done else git.resolve(f"{state.target}^{{tree}}")
-    left = []
-    for path in state.conflicts:
-        file = git.folder / path
-        lines = file.read_bytes().split(b"\n") if file.is_file() else []
-        left += [f"{path}:{n}" for n, line in enumerate(lines, 1) if line.startswith(_MARKERS)]
+    left = [place for path in state.conflicts for place in _markers(git, onto, path, patch)]
     if left:
         raise ConflictError(
             f"conflict markers are left in {git.folder}: {', '.join(left)}",
             hint=f"resolve them, then mto upgrade {upstream.name} --continue; or --abort",
         )
-    with temporary_index(git) as away:
-        away.run("read-tree", onto)
+    with copied_index(git) as away:  # a copy, so that git add -f counts
         away.run("add", "--all", "--", ":/")
+        _refuse_ignored(away)
         tree = away.text("write-tree", "--missing-ok")
     try:
         file_patches(git, onto, tree)
@@ -232,6 +246,37 @@ def _resolved(git: Git, upstream: Upstream, state: State, patch: Patch) -> str:
     return tree
 
 
+def _markers(git: Git, onto: str, path: str, patch: Patch) -> list[str]:
+    """Return the places of markers; `=======` may also be a line of upstream's, or of the patch."""
+    file = git.folder / path
+    lines = _bare(file.read_bytes().split(b"\n") if file.is_file() else [])
+    known = git.run("cat-file", "blob", f"{onto}:{path}", check=False).split(b"\n")
+    known += [line for f in patch.files for h in f.hunks for line in h.lines]
+    middle = lines.count(_MIDDLE) > _bare(known).count(_MIDDLE)
+    return [
+        f"{path}:{number}"
+        for number, line in enumerate(lines, 1)
+        if line.startswith(_MARKERS) or (middle and line == _MIDDLE)
+    ]
+
+
+def _bare(lines: list[bytes]) -> list[bytes]:
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def _refuse_ignored(away: Git) -> None:
+    """Refuse new files that would neither become part of the patch nor outlive the work tree."""
+    query = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+    ignored = away.text(*query, "--no-empty-directory").split("\0")[:-1]
+    if ignored:
+        raise RefusedError(
+            f"{away.folder} has files that git ignores, and they would be lost: "
+            f"{', '.join(ignored)}",
+            hint=f"git -C {away.folder} add -f FILE makes one part of the patch; otherwise delete "
+            "it or move it away",
+        )
+
+
 def _save(git: Git, state: State) -> None:
     write_atomically(git.git_dir() / _STATE, json.dumps(asdict(state), indent=1).encode())
 
@@ -241,7 +286,8 @@ def _load(git: Git) -> State:
     try:
         return State(**json.loads(file.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise CorruptError(f"{file}: not a state of mto: {error!r}") from error
+        hint = f"mto upgrade {git.folder.name} --abort"
+        raise CorruptError(f"{file}: not a state of mto: {error!r}", hint=hint) from error
 
 
 def _text(line: bytes) -> str:

@@ -55,7 +55,7 @@ class PatchFormatError(CorruptError):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(
             f"{problems[0]}{more}",
-            hint="restore the file with git, or run `mto export` to write the series again",
+            hint="restore the file with git; or, if you edited it: mto export NAME --from-patches",
         )
         self.problems = list(problems)
 

@@ -110,9 +110,13 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
 def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
     fetch = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "fetch", "--no-tags")
     quiet = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
-    rc, _, first = git.try_run(*fetch, *quiet, "--depth=1", "--", source.value, commit)
-    if rc == 0:
-        return
+    # Cut in a clone that has its whole history only where the source's own history is cut.
+    for depth in (["--depth=1"],) if _may_be_cut(git) else ([], ["--depth=1"]):
+        rc, _, first = git.try_run(*fetch, *quiet, *depth, "--", source.value, commit)
+        if rc == 0 and git.ok("rev-list", "--quiet", commit, "--not", "--all"):
+            return
+        if rc:
+            break
     # An old server only gives what it advertises; and a shallow source cannot be cut again.
     refs = "+refs/*:refs/mto-fetch/*"
     rc, _, _ = git.try_run(*fetch, *quiet, "--", source.value, refs)
@@ -130,6 +134,12 @@ def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
             f"{words}",
             hint=three_ways(upstream),
         )
+
+
+def _may_be_cut(git: Git) -> bool:
+    """Whether history may end at what is fetched: never in a clone that has all of its own."""
+    empty = not git.text("for-each-ref", "--count=1") and not git.resolve("HEAD")
+    return empty or (git.common_dir() / "shallow").exists()
 
 
 def _from_bundle(git: Git, source: Source, upstream: Upstream) -> None:
@@ -159,7 +169,8 @@ def _lost_objects(source: Source, commit: str, upstream: Upstream) -> set[str]:
 def _from_incomplete(git: Git, source: Source, commit: str, lost: set[str]) -> None:
     """Copy what a local repository does hold; a fetch would give up at the first lost object."""
     mirror = Git(source.value)
-    listed = mirror.text("rev-list", "--objects", "--no-walk", "--missing=print", commit)
+    walk = ("--no-walk",) if _may_be_cut(git) or _may_be_cut(mirror) else ()
+    listed = mirror.text("rev-list", "--objects", *walk, "--missing=print", commit)
     oids = [line.split(" ")[0] for line in listed.splitlines() if not line.startswith("?")]
     wanted = "\n".join(oid for oid in oids if oid not in lost) + "\n"
     pack = mirror.run("pack-objects", "--stdout", "--quiet", input=wanted.encode())

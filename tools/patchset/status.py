@@ -163,14 +163,15 @@ def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
 
 def _mixed(git: Git, lock: Lock, level: str, edited: list[str]) -> list[str]:
     """Edited files whose bytes are exactly another stage of the series: a half-done step."""
-    stages: dict[str, set[str | None]] = {}
+    stages: dict[str, set[Version | None]] = {}
     for patch in lock.patches:
         for file in patch.touched:
-            stages.setdefault(file.path, {file.before}).add(file.after)
+            before = Version(file.before, file.mode) if file.before else None
+            stages.setdefault(file.path, {before}).add(Version(file.after, file.mode))
     found = []
     for path in edited:
-        for oid in stages.get(path, set()):
-            change: Change = (Version(oid, "100644") if oid else None,) * 2
+        for version in stages.get(path, set()):
+            change: Change = (version, version)
             if states(git, {path: change})[path] != "other":
                 found.append(path)
                 break

@@ -1,29 +1,22 @@
-"""Move a clone's work tree from one commit to another, and keep what is the user's."""
+"""Move a clone's work tree from one commit to another; refuse what would cost the user an edit."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from pathlib import Path
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
-from mto_tools.patchset.build import temporary_index, write_commit
 from mto_tools.patchset.git import HINT_DISK, Git, is_disk_full
-from mto_tools.patchset.journal import (
-    Journal,
-    begin,
-    deferred_interrupt,
-    index_digest,
-    private,
-    settle,
-)
+from mto_tools.patchset.holding import deferred_interrupt
+from mto_tools.patchset.journal import Journal, begin, index_digest, private, settle
 from mto_tools.patchset.lock import write_atomically
-from mto_tools.patchset.worktree import Change, Version, changes, states
+from mto_tools.patchset.worktree import Change, changes, obstacle, states
 
 BRANCH = "refs/heads/mto"
 BASE = "refs/heads/base"  # only in clones that mto made
-KEEP = "refs/heads/mto-keep"
 
 
 @dataclass
@@ -34,6 +27,7 @@ class Record:
         made: mto made this clone; its branch `base` is ours to move.
         before_ref: Branch the user was on before apply; "" for a detached HEAD.
         before_commit: Commit the user was at.
+        branch: mto made the branch `mto`, and may delete it.
         ours: Commits that mto put there: pins of clones it made, and commits of series.
         missing: Path to OID of files the source lacked.
     """
@@ -41,6 +35,7 @@ class Record:
     made: bool = False
     before_ref: str = ""
     before_commit: str = ""
+    branch: bool = False
     ours: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -48,8 +43,10 @@ class Record:
 def read_record(git: Git) -> Record:
     """Return what we know about the clone; a fresh record where that is nothing."""
     try:
-        return Record(**json.loads((git.git_dir() / "mto" / "state").read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        known = json.loads((git.git_dir() / "mto" / "state").read_bytes())
+        known.setdefault("branch", bool(known["ours"]))  # records of older versions say no more
+        return Record(**known)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return Record()
 
 
@@ -58,16 +55,27 @@ def write_record(git: Git, record: Record) -> None:
     write_atomically(private(git) / "state", json.dumps(asdict(record), indent=1).encode())
 
 
-def edited_files(git: Git) -> dict[str, str]:
+def edited_files(git: Git, *, submodules: bool = True) -> dict[str, str]:
     """Return tracked files that differ from HEAD, each with git's two letters (index, file).
 
     The user's configuration decides, so CRLF under autocrlf=true is no edit.
     """
+    ignored = () if submodules else ("--ignore-submodules=all",)
     raw = git.run(
-        *("status", "--porcelain=v1", "-z", "--untracked-files=no", "--no-renames"),
+        *("status", "--porcelain=v1", "-z", "--untracked-files=no", "--no-renames", *ignored),
         convert=True,
     ).decode("utf-8", "surrogateescape")
     return {entry[3:]: entry[:2] for entry in raw.split("\0") if entry}
+
+
+def elsewhere(git: Git, ref: str) -> bool:
+    """Whether another work tree of the same repository has `ref` checked out."""
+    here = str(git.folder.resolve())
+    for block in git.text("worktree", "list", "--porcelain").split("\n\n"):
+        lines = block.splitlines()
+        if lines and f"branch {ref}" in lines:
+            return str(Path(lines[0].removeprefix("worktree ")).resolve()) != here
+    return False
 
 
 def in_the_way(git: Git, files: dict[str, Change]) -> dict[str, str]:
@@ -79,7 +87,10 @@ def in_the_way(git: Git, files: dict[str, Change]) -> dict[str, str]:
     edited = edited_files(git)
     for path, state in states(git, files).items():
         letters = edited.get(path, "  ")
-        if files[path][0] is None and letters != "  ":
+        link = obstacle(git.folder, path)
+        if link and str(link.relative_to(git.folder)) not in files:
+            blocked[path] = f"{link.name} is no folder"
+        elif files[path][0] is None and letters != "  ":
             blocked[path] = "staged by you, and the switch adds it"
         elif files[path][0] is None and state != "from":
             blocked[path] = "untracked, and the switch adds it"
@@ -97,11 +108,38 @@ def refuse_if_blocked(git: Git, files: dict[str, Change], verb: str) -> None:
         RefusedError: Names every such file.
     """
     blocked = in_the_way(git, files)
-    if blocked:
-        names = ", ".join(f"{path} ({why})" for path, why in sorted(blocked.items()))
+    if not blocked:
+        return
+    refuse_beyond_keeping(git, list(blocked), verb)
+    names = ", ".join(f"{path} ({why})" for path, why in sorted(blocked.items()))
+    raise RefusedError(
+        f"mto {verb} would overwrite what you have in {git.folder}: {names}",
+        hint=f"commit it, or let mto put it on a branch first: mto {verb} --keep",
+    )
+
+
+def refuse_beyond_keeping(git: Git, paths: Iterable[str], verb: str) -> None:
+    """Raise where one of `paths` would be in the way again after its edit was put on a branch.
+
+    Raises:
+        RefusedError: A path lies behind a link or a file, or git is told to pass it over.
+    """
+    behind = {path: link for path in paths if (link := obstacle(git.folder, path))}
+    for path, link in sorted(behind.items()):
+        what = "a link" if link.is_symlink() else "no folder"
         raise RefusedError(
-            f"mto {verb} would overwrite what you have in {git.folder}: {names}",
-            hint=f"commit it, or let mto put it on a branch first: mto {verb} --keep",
+            f"mto {verb} would write {path} through {link}, which is {what}, and not the clone's",
+            hint=f"mv {link} to another place, then run the command again",
+        )
+    tags = git.run("ls-files", "-t", "-z").decode("utf-8", "surrogateescape").split("\0")
+    skipped = sorted({tag[2:] for tag in tags if tag.startswith("S ")} & set(paths))
+    if skipped:
+        sparse = git.text("config", "--type=bool", "core.sparseCheckout", check=False) == "true"
+        rest = f"update-index --no-skip-worktree -- {shlex.join(skipped)}"
+        raise RefusedError(
+            f"mto {verb} needs files of {git.folder} that git is told to pass over "
+            f"(skip-worktree, as in a sparse checkout): {', '.join(skipped)}",
+            hint=f"git -C {git.folder} {'sparse-checkout disable' if sparse else rest}",
         )
 
 
@@ -140,7 +178,7 @@ def switch(
                 env={"GIT_INDEX_FILE": str(index)},
                 convert=True,
             )
-        _, kept = settle(git, journal)
+        kept = settle(git, journal).kept
     if git.resolve("HEAD") != goal:
         what = (
             f"mto {verb}: git could not switch {git.folder} from {start} to {goal}: "
@@ -154,82 +192,3 @@ def switch(
             f"mto {verb}: {', '.join(kept)} changed in {git.folder} during the switch; left alone",
             hint="mto status says where you are; mto revert NAME --keep goes back",
         )
-
-
-def keep(git: Git, files: dict[str, Change], *, verb: str) -> str:
-    """Put the user's edits on a branch of their own and clean the work tree; needs the lock.
-
-    The commit has the form of a stash: its parents are HEAD, the index, and the untracked files
-    that are in the way, so `git stash apply --index BRANCH` restores all three. Untracked files
-    that are not in the way stay where they are.
-
-    Returns:
-        Name of the branch, "" where there was nothing to keep.
-    """
-    edited = edited_files(git)
-    blocked = in_the_way(git, files)
-    untracked = sorted(path for path in blocked if path not in edited and files[path][0] is None)
-    hidden = sorted(path for path in blocked if path not in edited and path not in untracked)
-    if not edited and not blocked:
-        return ""
-    for path in untracked:
-        if not (git.folder / path).is_file() and not (git.folder / path).is_symlink():
-            raise RefusedError(
-                f"{git.folder / path} is no file, and the switch adds a file of that name",
-                hint=f"move it away, then run mto {verb} --keep again",
-            )
-    unmerged = git.text("ls-files", "--unmerged")
-    if unmerged:
-        raise RefusedError(
-            f"{git.folder} is in the middle of a merge",
-            hint=f"git -C {git.folder} merge --abort, or finish it first",
-        )
-    head = git.resolve("HEAD")
-    now = datetime.now(timezone.utc)
-    seconds = int(now.timestamp())
-    with temporary_index(git) as index:
-        shutil.copyfile(git.git_dir() / "index", index.env["GIT_INDEX_FILE"])
-        staged = index.text("write-tree", "--missing-ok")
-        if hidden:
-            index.run("update-index", "--no-assume-unchanged", "--", *hidden)
-        index.run("add", "--update", "--", ":/", convert=True)
-        worktree = index.text("write-tree", "--missing-ok")
-    parents = [head, write_commit(git, staged, [head], f"index on {head}", seconds)]
-    if untracked:
-        with temporary_index(git) as index:
-            index.run("add", "--force", "--", *untracked, convert=True)
-            tree = index.text("write-tree")
-        parents.append(write_commit(git, tree, [], f"untracked files on {head}", seconds))
-    commit = write_commit(git, worktree, parents, f"kept by mto {verb}, on {head}", seconds)
-    ref = f"{KEEP}/{now:%Y%m%d-%H%M%S}"
-    number = 1
-    # A git killed here leaves a lock on a name that nobody else wants: take the next one.
-    while git.resolve(ref) or (git.common_dir() / f"{ref}.lock").exists():
-        number += 1
-        ref = f"{KEEP}/{now:%Y%m%d-%H%M%S}-{number}"
-    git.run("update-ref", ref, commit, "0" * len(commit))
-    branch = ref.removeprefix("refs/heads/")
-
-    undone = changes(git, worktree, head)
-    for path in untracked:
-        oid, mode = _blob(git, parents[-1], path)
-        undone[path] = (Version(oid, mode), None)
-    clean = private(git) / "index"
-    shutil.copyfile(git.git_dir() / "index", clean)
-    git.run("read-tree", "--reset", head, env={"GIT_INDEX_FILE": str(clean)})
-    note = f"your edits are on branch {branch}: {restore_command(git, branch)}"
-    journal = Journal(verb, head, head, undone, index_digest(git), forward=True, note=note)
-    with deferred_interrupt():
-        begin(git, journal)
-        settle(git, journal)
-    return branch
-
-
-def restore_command(git: Git, branch: str) -> str:
-    """The command with which a person gets kept edits back."""
-    return f"git -C {git.folder} stash apply --index {branch}"
-
-
-def _blob(git: Git, commit: str, path: str) -> tuple[str, str]:
-    mode, _, oid = git.text("ls-tree", commit, "--", path).split("\t")[0].split()
-    return oid, mode

@@ -23,6 +23,7 @@ from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.pending import replace
 from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.series import Patch
+from mto_tools.patchset.sources import Source
 from mto_tools.patchset.trees import file_patches, read_blobs
 from mto_tools.patchset.upstreams import Upstream
 from mto_tools.patchset.workshop import Workshop, bring, resolve_target
@@ -228,7 +229,8 @@ def accept(
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
     if source and upstream.url:
-        say(f"the pin came from {source}; upstream.toml still names {upstream.url}: does it fit?")
+        shown = Source(source, "--source", "url").shown
+        say(f"the pin came from {shown}; upstream.toml still names {upstream.url}: does it fit?")
     replace(upstream.folder, replaced, "upgrade --accept")
     return lock
 

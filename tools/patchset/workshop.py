@@ -150,7 +150,7 @@ def _has_parents(git: Git, commit: str) -> bool:
 
 
 def _fetch_all(clone: Git, source: Source, upstream: Upstream, say: Say) -> None:
-    say(f"{upstream.name}: fetching branches and tags from {source.value}")
+    say(f"{upstream.name}: fetching branches and tags from {source.shown}")
     refs = (f"+refs/heads/*:{SEEN}heads/*", f"+refs/tags/*:{SEEN}tags/*", f"+HEAD:{SEEN}HEAD")
     flags = ("--quiet", "--no-tags", "--prune", "--no-auto-maintenance", "--no-write-fetch-head")
     with locked(clone, say) as git:
@@ -160,8 +160,8 @@ def _fetch_all(clone: Git, source: Source, upstream: Upstream, say: Say) -> None
             if rc == 0:
                 return
     raise MissingError(
-        f"cannot fetch {upstream.name} from {source.value} ({source.said_by}): "
-        f"{' '.join(err.split())}",
+        f"cannot fetch {upstream.name} from {source.shown} ({source.said_by}): "
+        f"{' '.join(err.split()).replace(source.value, source.shown)}",
         hint=three_ways(upstream),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from typing import Literal
 from mto_tools.patchset.git import Git
 
 SYMLINK = "120000"
+SUBMODULE = "160000"
 State = Literal["from", "to", "partial", "other"]
 
 
@@ -35,12 +37,18 @@ Change = tuple[Version | None, Version | None]  # (from, to); None where the fil
 
 
 def changes(git: Git, start: str, goal: str) -> dict[str, Change]:
-    """Return the files that differ between two commits or trees."""
+    """Return the files that differ between two commits or trees.
+
+    Submodules are left out: what stands in one is a repository of its own, which git does not
+    touch either when it switches.
+    """
     raw = git.run("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", start, goal)
     fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
     found: dict[str, Change] = {}
     for meta, path in zip(fields[::2], fields[1::2], strict=True):
         old_mode, new_mode, old, new, kind = meta.lstrip(":").split()
+        if SUBMODULE in (old_mode, new_mode):
+            continue
         before = None if kind == "A" else Version(old, old_mode)
         found[path] = (before, None if kind == "D" else Version(new, new_mode))
     return found
@@ -57,8 +65,27 @@ def content(git: Git, path: str, oid: str) -> bytes:
     return git.run("cat-file", "--filters", f"--path={path}", oid, convert=True)
 
 
+def obstacle(folder: Path, path: str) -> Path | None:
+    """Return the first thing on the way to `path` that is no folder, such as a link elsewhere.
+
+    Nothing behind it belongs to the clone, whatever `open` would find there.
+    """
+    here = folder
+    for part in Path(path).parts[:-1]:
+        here /= part
+        if here.is_symlink() or (here.exists() and not here.is_dir()):
+            return here
+    return None
+
+
+def free_name(path: Path) -> Path:
+    """Return `path`, or the first of `path.2`, `path.3` and so on where nothing stands."""
+    others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not os.path.lexists(name))
+
+
 def states(git: Git, files: Mapping[str, Change], *, cut: bool = False) -> dict[str, State]:
-    """Say for every path which version stands in the work tree.
+    """Say for every path which version stands in the work tree, by content and mode.
 
     Args:
         git: The clone.
@@ -68,27 +95,35 @@ def states(git: Git, files: Mapping[str, Change], *, cut: bool = False) -> dict[
     """
     found: dict[str, State] = {}
     unsure: list[str] = []
-    for path, (before, after) in files.items():
-        data = _read(git.folder, path)
+    exact = git.text("config", "--type=bool", "--default=true", "core.fileMode") == "true"
+    for path, change in files.items():
+        blocked = obstacle(git.folder, path)
+        data = None if blocked else _read(git.folder, path)
         if data is None:
-            absent = "from" if before is None else "to" if after is None else None
-            found[path] = absent or ("partial" if cut else "other")  # type: ignore[assignment]
+            absent = "from" if change[0] is None else "to" if change[1] is None else None
+            rest = "partial" if cut and not blocked else "other"
+            found[path] = absent or rest  # type: ignore[assignment]
             continue
-        found[path] = "other"
-        for name, version in (("from", before), ("to", after)):
-            if version and blob_oid(data, version.oid) == version.oid:
-                found[path] = name  # type: ignore[assignment]
+        like = next((version.oid for version in change if version), "")
+        found[path] = _which(git.folder / path, blob_oid(data, like), change, exact)
         if found[path] == "other" and not (git.folder / path).is_symlink():
             unsure.append(path)
     for path, oid in _converted(git, unsure).items():
-        before, after = files[path]
-        if before and oid == before.oid:
-            found[path] = "from"
-        elif after and oid == after.oid:
-            found[path] = "to"
-        elif cut and _is_cut(git, path, files[path]):
+        found[path] = _which(git.folder / path, oid, files[path], exact)
+        if found[path] == "other" and cut and _is_cut(git, path, files[path]):
             found[path] = "partial"
     return found
+
+
+def _which(file: Path, oid: str, change: Change, exact: bool) -> State:
+    """Tell the version by OID and, where `exact`, by the bit that makes a file executable."""
+    mode = "100755" if file.lstat().st_mode & stat.S_IXUSR else "100644"
+    for name, version in (("from", change[0]), ("to", change[1])):
+        if version is None or oid != version.oid:
+            continue
+        if version.mode in (mode, SYMLINK) or not exact or file.is_symlink():
+            return name  # type: ignore[return-value]
+    return "other"
 
 
 def _read(folder: Path, path: str) -> bytes | None:
@@ -113,7 +148,8 @@ def _converted(git: Git, paths: Iterable[str]) -> dict[str, str]:
 
 def _is_cut(git: Git, path: str, change: Change) -> bool:
     data = (git.folder / path).read_bytes()
-    return any(v is not None and content(git, path, v.oid).startswith(data) for v in change)
+    wholes = [content(git, path, version.oid) for version in change if version]
+    return any(whole != data and whole.startswith(data) for whole in wholes)
 
 
 def put(git: Git, path: str, version: Version | None) -> None:
