@@ -16,7 +16,6 @@ One process trains one model, so the attached state is the module's own.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOTerms, TokenTrace
 from mto_tools import ds
+from mto_tools.recipe_draws import checksum
 from mto_tools.recipe_files import RunFiles
+from mto_tools.recipe_micro import MicroBatches
 from mto_tools.recipe_settings import Settings, add_arguments, defaults, settle
 
 __all__ = ["add", "add_arguments", "attach", "defaults", "log"]
@@ -76,6 +77,8 @@ def add(
         mask: `[B, N]` or `[B, h, w]`, bool or numbers, 1 = masked, in image order.
         step: Optimizer step, counted from 1 and equal for all micro batches of a step. `None`
             counts calls, which forgets the past on resume: pass it where there is a warm-up.
+            Micro batches left over at the end of an epoch may have the next step's number: of more
+            than `micro_batches` with one number, the last count.
         micro_batches: Micro batches per optimizer step; `None` for a recipe that knows none, so
             that there is one, or as many as DeepSpeed's configuration brings.
     """
@@ -112,7 +115,7 @@ class _Run:
         self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
         self.calls = 0
         self.step: int | None = None
-        self.rows: list[Tensor] = []
+        self.micro = MicroBatches(self.objectives)
         self.ratios: dict[str, float] = {}
         self.rng = ""
 
@@ -133,28 +136,31 @@ class _Run:
             "diagnostics": self._logs(step),
         }
         pairs = list(zip(self.objectives, self.traces, strict=True))
+        self.micro.before()
         terms = [mto(trace.tokens_by_depth, mask, **asked) for mto, trace in pairs]
         total = torch.stack([t.total for t in terms]).mean()
-        self.rows.append(torch.stack([_row(loss, t) for t in terms]).mean(0))
-        if len(self.rows) == 1 and self.files:
+        row = torch.stack([_row(loss, t) for t in terms]).mean(0)
+        complete = self.micro.keep(row, micro_batches)
+        if complete and self.files:
             self._look(self.files, loss, mask, step)
         for trace in self.traces:
             trace.disarm()
             trace.clear()
-        if len(self.rows) == micro_batches:
+        if complete:  # for now: if left-overs were among them, more come, and the line is replaced
             self._end(step)
         return loss if self.observes else loss + total
 
     def log(self) -> dict[str, float]:
-        if not self.rows:
+        if not self.micro.rows:
             return {}
-        values = _plain(self.rows[-1], self.depths)
+        values = _plain(self.micro.rows[-1], self.depths)
         by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
         return {f"mto_{name}": values[name] for name in ("loss", *_TERMS, "total")} | by_depth
 
     def _begin(self, step: int) -> None:
         first = self.step is None
-        self.step, self.rows, self.ratios = step, [], {}
+        self.step, self.ratios = step, {}
+        self.micro.clear()
         if not first:
             return
         kept = self.files.start(step, self.settings, self.config) if self.files else None
@@ -170,9 +176,10 @@ class _Run:
         return bool(every) and (step == 1 or step % every == 0)
 
     def _look(self, files: RunFiles, loss: Tensor, mask: Tensor, step: int) -> None:
-        """What rank 0 measures on the first micro batch of some steps only."""
+        """What rank 0 measures on the last micro batch of some steps only; the first may be left
+        over from the epoch before."""
         if self._logs(step):
-            self.rng = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
+            self.rng = checksum(mask)
         pairs = list(zip(self.objectives, self.traces, strict=True))
         if self._compares(step):
             found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
@@ -182,7 +189,7 @@ class _Run:
 
     def _end(self, step: int) -> None:
         if self._logs(step):
-            row = torch.stack(self.rows).mean(0)
+            row = torch.stack(self.micro.rows).mean(0)
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(row)
                 row /= dist.get_world_size()

@@ -53,15 +53,15 @@ class RunFiles:
         """Keep the settings, and say so when a resumed run goes on with others."""
         path = self.folder / "mto-config.json"
         text = json.dumps(settings, indent=1) + "\n"
-        if step > 1 and path.exists() and path.read_text() != text:
-            before, now = json.loads(path.read_text()), json.loads(text)
-            changed = [k for k in now if before.get(k) != now[k]]
+        before, now = _read_object(path), json.loads(text)
+        changed = [k for k in now if before and before.get(k) != now[k]]
+        if step > 1 and changed:
             print(
                 f"mto: resumed at step {step} with other settings than before: "
                 + ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed),
                 file=sys.stderr,
             )
-        path.write_text(text)
+        _write_whole(path, text)
 
 
 class JsonLines:
@@ -73,9 +73,12 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._step: int | None = None  # of the last line written
+        self._begin = 0  # where that line begins
 
     def start(self, step: int) -> dict[str, Any] | None:
         """Make the file ready for a run whose first step is `step`; return the last line kept."""
+        self._step = None
         if not self.path.exists():
             return None
         if step == 1:
@@ -83,14 +86,18 @@ class JsonLines:
             return None
         kept = [r for r in map(_parse, self.path.read_text().splitlines()) if r is not None]
         kept = [record for record in kept if record["step"] < step]
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        part.replace(self.path)
+        _write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         return kept[-1] if kept else None
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line, whole or not at all in the eyes of `start`."""
+        """Append one line, whole or not at all in the eyes of `start`.
+
+        A line of the same step as the last one replaces it.
+        """
         with self.path.open("a") as file:
+            if record["step"] != self._step:
+                self._step, self._begin = record["step"], file.tell()
+            file.truncate(self._begin)
             file.write(json.dumps(record) + "\n")
 
     def _set_aside(self) -> None:
@@ -100,6 +107,22 @@ class JsonLines:
         while (old := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
             number += 1
         self.path.replace(old)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step: a kill leaves the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or what a kill has left of one."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -30,6 +30,11 @@ class Settings:
     grad_every: int = 0
     affinity_steps: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, least in (("log_every", 1), ("grad_every", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"MTO setting {name} must be at least {least}, got {value}")
+
     def config(self) -> MTOConfig:
         """The preset with the user's own values laid over it."""
         own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
@@ -53,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
 
     def option(flag: str, kind: Any, text: str, **more: Any) -> None:
         name = flag.removeprefix("--mto_")
-        add_kept(group, flag, lambda value: _set(**{name: value}), type=kind, help=text, **more)
+
+        def keep(value: Any) -> None:
+            try:
+                _set(**{name: value})
+            except ValueError as error:
+                parser.error(str(error))
+
+        add_kept(group, flag, keep, type=kind, help=text, **more)
 
     text = "add the MTO losses to the recipe's own"
     add_kept(group, "--mto", lambda _: _set(on=True), nargs=0, help=text)
@@ -83,7 +95,7 @@ def settle(preset: str | None, node: Mapping[str, Any] | None) -> Settings:
     """The settings that count: those of a yacs node, if given, and for this recipe's preset.
 
     Raises:
-        ValueError: The node holds something unknown.
+        ValueError: The node holds something unknown, or a number out of range.
     """
     if node is not None:
         known = [f.name for f in fields(Settings)]

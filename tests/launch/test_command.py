@@ -14,7 +14,7 @@ from mto_tools.errors import MissingError
 from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES, image_folder
 from mto_tools.launch.recipes import find_recipe, flags, nodes
-from mto_tools.launch.smoke import differences
+from mto_tools.launch.smoke import RECORD, differences
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +58,49 @@ def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[
     )
     assert done.returncode == 3, done.stderr
     assert "hint" in done.stderr
+
+
+def test_smoke_starts_in_no_folder_that_holds_another_run(tmp_path: Path) -> None:
+    (tmp_path / "off").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "mto_tools.cli", "smoke", "conmim", "--keep", str(tmp_path)],
+        env={**os.environ, "MTO_HOME": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "is not empty" in done.stderr
+    assert "--keep a new folder" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["off"]
+
+
+def test_runs_that_are_compared_seed_python_s_generator(script: Path) -> None:
+    def worker(**how: object) -> list[str]:
+        return Launch(name="mae", script=script, **how).argv()  # type: ignore[arg-type]
+
+    assert "--seed=0" in worker(before=[script])
+    assert "--seed=0" in worker(cpu=True)
+    assert not any("--seed" in part for part in worker(compat=True))
+
+
+def test_a_record_tells_which_generators_were_drawn_from(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import random, sys, numpy, torch\n"
+        "numpy.random.seed(0)\n"
+        "torch.manual_seed(0)\n"
+        "exec(sys.argv[1])\n"
+        "torch.ones(1, requires_grad=True).sum().backward()\n"
+    )
+    found = []
+    for number, draw in enumerate(["", "", "random.random()", "numpy.random.rand()"]):
+        file = tmp_path / f"{number}.record"
+        argv = Launch(name="mae", script=script, arguments=[draw], before=[RECORD]).argv()
+        subprocess.run(argv, env={**os.environ, "MTO_RECORD": str(file)}, check=True, timeout=100)
+        found.append(json.loads(file.read_text().splitlines()[0])["rng"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("launcher", ["run", "launch"])

@@ -132,6 +132,7 @@ def finished(recipe: Recipe, tmp_path: Path) -> dict[Path, bytes]:
         (("--embed_dim", "32"), ("--embed_dim 32", "found 16")),
         (("--seed", "1"), ("--seed 1", "found 0")),
         (("--steps", "24"), ("--steps 24", "found 12")),
+        (("--amp", "bf16"), ("--amp bf16", "found none")),
     ],
 )
 def test_checkpoint_of_another_run(

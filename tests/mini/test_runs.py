@@ -111,6 +111,20 @@ def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style:
     assert_same_run(whole, out)
 
 
+def test_resumed_with_another_period_of_the_log(recipe: Recipe, tmp_path: Path) -> None:
+    """Three stretches of one run, of which the second ends before it logs."""
+    each = read_log(recipe.train(tmp_path / "each", "--log_every", "1"))
+    losses = [line["loss"] for line in each if "loss" in line]
+    out = tmp_path / "out"
+    for period, stop in ((4, 5), (10, 6), (7, 12)):
+        recipe.train(out, "--log_every", str(period), "--save_steps", str(stop))
+        (out / f"checkpoint-{stop:06d}.pth").replace(out / "checkpoint.pth")
+    found = {line["step"]: line["loss"] for line in read_log(out) if "loss" in line}
+    assert list(found) == [4, 7, 12]
+    for first, last in ((0, 4), (4, 7), (7, 12)):
+        assert found[last] == pytest.approx(sum(losses[first:last]) / (last - first), rel=1e-6)
+
+
 def wait_for_saves(process: Process, out: Path, count: int) -> None:
     """Return when checkpoint.pth has been replaced `count` times since the process started."""
 

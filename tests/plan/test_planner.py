@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mto_tools.errors import MissingError, RefusedError
 from mto_tools.plan.activations import footprint, models
+from mto_tools.plan.config import Place, commands
 from mto_tools.plan.estimate import GIB, bucket_size, memory
 from mto_tools.plan.planner import FEW_IMAGES, Plan, Request, make_plan
 from mto_tools.plan.recipes import RECIPES
@@ -193,6 +194,37 @@ def test_schedules_are_upstream_s() -> None:
     assert make_plan(Request("mae", epochs=1600)).size.epochs == 1600
     with pytest.raises(MissingError, match="mini"):
         make_plan(Request("mini", epochs=3))
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("mae", 40), ("bootmae", 40), ("conmim", 10)])
+def test_a_schedule_that_ends_within_its_warm_up_is_refused(name: str, warmup: int) -> None:
+    """MAE never reaches its rate then, and `cosine_scheduler` of the others stops in an assert."""
+    for epochs in (1, warmup // 2, warmup):
+        with pytest.raises(
+            RefusedError, match=f"{epochs} epochs end within .* {warmup}:"
+        ) as caught:
+            make_plan(Request(name, epochs=epochs))
+        assert f"--epochs {warmup + 1} or more" in caught.value.hint
+        assert "--warmup_epochs" in caught.value.hint
+    plan = make_plan(Request(name, epochs=warmup + 1))
+    for command in commands(plan, Place("up", "main.py", "c.json"), mto=False).values():
+        assert f"--epochs {warmup + 1} " in command
+        assert f"--warmup_epochs {warmup} " in command
+
+
+def test_bootmae_s_note_names_the_last_checkpoint_and_how_to_keep_the_wanted_one() -> None:
+    def note(epochs: int | None) -> str:
+        plan = make_plan(Request("bootmae", epochs=epochs))
+        assert plan.pace is not None
+        assert plan.pace.left_over
+        (found,) = [note for note in plan.notes if "IndexError" in note]
+        return found
+
+    assert note(None).endswith("is then checkpoint-799.pth")
+    assert note(800).endswith("checkpoint-779.pth: --epochs 801 keeps checkpoint-799.pth as well")
+    assert note(50).endswith("is then checkpoint-39.pth")
+    whole = make_plan(Request("bootmae", gpu_mem=80.0))  # no accumulation, nothing left over
+    assert not any("IndexError" in note for note in whole.notes)
 
 
 def test_unknown_names() -> None:

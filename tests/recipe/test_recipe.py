@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mto_core import MTOConfig, heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_tools import recipe
-from mto_tools.recipe_files import JsonLines
 from mto_tools.recipe_settings import settle
 
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(x).tanh()
-
-
-class Tiny(nn.Module):
-    """A recipe's model in miniature: residual blocks over [B, 1 + N, D], a scalar loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.mask_token = nn.Parameter(torch.randn(8))
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
-        self.more = nn.ModuleList(Block() for _ in range(2))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        tokens = torch.where(mask[:, :, None], self.mask_token, x)
-        tokens = torch.cat([tokens.new_zeros(len(x), 1, 8), tokens], 1)
-        other = tokens * 0.5
-        for block, more in zip(self.blocks, self.more, strict=True):
-            tokens = block(tokens)
-            other = more(other)
-        return (tokens**2).mean() + (other**2).mean()
-
-
-@pytest.fixture(autouse=True)
-def _off_again() -> Iterator[None]:
-    yield
-    recipe.add_arguments(argparse.ArgumentParser())
-    recipe.attach(nn.Linear(1, 1))
-
-
-def flags(*argv: str, preset: str = "mae") -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--lr", type=float, default=1.0)
-    recipe.add_arguments(parser, preset=preset)
-    return parser.parse_args(argv)
-
-
-def batch(size: int = 4) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(size, 6, 8, generator=generator)
-    mask = torch.rand(size, 6, generator=generator).argsort(1) < 3
-    return x, mask
+from .conftest import Tiny, batch, flags
 
 
 def test_flags_stay_out_of_the_namespace() -> None:
@@ -152,21 +101,6 @@ def test_two_block_lists_are_averaged() -> None:
     torch.testing.assert_close(found["both"], (found["blocks"] + found["more"]) / 2)
 
 
-def test_micro_batches_write_one_line_equal_to_that_of_the_whole_batch(tmp_path: Path) -> None:
-    x, mask = batch(8)
-    records = []
-    for parts in (1, 4):
-        flags("--mto")
-        model = Tiny()
-        folder = tmp_path / str(parts)
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
-        for xs, masks in zip(x.chunk(parts), mask.chunk(parts), strict=True):
-            recipe.add(model(xs, masks), masks, step=1, micro_batches=parts)
-        records.append(json.loads((folder / "mto.jsonl").read_text()))
-    for name in ("loss", "total", "sparsity", "heterogeneity", "token_norm"):
-        assert records[0][name] == pytest.approx(records[1][name], rel=1e-5)
-
-
 def test_only_training_forwards_arm() -> None:
     flags("--mto")
     model = Tiny()
@@ -201,58 +135,15 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         recipe.attach(Tiny(), Tiny().blocks)
 
 
-def test_balance_resumes_exactly(tmp_path: Path) -> None:
-    x, mask = batch()
-
-    def steps(folder: Path, first: int, last: int) -> list[float]:
-        flags("--mto", "--mto_balance", "0.1")
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
-        return [float(recipe.add(model(x * s, mask), mask, step=s)) for s in range(first, last + 1)]
-
-    whole = steps(tmp_path / "whole", 1, 45)
-    steps(tmp_path / "cut", 1, 33)
-    assert steps(tmp_path / "cut", 26, 45) == whole[25:]
-    assert len(set(whole[25:])) > 1
-    both = [(tmp_path / name / "mto.jsonl").read_text() for name in ("whole", "cut")]
-    strip = [[{**json.loads(r), "rng": ""} for r in text.splitlines()] for text in both]
-    assert strip[0] == strip[1]
-
-
-def test_other_settings_on_resume_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "value"), [("log_every", 0), ("log_every", -3), ("grad_every", -1)]
+)
+def test_periods_that_cannot_be_are_refused_at_the_start(
+    name: str, value: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    x, mask = batch()
-    for weight, step in (("0.1", 1), ("0.2", 2)):
-        flags("--mto", "--mto_sparsity", weight)
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
-        recipe.add(model(x, mask), mask, step=step)
-    assert "resumed at step 2 with other settings than before: sparsity 0.1 -> 0.2" in (
-        capsys.readouterr().err
-    )
-
-
-def test_json_lines_are_cut_at_the_resumed_step_and_never_lost(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "mto.jsonl")
-    assert lines.start(1) is None
-    for step in (10, 20, 30):
-        lines.write({"step": step})
-    with lines.path.open("a") as file:
-        file.write('{"step": 40, "los')
-    assert lines.start(25) == {"step": 20}
-    assert lines.path.read_text() == '{"step": 10}\n{"step": 20}\n'
-    lines.start(1)
-    assert not lines.path.exists()
-    assert (tmp_path / "mto.1.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
-
-
-def test_hierarchical_affinity_is_refused(tmp_path: Path) -> None:
-    from mto_tools.recipe_files import save_affinity
-
-    with pytest.raises(ValueError, match="same number of tokens at every depth"):
-        save_affinity(
-            tmp_path / "x.npz",
-            [torch.zeros(1, 4, 8), torch.zeros(1, 1, 8)],
-            torch.ones(1, 4, dtype=torch.bool),
-        )
+    with pytest.raises(SystemExit):
+        flags("--mto", f"--mto_{name}", str(value))
+    words = f"MTO setting {name} must be at least {int(name == 'log_every')}, got {value}"
+    assert words in capsys.readouterr().err
+    with pytest.raises(ValueError, match=words):
+        settle(None, {"ON": True, name.upper(): value})

@@ -28,3 +28,16 @@ def test_terms_are_in_the_recipes_own_logs(runs: Runs) -> None:
     board = next(runs.on().out.glob("events.out.tfevents.*")).read_bytes()
     assert b"mto_ranking" in board
     assert b"mto_h00" in board
+
+
+def test_micro_batches_left_over_from_an_epoch_are_in_no_line(runs: Runs) -> None:
+    """Four micro batches an epoch, three a step."""
+    options = {"preset": "observe", "log_every": 1}
+    arguments = [*runs.recipe.mto(options), "--accum_iter=3"]
+    run = runs.runner.pretrain("leftovers", runs.patched, arguments, epochs=2)
+    divided = [float.fromhex(loss) for loss in run.losses]
+    assert len(divided) == 8
+    assert [line["step"] for line in runs.log(run)] == [1, 2]
+    means = [sum(divided[:3]), sum(divided[4:7])]
+    assert [line["loss"] for line in runs.log(run)] == pytest.approx(means, rel=1e-6)
+    assert means[1] != pytest.approx(sum(divided[3:6]), rel=1e-4)

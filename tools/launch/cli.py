@@ -68,7 +68,10 @@ def smoke(
     nproc: Annotated[int, typer.Option(help="processes on this machine, one per GPU")] = 1,
     steps: Annotated[int, typer.Option(help="steps of each run")] = 4,
     keep: Annotated[
-        Path | None, typer.Option(help="folder for data, logs and outputs, which then stay")
+        Path | None,
+        typer.Option(
+            help="new folder for data, logs and outputs, which then stay", file_okay=False
+        ),
     ] = None,
     repo: Annotated[Path | None, typer.Option(help="the checkout, if not upstream/NAME")] = None,
 ) -> None:
@@ -76,7 +79,7 @@ def smoke(
 
     The model has its real size: some minutes on a CPU, and 6 GB of disk for the checkpoints.
     """
-    from mto_tools.errors import MtoError
+    from mto_tools.errors import MtoError, RefusedError
     from mto_tools.home import find_home
     from mto_tools.launch import smoke as smoking
     from mto_tools.launch.recipes import find_recipe
@@ -86,6 +89,11 @@ def smoke(
     upstream = load_upstream(find_home(), recipe.upstream)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     checkout = (repo or upstream.checkout).resolve()
+    if keep and keep.exists() and any(keep.iterdir()):
+        raise RefusedError(
+            f"{keep} is not empty: a recipe that resumes by itself would go on with a run in it",
+            hint=f"--keep a new folder, or remove {keep}",
+        )
     with tempfile.TemporaryDirectory(prefix=f"mto-smoke-{name}-") as temporary:
         work = (keep or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Write down every loss and gradient of a run, bit for bit: `worker --before` runs this file.
 
 `MTO_RECORD` names the file; ranks other than 0 append `.RANK`. One JSON object per line:
-`{"loss": hexadecimal float, "rng": checksum of torch's generator}` for each backward pass,
+`{"loss": hexadecimal float, "rng": checksum of all generators}` for each backward pass,
 `{"grads": checksum, "mask_token": [checksum]}` for each optimizer step. Parameters are known by the
 name they were registered under.
 """
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mto_tools.recipe_draws import checksum
 
 _rank = int(os.environ.get("RANK", "0"))
 _file = Path(os.environ["MTO_RECORD"] + (f".{_rank}" if _rank else ""))
@@ -34,8 +36,7 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _recorded_backward(self: Tensor, *args: Any, **more: Any) -> None:
-    state = hashlib.sha1(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16]
-    _write({"loss": float.hex(self.item()), "rng": state})
+    _write({"loss": float.hex(self.item()), "rng": checksum()})
     _backward(self, *args, **more)
 
 

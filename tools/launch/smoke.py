@@ -25,7 +25,7 @@ class Run:
     Attributes:
         out: Its output folder.
         losses: The loss of each backward pass on rank 0, as a hexadecimal float.
-        rng: The state of torch's generator at each backward pass, as a checksum.
+        rng: The state of all generators at each backward pass, as a checksum.
         grads: Checksums of all gradients at each optimizer step.
         mask_token: Checksums of the mask token's gradient at each optimizer step.
     """

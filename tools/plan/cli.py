@@ -54,13 +54,14 @@ def plan(
     force: Annotated[bool, typer.Option("--force", help="write over another file")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="the whole plan on stdout")] = False,
     write_all: Annotated[
-        bool, typer.Option("--write-all", help="write patches/*/deepspeed/ anew, and nothing else")
+        bool,
+        typer.Option("--write-all", help="write patches/*/deepspeed/ and the tables in docs/ anew"),
     ] = False,
 ) -> None:
     """Plan NAME for DeepSpeed: write its configuration, print the command, estimate the memory.
 
     The recipe's total batch and learning rate are kept. stdout gets the command, stderr the rest.
-    Exit status 4: it does not fit, or the total cannot be shared out evenly.
+    Exit status 4: it does not fit, the total cannot be shared out evenly, or --epochs is too few.
 
     Example: mto plan mae --gpus 8 --gpu-mem 24 --model mae_vit_large_patch16 --mto
     """

@@ -1,4 +1,5 @@
-"""The configurations in `patches/NAME/deepspeed/`: for every model, on the machines people have."""
+"""What the planner writes into this repository: the configurations in `patches/NAME/deepspeed/`,
+for every model, on the machines people have; and two tables of the documentation."""
 
 from __future__ import annotations
 
@@ -6,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mto_tools.errors import RefusedError
-from mto_tools.plan import config
+from mto_tools.plan import config, ddp
 from mto_tools.plan.estimate import GIB
 from mto_tools.plan.planner import Plan, Request, make_plan
 from mto_tools.plan.recipes import RECIPES
 
-BEGIN, END = "<!-- plans: mto plan --write-all -->", "<!-- end of plans -->"
 MACHINES = tuple((8, memory) for memory in (24.0, 40.0, 80.0))  # GPUs, GB each
 
 
@@ -52,15 +52,21 @@ def table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def documented(text: str) -> str:
-    """`docs/deepspeed.md` with the table of today."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}{END}{after}"
+# Pages under docs/: the name of their table, and what writes it.
+PAGES = {"deepspeed.md": ("plans", table), "recipes.md": ("memory", ddp.table)}
+
+
+def documented(page: str, text: str) -> str:
+    """The text of a page of `PAGES` with the table of today."""
+    name, write = PAGES[page]
+    begin, end = f"<!-- {name}: mto plan --write-all -->\n", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{write()}{end}{after}"
 
 
 def write_all(home: Path) -> list[Path]:
-    """Write these files, and no other into the folders, and the table; return the files."""
+    """Write these files, and no other into the folders, and the tables; return the files."""
     wanted = {home / "patches" / path: text for path, text in files().items()}
     for file in (home / "patches").glob("*/deepspeed/*.json"):
         if file not in wanted:
@@ -68,7 +74,8 @@ def write_all(home: Path) -> list[Path]:
     for file, text in wanted.items():
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    page = home / "docs" / "deepspeed.md"
-    if page.exists():
-        page.write_text(documented(page.read_text()))
+    for page in PAGES:
+        file = home / "docs" / page
+        if file.exists():
+            file.write_text(documented(page, file.read_text()))
     return list(wanted)

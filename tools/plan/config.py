@@ -97,6 +97,7 @@ def commands(plan: Plan, place: Place, *, mto: bool) -> dict[str, str]:
         "micro": plan.micro,
         "accumulation": plan.accumulation,
         "epochs": size.epochs,
+        "warmup": recipe.warmup,
         "rate": size.rate,
         "amp": {"float32": "none"}.get(plan.precision, plan.precision),
         "config": place.config,

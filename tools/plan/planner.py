@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Stage 2 reduces the gradients in every micro batch. It is worth that only where stage 1 leaves a
 # GPU fewer images at a time than this.
 FEW_IMAGES = 32
+BOOTMAE_SAVES = 20  # epochs between its checkpoints, by default; one is saved after the last, too
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def make_plan(request: Request) -> Plan:
 
     Raises:
         MissingError: No such recipe, model, schedule or precision.
-        RefusedError: The total batch cannot be shared out evenly, or the model does not fit.
+        RefusedError: The total batch cannot be shared out evenly, the model does not fit, or the
+            schedule ends within its warm-up.
     """
     from mto_tools.plan.activations import footprint
 
@@ -218,14 +220,21 @@ def _notes(recipe: Recipe, known: Size, size: Size, epoch: Pace, micro: int) -> 
             "with a baseline made alike only"
         )
     if size.epochs and epoch.left_over:
-        end = ""
-        if recipe.name == "bootmae":
-            end = (
-                ", and in the last epoch the script stops with an IndexError (of 801 epochs, "
-                "checkpoint-799.pth is saved by then)"
-            )
+        end = _bootmae_end(size.epochs) if recipe.name == "bootmae" else ""
         notes.append(
             f"micro batches left over at the end of an epoch, too few for a step and dropped: "
             f"{epoch.left_over}{end}"
         )
     return notes
+
+
+def _bootmae_end(epochs: int) -> str:
+    """What is lost where BootMAE looks up the learning rate of a step that the schedule lacks."""
+    saved = (epochs - 1) // BOOTMAE_SAVES * BOOTMAE_SAVES - 1
+    words = (
+        ", and in the last epoch the script stops with an IndexError; the last checkpoint is then "
+        f"checkpoint-{saved}.pth"
+    )
+    if epochs % BOOTMAE_SAVES == 0:
+        words += f": --epochs {epochs + 1} keeps checkpoint-{epochs - 1}.pth as well"
+    return words

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mto_tools.errors import MissingError
+from mto_tools.errors import MissingError, RefusedError
 
 IMAGENET = 1_281_167  # images of ImageNet-1K's training set, on which all four count their epochs
 
@@ -46,6 +46,7 @@ class Recipe:
             the total batch; 0 where it takes the rate as it stands.
         precisions: What the recipe can compute in, the default first.
         any_epochs: Whether its schedule may have another length.
+        warmup: Epochs of its warm-up; 0 where `arguments` do not give it.
         before: What to do first in the folder one stands in.
         largest_micro: Images of a micro batch at the most, where the model normalises by it: what
             upstream's GPUs had; 0 for no limit.
@@ -59,6 +60,7 @@ class Recipe:
     scaled_by: int = 0
     precisions: tuple[str, ...] = ("fp16",)
     any_epochs: bool = True
+    warmup: int = 0
     before: str = ""
     largest_micro: int = 0
 
@@ -72,6 +74,7 @@ class Recipe:
 
         Raises:
             MissingError: Upstream has no such model, or no schedule of that length for it.
+            RefusedError: The schedule would end within its warm-up.
         """
         named = [size for size in self.sizes if size.model == (model or self.sizes[0].model)]
         if not named:
@@ -82,6 +85,13 @@ class Recipe:
             if epochs in (None, size.epochs):
                 return size
         if self.any_epochs and epochs:
+            if epochs <= self.warmup:
+                raise RefusedError(
+                    f"{self.name}: {epochs} epochs end within the warm-up, which takes "
+                    f"{self.warmup}: the planned learning rate is never reached",
+                    hint=f"--epochs {self.warmup + 1} or more; for a shorter run leave it out, and "
+                    "change both --epochs and --warmup_epochs in the printed command",
+                )
             return replace(named[0], epochs=epochs)
         lengths = " | ".join(str(size.epochs) for size in named if size.epochs)
         raise MissingError(
@@ -123,10 +133,11 @@ MAE = Recipe(
         Size("mae_vit_huge_patch14", 4096, "1.5e-4", 800),
     ),
     arguments="--model {model} --batch_size {micro} --accum_iter {accumulation} "
-    "--norm_pix_loss --mask_ratio 0.75 --epochs {epochs} --warmup_epochs 40 --blr {rate} "
+    "--norm_pix_loss --mask_ratio 0.75 --epochs {epochs} --warmup_epochs {warmup} --blr {rate} "
     "--weight_decay 0.05 --data_path {data} --output_dir {output} --log_dir {output} "
     "--deepspeed_config {config}",
     scaled_by=256,
+    warmup=40,
 )
 SIMMIM = Recipe(
     name="simmim",
@@ -150,10 +161,11 @@ BOOTMAE = Recipe(
         Size("bootmae_large", 2048, "1.5e-4", 801),
     ),
     arguments="--model {model} --batch_size {micro} --update_freq {accumulation} --lr {rate} "
-    "--epochs {epochs} --warmup_epochs 40 --mask_num 147 --feature_weight 1 --weight_mask "
+    "--epochs {epochs} --warmup_epochs {warmup} --mask_num 147 --feature_weight 1 --weight_mask "
     "--model_ema --model_ema_decay 0.999 {flags} --data_path {data} --output_dir {output} "
     "--deepspeed_config {config}",
     scaled_by=256,
+    warmup=40,
     before="ln -s {checkout}/data data",
 )
 CONMIM = Recipe(
@@ -164,10 +176,11 @@ CONMIM = Recipe(
         Size("conmim_large_patch16_224", 2048, "7.5e-4", 1600, "--layer_scale_init_value 1e-5"),
     ),
     arguments="--model {model} --batch_size {micro} --lr {rate} --epochs {epochs} "
-    "--warmup_epochs 10 --clip_grad 1.0 --drop_path 0 {flags} --mask_type random_mps32 "
+    "--warmup_epochs {warmup} --clip_grad 1.0 --drop_path 0 {flags} --mask_type random_mps32 "
     "--mask_ratio 0.75 --imagenet_default_mean_and_std --save_ckpt_freq 20 --data_path {data} "
     "--output_dir {output} --log_dir {output} --deepspeed_config {config}",
     clip_grad=1.0,
+    warmup=10,
     largest_micro=64,
 )
 MINI = Recipe(

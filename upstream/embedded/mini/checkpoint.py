@@ -28,7 +28,7 @@ SHARED = (
         "warmup_steps",
         "weight_decay",
     ),
-    *("clip_grad", "crop_scale", "hflip"),
+    *("clip_grad", "crop_scale", "hflip", "amp"),
 )
 
 
@@ -73,7 +73,8 @@ def load(
     other = f"use another --output_dir, or move {path.parent} away"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, their_images = state["args"], state["progress"]["images"]
+        theirs, progress = state["args"], state["progress"]
+        their_images, _ = progress["images"], progress["summed"]
         shapes = {name: list(tensor.shape) for name, tensor in state["model"].items()}
     except PermissionError:
         stop(f"may not read the checkpoint {path}; {other}", CORRUPT)

@@ -65,7 +65,9 @@ def train(
         parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95)
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
-    progress: dict[str, Any] = {"images": train_set.fingerprint(), "loss": 0.0, "data": 0}
+    # "loss" is the sum over "summed" steps since the last line of the log
+    progress: dict[str, Any] = {"loss": 0.0, "summed": 0, "data": 0}
+    progress["images"] = train_set.fingerprint()
     start = 0
 
     last = output_dir / "checkpoint.pth"
@@ -129,7 +131,6 @@ def train(
     log = checkpoint.Log(output_dir / "log.jsonl", start) if run.is_main else None
 
     model.train()
-    logged = start - start % args.log_every
     timed, seconds, clock = 0, 0.0, time.perf_counter()
     for step, batch in enumerate(loader, start=start + 1):
         lr = learning_rate(step, peak=args.lr, warmup=args.warmup_steps, steps=args.steps)
@@ -158,20 +159,21 @@ def train(
         if not math.isfinite(value):
             stop(f"the loss is {value} at step {step}; lower --lr, or use --clip_grad 1", 1)
         progress["loss"] += value
+        progress["summed"] += 1
         progress["data"] = zlib.crc32(batch.record, progress["data"])
         timed, seconds = timed + 1, seconds + time.perf_counter() - clock
 
         if step % args.log_every == 0 or step == args.steps:
             record = {
                 "step": step,
-                "loss": progress["loss"] / (step - logged),
+                "loss": progress["loss"] / progress["summed"],
                 "lr": lr,
                 "step_ms": round(1000 * seconds / timed, 3),
                 "data": f"{progress['data']:08x}",
             }
             if log is not None:
                 log.write(record)
-            progress["loss"], logged, timed, seconds = 0.0, step, 0, 0.0
+            progress["loss"], progress["summed"], timed, seconds = 0.0, 0, 0, 0.0
         due = step % args.eval_every == 0 or step == args.steps
         if log is not None and val_set is not None and due:
             scores = evaluate(model, train_set, val_set, args.img_size)

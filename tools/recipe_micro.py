@@ -1,0 +1,49 @@
+"""The micro batches of one optimizer step, without those left over from an epoch before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mto_core import MaskedTokenOptimization
+
+
+class MicroBatches:
+    """What the micro batches of a step have given: the last ones, as many as a step has.
+
+    Where accumulation does not divide an epoch, the recipes drop the gradients of what is left
+    over, and begin the step of that same number anew with the next epoch. So more micro batches
+    come than a step has, and the first ones were left over. That is known only once they are more.
+
+    Args:
+        objectives: Those whose balance measures in each micro batch.
+    """
+
+    def __init__(self, objectives: Sequence[MaskedTokenOptimization]) -> None:
+        balances = [mto.balance for mto in objectives if mto.balance is not None]
+        self._measured = [t for b in balances for t in (b.pending, b.pending_images)]
+        self.clear()
+
+    def clear(self) -> None:
+        """A new step begins."""
+        self.rows: list[Tensor] = []
+        self._parts: list[list[Tensor]] = []
+
+    def before(self) -> None:
+        """Call it before the terms of a micro batch, so that what these measure stands alone."""
+        if self._parts:  # of the step before, the balance itself takes in what was measured
+            for measured in self._measured:
+                measured.zero_()
+
+    @torch.no_grad()
+    def keep(self, row: Tensor, count: int) -> bool:
+        """Take in one micro batch of a step of `count`; return whether there are that many."""
+        self.rows = [*self.rows, row][-count:]
+        self._parts = [*self._parts, [measured.clone() for measured in self._measured]][-count:]
+        for measured, *parts in zip(self._measured, *self._parts, strict=True):
+            measured.zero_()
+            for part in parts:  # one by one, as the balance would have added them up
+                measured += part
+        return len(self.rows) == count
