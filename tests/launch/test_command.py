@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,19 +61,39 @@ def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[
     assert "hint" in done.stderr
 
 
-def test_smoke_starts_in_no_folder_that_holds_another_run(tmp_path: Path) -> None:
+@pytest.fixture
+def smoke(tmp_path: Path) -> Callable[..., str]:
+    """Runs a `mto smoke` that is refused; returns what it says."""
+
+    def run(*options: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "mto_tools.cli", "smoke", "conmim", *options],
+            env={**os.environ, "MTO_HOME": str(ROOT), "TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 4, done.stderr
+        return done.stderr
+
+    return run
+
+
+def test_smoke_starts_in_no_folder_that_holds_another_run(
+    smoke: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "off").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", "smoke", "conmim", "--keep", str(tmp_path)],
-        env={**os.environ, "MTO_HOME": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 4, done.stderr
-    assert "is not empty" in done.stderr
-    assert "--keep a new folder" in done.stderr
+    said = smoke("--keep", str(tmp_path))
+    assert "is not empty" in said
+    assert "--keep a new folder" in said
     assert [file.name for file in tmp_path.iterdir()] == ["off"]
+
+
+@pytest.mark.parametrize(("nproc", "steps", "hint"), [(1, 2, 4), (2, 3, 4), (2, 0, 2), (3, 5, 8)])
+def test_smoke_takes_only_steps_that_its_images_make(
+    smoke: Callable[..., str], nproc: int, steps: int, hint: int
+) -> None:
+    assert f"--steps {hint}, or another" in smoke("--nproc", str(nproc), "--steps", str(steps))
 
 
 def test_runs_that_are_compared_seed_python_s_generator(script: Path) -> None:

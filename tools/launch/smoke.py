@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mto_tools.errors import MissingError, MtoError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.command import Launch
 from mto_tools.launch.recipes import BATCH, Recipe
 
@@ -205,7 +206,19 @@ def smoke(
     processes: int = 1,
     steps: int = 4,
 ) -> list[str]:
-    """Run baseline, MTO off, MTO on and a resume; return what was not as promised."""
+    """Run baseline, MTO off, MTO on and a resume; return what was not as promised.
+
+    Raises:
+        RefusedError: The images, which come in eights, are not those of so many steps.
+        MtoError: A run failed.
+    """
+    unit = 8 // math.gcd(8, BATCH * processes)
+    if steps < 1 or steps % unit:
+        raise RefusedError(
+            f"{steps} steps cannot be run: images come in eights, and each of {processes} "
+            f"process(es) takes {BATCH} a step",
+            hint=f"--steps {max(1, -(-steps // unit)) * unit}, or another multiple of {unit}",
+        )
     runner = Runner(recipe, work, processes=processes, cpu=cpu)
     problems: list[str] = []
 
