@@ -20,9 +20,11 @@ from mto_tools.errors import MissingError, MtoError
 
 from .conftest import fake_plan, quiet
 
+# What a shell starts in the background ignores SIGINT, and so would the driver.
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import conftest
 work = Path(sys.argv[2])
