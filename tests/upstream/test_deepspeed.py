@@ -189,7 +189,10 @@ def test_accumulation_that_the_recipe_lacks(pairs: Pairs) -> None:
         counts = [{float(e["step"]) for e in one["optimizer"]["state"].values()} for one in saved]
         assert counts == [{4.0}] * 3
         for key, weight in saved[1]["model"].items():
-            assert (saved[0]["model"][key] - weight).abs().float().mean() < 1e-3, key
+            # The projectors' running variances are around 1 to 6, and of activations in bfloat16.
+            size = weight.abs().float().mean().item()
+            bound = max(CLOSE, 1e-3) * max(1, size) if "running_" in key else 1e-3
+            assert (saved[0]["model"][key] - weight).abs().float().mean() < bound, key
     drift = [teacher_moved(pairs, r) for r in (run, plain)]
     assert drift[0] == pytest.approx(drift[1], rel=1e-2)
 
