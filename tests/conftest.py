@@ -19,7 +19,7 @@ HOME = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """mini: the plain recipe, and the one that `mto apply mini` makes in a house of its own."""
-    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.upstreams.upstream import load_upstream
 
     house = tmp_path_factory.mktemp("house")
     (house / "mto_core").mkdir()

@@ -108,7 +108,7 @@ def test_it_installs_and_runs_from_the_installed_files(tmp_path):
     setuptools = pytest.importorskip("setuptools", minversion="77", reason="no backend to build")
     assert setuptools
     source, target = tmp_path / "source", tmp_path / "target"
-    for folder in ("mto_core", "tools"):
+    for folder in ("mto_core", "tools/mto_tools"):
         shutil.copytree(
             ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
         )

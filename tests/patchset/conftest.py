@@ -15,7 +15,7 @@ from mto_tools.patchset import build
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import format_lock, lock_path
-from mto_tools.patchset.upstreams import Upstream, layer_of, load_upstream
+from mto_tools.upstreams.upstream import Upstream, layer_of, load_upstream
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "upstream",

@@ -15,7 +15,7 @@ from mto_tools.patchset.build import build_series
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import format_lock, parse_lock, read_lock, sha256
-from mto_tools.patchset.upstreams import all_upstreams, load_upstream, parse_upstream
+from mto_tools.upstreams.upstream import all_upstreams, load_upstream, parse_upstream
 
 from .conftest import SERIES, House, patch_of, raw_git
 

@@ -20,7 +20,7 @@ from mto_tools.patchset.checkout import make_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.status import status
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 
 from .conftest import FILES, SERIES, House, make_house, patch_of, raw_git, write
 

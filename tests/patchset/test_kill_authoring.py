@@ -25,7 +25,7 @@ from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock, verify
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "subprocess.Popen"}
 

@@ -15,7 +15,7 @@ from mto_tools.patchset.embedded import embedded_commit
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.sources import find_source
 from mto_tools.patchset.status import status
-from mto_tools.patchset.upstreams import Upstream, load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 from .conftest import House, raw_git, write
 

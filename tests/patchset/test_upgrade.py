@@ -19,7 +19,7 @@ from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.scan import scan
 from mto_tools.patchset.trees import NotAdditiveError
 from mto_tools.patchset.upgrade import Rehearsal, rehearse
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 from mto_tools.patchset.workshop import open_workshop
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mto_tools import recipe
-from mto_tools.recipe_draws import checksum
+from mto_tools.recipe.rng import checksum
 
 from .conftest import Tiny, batch, flags
 

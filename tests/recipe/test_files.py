@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mto_tools import recipe
-from mto_tools.recipe_files import JsonLines, RunFiles, save_affinity
-from mto_tools.recipe_settings import settle
+from mto_tools.recipe.files import JsonLines, RunFiles, save_affinity
+from mto_tools.recipe.settings import settle
 
 from .conftest import Tiny, batch, flags
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mto_tools import recipe
-from mto_tools.recipe_settings import settle
+from mto_tools.recipe.settings import settle
 
 from .conftest import Tiny, batch, flags
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mto_core import MTOConfig, heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_tools import recipe
-from mto_tools.recipe_settings import settle
+from mto_tools.recipe.settings import settle
 
 from .conftest import Tiny, batch, flags
 

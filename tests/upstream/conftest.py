@@ -22,7 +22,7 @@ import pytest
 
 from mto_tools.launch.recipes import RECIPES
 from mto_tools.launch.smoke import Run, Runner, unpatched
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 from mto_tools.plan.activations import footprint, models
 
 MEASURE = Path(__file__).parents[1] / "plan" / "measure.py"

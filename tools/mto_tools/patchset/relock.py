@@ -12,7 +12,7 @@ from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import Lock, format_lock, lock_path
 from mto_tools.patchset.parser import read_header
 from mto_tools.patchset.pending import exclusive, replace
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 
 def relock(upstream: Upstream, say: Say, repo: Path | None = None) -> tuple[list[str], Lock]:

@@ -20,7 +20,7 @@ from mto_tools.patchset.pending import Follow, exclusive, head_ref, replace
 from mto_tools.patchset.series import FilePatch, Patch, file_name, message_problem, render
 from mto_tools.patchset.switch import BRANCH, read_record
 from mto_tools.patchset.trees import file_patches
-from mto_tools.patchset.upstreams import LAYERS, Upstream
+from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mto_tools.errors import ConflictError, MissingError, MtoError
 from mto_tools.home import find_home
 
 if TYPE_CHECKING:
-    from mto_tools.patchset.upstreams import Upstream
+    from mto_tools.upstreams.upstream import Upstream
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A folder under patches/.")]
 Repo = Annotated[
@@ -70,7 +70,7 @@ def export(
     to a patch stays in it. Prints the names of the files written.
     """
     from mto_tools.patchset import export as exporting
-    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.upstreams.upstream import load_upstream
 
     upstream = load_upstream(find_home(), name)
     if from_patches:
@@ -163,7 +163,7 @@ def upgrade(
     A rehearsal writes nothing. Status 0: the series goes on by itself; 6: a person must decide.
     """
     from mto_tools.patchset import pending, resolve
-    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.upstreams.upstream import load_upstream
 
     if sum((bool(to), go_on, abort, scan)) != 1:
         raise typer.BadParameter("give one of --to REF, --scan, --continue, --abort")

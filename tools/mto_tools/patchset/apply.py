@@ -24,7 +24,7 @@ from mto_tools.patchset.switch import (
     switch,
     write_record,
 )
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.worktree import Change, Version, changes, states
 
 

@@ -24,7 +24,7 @@ from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source
 from mto_tools.patchset.trees import NotAdditiveError, file_patches
 from mto_tools.patchset.upgrade import accept, load_series, name_culprits, refuse_upstream_text
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.workshop import Workshop, complete, make_borrower
 
 _STATE = "mto-upgrade.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import Lock, LockedPatch, Touched, sha256
-from mto_tools.patchset.upstreams import layer_of
+from mto_tools.upstreams.upstream import layer_of
 
 _REGULAR = ("100644", "100755")
 _IDENTITY = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import OID
-from mto_tools.patchset.upstreams import LAYERS, Upstream, layer_of
+from mto_tools.upstreams.upstream import LAYERS, Upstream, layer_of
 
 FORMAT = 1
 

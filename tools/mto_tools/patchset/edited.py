@@ -11,7 +11,7 @@ from mto_tools.errors import ConflictError, MissingError, RefusedError
 from mto_tools.patchset.build import temporary_index
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import Lock
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 
 def applied_patches(git: Git, upstream: Upstream, lock: Lock) -> int:

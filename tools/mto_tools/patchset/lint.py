@@ -13,7 +13,7 @@ from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import lock_path, read_lock, verify
 from mto_tools.patchset.parser import parse
 from mto_tools.patchset.series import Patch, PatchFormatError, Problem
-from mto_tools.patchset.upstreams import Upstream, load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 SHORTEST = 20
 """Inserted lines of so many characters must not equal an upstream line."""

@@ -16,7 +16,7 @@ from mto_tools.patchset.journal import Say
 from mto_tools.patchset.lock import Lock, read_lock
 from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, three_ways
 from mto_tools.patchset.switch import BASE, Record, write_record
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 
 def clone_folder(upstream: Upstream, repo: Path | None) -> Path:

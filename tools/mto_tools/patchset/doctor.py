@@ -21,7 +21,7 @@ from mto_tools.patchset.lint import lint
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.merge import NEEDED, git_version
 from mto_tools.patchset.sources import find_source
-from mto_tools.patchset.upstreams import Upstream, load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 PATIENCE = 8.0
 """Seconds a source has for its answer."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.patchset import authoring_cli
-from mto_tools.patchset.upstreams import LAYERS, Upstream, all_upstreams, load_upstream
+from mto_tools.upstreams.upstream import LAYERS, Upstream, all_upstreams, load_upstream
 
 if TYPE_CHECKING:
     from mto_tools.patchset.apply import Outcome

@@ -9,7 +9,7 @@ from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say
 from mto_tools.patchset.status import EDITED, status
-from mto_tools.patchset.upstreams import load_upstream
+from mto_tools.upstreams.upstream import load_upstream
 
 
 def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:

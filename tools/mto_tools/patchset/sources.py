@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 VARIABLE = "MTO_UPSTREAM_URL"
 

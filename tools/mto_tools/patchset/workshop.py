@@ -19,7 +19,7 @@ from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.sources import Source, fetch_commit, find_source, three_ways
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 SEEN = "refs/mto/source/"
 """Where the branches and tags of a source that is not on this machine are kept in the clone."""

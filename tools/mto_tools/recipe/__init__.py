@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOTerms, TokenTrace
 from mto_tools import ds
-from mto_tools.recipe_draws import checksum
-from mto_tools.recipe_files import RunFiles
-from mto_tools.recipe_micro import MicroBatches
-from mto_tools.recipe_settings import Settings, add_arguments, defaults, settle
+from mto_tools.recipe.rng import checksum
+from mto_tools.recipe.files import RunFiles
+from mto_tools.recipe.micro import MicroBatches
+from mto_tools.recipe.settings import Settings, add_arguments, defaults, settle
 
 __all__ = ["add", "add_arguments", "attach", "defaults", "log"]
 

@@ -19,7 +19,7 @@ from mto_tools.patchset.series import (
     render,
     split_lines,
 )
-from mto_tools.patchset.upstreams import LAYERS, Upstream, layer_of
+from mto_tools.upstreams.upstream import LAYERS, Upstream, layer_of
 
 _SUBJECT = re.compile(r"Subject: \[PATCH\] ([a-z]+): (\S(?:.*\S)?)")
 _INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (100644|100755))?")

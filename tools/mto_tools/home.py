@@ -19,7 +19,7 @@ def find_home() -> Path:
     """
     named = os.environ.get("MTO_HOME")
     cwd = Path.cwd()
-    candidates = [Path(named)] if named else [Path(__file__).parents[1], cwd, *cwd.parents]
+    candidates = [Path(named)] if named else [Path(__file__).parents[2], cwd, *cwd.parents]
     for candidate in candidates:
         if (candidate / "patches").is_dir() and (candidate / "mto_core").is_dir():
             return candidate.resolve()

@@ -11,7 +11,7 @@ from pathlib import Path
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.build import temporary_index, write_commit
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.upstreams import Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 DATE = 1704067200  # 2024-01-01T00:00:00Z
 _LITTER = frozenset({"__pycache__", ".git", ".DS_Store"})

@@ -42,7 +42,7 @@ def run(
     """
     from mto_tools.home import find_home
     from mto_tools.launch.command import Launch
-    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.upstreams.upstream import load_upstream
 
     upstream = load_upstream(find_home(), name)
     folder = repo or upstream.checkout
@@ -83,7 +83,7 @@ def smoke(
     from mto_tools.home import find_home
     from mto_tools.launch import smoke as smoking
     from mto_tools.launch.recipes import find_recipe
-    from mto_tools.patchset.upstreams import load_upstream
+    from mto_tools.upstreams.upstream import load_upstream
 
     recipe = find_recipe(name)
     upstream = load_upstream(find_home(), recipe.upstream)

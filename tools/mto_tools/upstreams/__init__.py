@@ -1,0 +1,1 @@
+"""One place per recipe: reads `patches/NAME/*.toml`."""
