@@ -1,4 +1,4 @@
-"""Masked Token Optimization losses for masked image modeling.
+"""Masked Token Optimization losses for masked image modeling (arXiv 2404.08330).
 
 trace = TokenTrace(model.blocks, num_prefix_tokens=1)
 mto = MaskedTokenOptimization(MTOConfig.preset("simmim"))
@@ -15,12 +15,15 @@ from mto_core.metrics import rauc
 from mto_core.module import MaskedTokenOptimization, MTOTerms
 from mto_core.trace import TokenTrace, TraceError
 
+__version__ = "0.1.0"
+
 __all__ = [
     "MTOConfig",
     "MTOTerms",
     "MaskedTokenOptimization",
     "TokenTrace",
     "TraceError",
+    "__version__",
     "affinity",
     "heterogeneity",
     "ranking_loss",

@@ -72,7 +72,7 @@ class GradientBalance(nn.Module):
 
     Args:
         terms: Names of all terms.
-        on: Those that take part.
+        active_terms: Those that take part.
         ratio: Target for term over loss, rho.
         every: Steps between measurements.
         decay: Share of the past in the running mean.
@@ -87,7 +87,7 @@ class GradientBalance(nn.Module):
     def __init__(
         self,
         terms: list[str],
-        on: list[str],
+        active_terms: list[str],
         *,
         ratio: float,
         every: int,
@@ -95,7 +95,7 @@ class GradientBalance(nn.Module):
         limit: float,
     ) -> None:
         super().__init__()
-        self.terms, self.on = terms, on
+        self.terms, self.active_terms = terms, active_terms
         self.ratio, self.every, self.decay, self.limit = ratio, every, decay, limit
         self._step: int | None = None
         # first the loss, then the terms; images that were measured since the last step for each
@@ -127,7 +127,11 @@ class GradientBalance(nn.Module):
         mean = self.mean_square / self.measured.where(self.measured > 0, 1)
         weights = (self.ratio * (mean[0] / mean[1:]).sqrt()).clamp_max(self.limit)
         weights = weights.where(mean[1:] > 0, 0)
-        return {n: w for n, w in zip(self.terms, weights.unbind(), strict=True) if n in self.on}
+        return {
+            n: w
+            for n, w in zip(self.terms, weights.unbind(), strict=True)
+            if n in self.active_terms
+        }
 
     def is_due(self, step: int) -> bool:
         """Whether gradient norms are measured at this step."""
@@ -137,7 +141,7 @@ class GradientBalance(nn.Module):
         """Adds the images of this call to the step's measurement. Collective: call on all ranks."""
         batch = source.shape[0]
         norms = [gradient_norm(loss, source, "the loss")]
-        norms += [gradient_norm(terms[name], source, name) for name in self.on]
+        norms += [gradient_norm(terms[name], source, name) for name in self.active_terms]
         # Means over the batch have gradients 1/B as large per image: sum_i |B g_i|^2 = B^2 |g|^2.
         sums = torch.stack([(norm * batch) ** 2 for norm in norms])
         images = sums.new_full((1,), batch)
@@ -148,6 +152,6 @@ class GradientBalance(nn.Module):
         with torch.no_grad():
             # An overflow under AMP skips the measurement, not the run.
             finite = sums.isfinite().all()
-            slots = [0, *(1 + self.terms.index(name) for name in self.on)]
+            slots = [0, *(1 + self.terms.index(name) for name in self.active_terms)]
             self.pending[slots] += torch.where(finite, sums, 0).to(self.pending)
             self.pending_images[slots] += torch.where(finite, images[0], 0).to(self.pending_images)

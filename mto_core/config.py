@@ -6,17 +6,28 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from mto_core.entropy import BACKENDS, SCALES, check_name
-from mto_core.losses import DIRECTIONS, REDUCTIONS
+from mto_core.checks import (
+    BACKENDS,
+    DIRECTIONS,
+    REDUCTIONS,
+    SCALES,
+    Backend,
+    Direction,
+    Reduction,
+    Scale,
+    check_name,
+)
+
+Preset = Literal["mae", "bootmae", "simmim", "conmim", "observe", "paper"]
 
 # Weights (sparsity, singularity, ranking). The paper gives none. These come from a small experiment
 # (digits, a 64-d ViT, 900 steps, 3 seeds) over one MAE-style and one SimMIM-style recipe; BootMAE
 # and ConMIM take those of the style they resemble. Leads for a real run, not results.
 _MAE_STYLE = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
 _SIMMIM_STYLE = {"sparsity": 0.0, "singularity": 1.0, "ranking": 0.0}
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "mae": _MAE_STYLE,
     "bootmae": _MAE_STYLE,
     "simmim": _SIMMIM_STYLE,
@@ -34,7 +45,7 @@ class MTOConfig:
     are 0: everything is measured and nothing is optimised.
 
     Attributes:
-        sparsity: Weight of L_spa (eq 3), >= 0. A term whose weight is 0 is still measured.
+        sparsity: Weight of L_spa (eq 3), >= 0. A term of weight 0 is measured on logged steps.
         singularity: Weight of L_e (eq 6), >= 0.
         ranking: Weight of L_r (eq 7), >= 0.
         scale: Logits of the affinity: "raw" (the paper), "sqrt_dim" or "layernorm".
@@ -67,16 +78,16 @@ class MTOConfig:
     sparsity: float = 0.0
     singularity: float = 0.0
     ranking: float = 0.0
-    scale: str = "raw"
-    reduction: str = "mean"
-    direction: str = "decreasing"
+    scale: Scale = "raw"
+    reduction: Reduction = "mean"
+    direction: Direction = "decreasing"
     eps: float = 1e-2
     warmup_steps: int = 0
     balance: float | None = None
     balance_every: int = 10
     balance_decay: float = 0.9
     balance_limit: float = 1e3
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -98,7 +109,7 @@ class MTOConfig:
             check_name(name, getattr(self, name), known)
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> MTOConfig:
+    def preset(cls, name: Preset, **overrides: Any) -> MTOConfig:
         """The documented default of a recipe.
 
         Args:

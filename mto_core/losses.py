@@ -1,9 +1,9 @@
-"""The terms of Masked Token Optimization, each per image."""
+"""The terms of Masked Token Optimization, each per image.
 
-# For module.py: `index = split_mask(mask, num_prefix_tokens)` once per mask, then at every depth
-# `heterogeneity_of(tokens, index, scale=, backend=)` and at depth 0 `sparsity_of`, likewise.
-# Pass the whole tokens, prefix included: slicing them first costs a zero-padded copy per depth in
-# the backward. Arguments of these two are not checked again: call check_tokens / check_mask once.
+Source: "Emerging Property of Masked Token for Effective Pre-training" (ECCV 2024), arXiv
+2404.08330. The functions `..._of` take a mask that is split already, and tokens [B, P + N, D]: to
+slice the prefix off first would cost a zero-padded copy per depth in the backward.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mto_core.entropy import (
+from mto_core.checks import (
     BACKENDS,
+    DIRECTIONS,
+    REDUCTIONS,
     SCALES,
-    MaskIndex,
+    Backend,
+    Direction,
+    Reduction,
+    Scale,
     check_mask,
     check_name,
     check_tokens,
-    split_mask,
-    token_entropy,
 )
-
-REDUCTIONS = ("mean", "sum")
-DIRECTIONS = ("decreasing", "as_printed")
+from mto_core.entropy import masked_entropy, visible_entropy
+from mto_core.split import MaskSplit, split_mask
 
 
 def heterogeneity(
-    tokens: Tensor, mask: Tensor, *, scale: str = "raw", backend: str = "auto"
+    tokens: Tensor, mask: Tensor, *, scale: Scale = "raw", backend: Backend = "auto"
 ) -> Tensor:
-    """Heterogeneity H of masked towards visible tokens (eq 2).
+    """Heterogeneity H of masked towards visible tokens (eq 2 of arXiv 2404.08330).
 
     The mean, over masked tokens, of the entropy of softmax(X_M X_Vᵀ): how evenly a masked token
     looks at the visible ones. At most ln |V|.
@@ -46,6 +48,7 @@ def heterogeneity(
         [B] in nats; 0 for an image without masked tokens or with fewer than two visible ones.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: a shape, dtype or name that does not fit.
 
     Example:
@@ -60,26 +63,28 @@ def heterogeneity(
 
 def heterogeneity_of(
     tokens: Tensor,
-    index: MaskIndex,
+    split: MaskSplit,
     *,
-    scale: str = "raw",
-    backend: str = "auto",
-    keep: bool = False,
+    scale: Scale = "raw",
+    backend: Backend = "auto",
+    save_logits: bool = False,
 ) -> Tensor:
     """`heterogeneity` for a mask that is split already; `tokens` still has its prefix tokens."""
-    entropy = token_entropy(tokens, index, rows="masked", scale=scale, backend=backend, keep=keep)
-    return entropy.sum(1) / index.num_masked.clamp_min(1)
+    rows = masked_entropy(tokens, split, scale=scale, backend=backend, save_logits=save_logits)
+    return rows.sum(1) / split.num_masked.clamp_min(1)
 
 
 def sparsity_loss(
     tokens: Tensor,
     mask: Tensor,
     *,
-    reduction: str = "mean",
-    scale: str = "raw",
-    backend: str = "auto",
+    reduction: Reduction = "mean",
+    scale: Scale = "raw",
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Sparsity loss L_spa (eq 3): entropy of the visible tokens' affinity to all tokens.
+    """Sparsity loss L_spa (eq 3 of arXiv 2404.08330).
+
+    The entropy of the affinity of visible tokens to all tokens.
 
     Args:
         tokens: [B, N, D] patch tokens at depth 0, any floating dtype.
@@ -93,6 +98,7 @@ def sparsity_loss(
         [B] in nats; 0 for an image without visible tokens.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: a shape, dtype or name that does not fit.
 
     Example:
@@ -108,19 +114,19 @@ def sparsity_loss(
 
 def sparsity_of(
     tokens: Tensor,
-    index: MaskIndex,
+    split: MaskSplit,
     *,
-    reduction: str = "mean",
-    scale: str = "raw",
-    backend: str = "auto",
+    reduction: Reduction = "mean",
+    scale: Scale = "raw",
+    backend: Backend = "auto",
 ) -> Tensor:
     """`sparsity_loss` for a mask that is split already; `tokens` still has its prefix tokens."""
-    entropy = token_entropy(tokens, index, rows="visible", scale=scale, backend=backend).sum(1)
-    return entropy if reduction == "sum" else entropy / index.num_visible.clamp_min(1)
+    total = visible_entropy(tokens, split, scale=scale, backend=backend).sum(1)
+    return total if reduction == "sum" else total / split.num_visible.clamp_min(1)
 
 
 def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = None) -> Tensor:
-    """Singularity loss L_e = 1 / (H⁰ + eps) (eq 6).
+    """Singularity loss L_e = 1 / (H⁰ + eps) (eq 6 of arXiv 2404.08330).
 
     Near a one-hot row the gradient of H⁰ by the logits is about H⁰ itself, so that of L_e reaches
     1 / (4 eps) where H⁰ = eps: eps is the guard against a single degenerate image ruling the step.
@@ -158,8 +164,10 @@ def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = No
     return loss.masked_fill(~valid, 0)
 
 
-def ranking_loss(h: Tensor, *, direction: str = "decreasing") -> Tensor:
-    """Ranking loss L_r = Σ_l log(1 + exp(H^l - H^{l-1})) (eq 7): H should fall with depth.
+def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
+    """Ranking loss L_r = Σ_l log(1 + exp(H^l - H^{l-1})) (eq 7 of arXiv 2404.08330).
+
+    Heterogeneity should fall with depth.
 
     Args:
         h: [L+1, B] heterogeneity by depth, in nats, L >= 1.

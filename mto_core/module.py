@@ -1,45 +1,48 @@
-"""The MTO loss of one forward: all terms, weighted, with what is needed to judge them."""
+"""The MTO loss of one forward: all terms, weighted, with measurements to judge them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from mto_core.affinity import attention_mass
 from mto_core.balance import GradientBalance, gradient_norm
+from mto_core.checks import compute_dtype
 from mto_core.config import MTOConfig
-from mto_core.diagnostics import token_norms, visible_mass
-from mto_core.entropy import MaskIndex, compute_dtype
-from mto_core.inputs import align, check_grad, whole_tokens
+from mto_core.inputs import Layer, align, check_grad, warn_undefined, whole_tokens
 from mto_core.losses import heterogeneity_of, ranking_loss, singularity_loss, sparsity_of
 
-# Logits that may be saved, in bytes, as a share of the tokens of all depths: some 0.3 % of what
-# a ViT saves, which in float32 is 15 times these tokens (ViT-B with fused attention).
-KEEP = 1 / 23
+TERMS = ("sparsity", "singularity", "ranking")
+
+# Logits that may be saved, in bytes, as a share of the tokens of all depths. A ViT-B with fused
+# attention saves 15 times its tokens in float32, so this is 0.3 % of its activations.
+SAVED_LOGITS_SHARE = 1 / 23
 
 
 @dataclass(frozen=True, eq=False)
 class MTOTerms:
-    """What `MaskedTokenOptimization` returns: scalars and vectors of the tokens' device, float32.
+    """Result of `MaskedTokenOptimization`: scalars and vectors on the tokens' device, float32.
 
     Terms are unweighted means over the batch. An image for which a term is undefined (no masked
-    token, fewer than two visible ones) counts as 0 in that mean.
+    token, fewer than two visible ones) counts as 0 in that mean. NaN means "not measured": without
+    `diagnostics` only the terms with a weight are computed, at the depths that they need.
 
     Attributes:
-        total: [] what to add to the recipe's loss: the weighted sum. Exactly 0 and without
-            gradient where all weights are 0.
-        sparsity: [] L_spa.
-        singularity: [] L_e.
-        ranking: [] L_r; 0 where there is only one depth.
-        heterogeneity: [L+1] H by depth, detached.
+        total: [] the weighted sum, to add to the recipe's loss. Exactly 0 and without gradient
+            where all weights are 0.
+        sparsity: [] L_spa (eq 3 of arXiv 2404.08330).
+        singularity: [] L_e (eq 6).
+        ranking: [] L_r (eq 7); 0 where there is only one depth.
+        heterogeneity: [L+1] H by depth (eq 2), detached.
         weights: Weight of each term at this step, warm-up and balance included.
         token_norm: [L+1] mean norm of the patch tokens by depth; None without diagnostics.
-        diagonal_mass: [] what visible tokens give to themselves at depth 0, or None.
-        masked_mass: [] what visible tokens give to masked ones at depth 0, or None.
+        diagonal_mass: [] mass that visible tokens give to themselves at depth 0, or None.
+        masked_mass: [] mass that visible tokens give to masked ones at depth 0, or None.
     """
 
     total: Tensor
@@ -52,19 +55,35 @@ class MTOTerms:
     diagonal_mass: Tensor | None = None
     masked_mass: Tensor | None = None
 
-    def as_dict(self) -> dict[str, float | list[float] | dict[str, float]]:
-        """The same as plain numbers for a logger; waits for the device."""
-        names = ("total", "sparsity", "singularity", "ranking", "heterogeneity")
-        found = {name: getattr(self, name) for name in (*names, *_DIAGNOSTICS)}
-        plain = {name: value.tolist() for name, value in found.items() if value is not None}
-        return plain | {"weights": {name: float(w) for name, w in self.weights.items()}}
+    def scalars(self, prefix: str = "mto/") -> dict[str, float]:
+        """Everything measured as a flat dict for a logger; waits for the device once.
 
+        Args:
+            prefix: Put before each name.
 
-_DIAGNOSTICS = ("token_norm", "diagonal_mass", "masked_mass")
+        Returns:
+            Floats by name: "mto/total", "mto/sparsity", "mto/weight/sparsity",
+            "mto/heterogeneity/00" by depth, and so on. A value that was not measured is left out,
+            so that a logger keeps the newest one.
+        """
+        found: dict[str, Tensor] = {}
+        for name in ("total", *TERMS, "diagonal_mass", "masked_mass"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
+        for name, weight in self.weights.items():
+            found[f"weight/{name}"] = torch.as_tensor(weight, device=self.total.device)
+        for name in ("heterogeneity", "token_norm"):
+            if (by_depth := getattr(self, name)) is not None:
+                found |= {f"{name}/{depth:02d}": value for depth, value in enumerate(by_depth)}
+        plain = torch.stack([value.detach().double() for value in found.values()]).tolist()
+        named = zip(found, plain, strict=True)
+        return {prefix + name: value for name, value in named if value == value}  # no NaN
 
 
 class MaskedTokenOptimization(nn.Module):
     """Masked Token Optimization: L_mto = w_spa L_spa + w_e L_e + w_r L_r.
+
+    Source: "Emerging Property of Masked Token for Effective Pre-training", arXiv 2404.08330.
 
     Has no parameters and draws no random numbers. Its state dict is empty unless `config.balance`
     is set; then it holds the running gradient norms, and belongs into the recipe's checkpoint.
@@ -72,6 +91,9 @@ class MaskedTokenOptimization(nn.Module):
 
     Args:
         config: Weights and forms; see `MTOConfig`.
+
+    Raises:
+        TypeError: `config` is no `MTOConfig`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -85,13 +107,17 @@ class MaskedTokenOptimization(nn.Module):
 
     def __init__(self, config: MTOConfig) -> None:
         super().__init__()
+        if not isinstance(config, MTOConfig):
+            mend = f"MTOConfig.preset({config!r})" if isinstance(config, str) else "MTOConfig(...)"
+            raise TypeError(f"config must be a MTOConfig, got {type(config).__name__}: pass {mend}")
         self.config = config
+        self.active_terms = [name for name, weight in config.weights.items() if weight > 0]
         self.balance: GradientBalance | None = None
-        on = [name for name, weight in config.weights.items() if weight > 0]
-        if config.balance is not None and on:
+        self._warned = False
+        if config.balance is not None and self.active_terms:
             self.balance = GradientBalance(
-                list(config.weights),
-                on,
+                list(TERMS),
+                self.active_terms,
                 ratio=config.balance,
                 every=config.balance_every,
                 decay=config.balance_decay,
@@ -121,9 +147,12 @@ class MaskedTokenOptimization(nn.Module):
                 and for balance.
             loss: The recipe's own loss, a mean over this batch, before loss scaling and before
                 division by accumulation steps. Needed for balance only, and in all ranks.
-            diagnostics: Whether to fill `token_norm`, `diagonal_mass` and `masked_mass`.
+            diagnostics: True on a step that is logged: all terms and depths are measured, and
+                `token_norm`, `diagonal_mass` and `masked_mass` filled. False computes only the
+                terms with a weight, or nothing at all.
 
         Raises:
+            TypeError: The mask is no tensor, or the tokens are no sequence.
             ValueError: No images or tokens, tokens and mask do not fit, a hierarchical mask is
                 misaligned, ranking with one depth, `step` or `loss` is missing, or nothing that a
                 weighted term depends on requires grad.
@@ -131,12 +160,21 @@ class MaskedTokenOptimization(nn.Module):
                 `torch.compile`.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
-        grids, masks, indices = align(tokens, prefix, mask)
+        active = self.active_terms
+        if len(tokens) < 2 and "ranking" in active:
+            raise ValueError(
+                "ranking compares depths, but there is only one: trace at least one block, or set "
+                "ranking=0"
+            )
+        depths = range(len(tokens))
+        if not diagnostics and "ranking" not in active:
+            depths = range(1 if active else 0)
         weights = self._weights(step, loss)
-        on = [name for name, weight in self.config.weights.items() if weight > 0]
         if torch.is_grad_enabled():
-            check_grad(grids, on)
-        values, h = self._terms(grids, indices, on)
+            check_grad(tokens, active)
+        layers = align(tokens, prefix, mask, depths) if depths else {}
+        self._warned = self._warned or warn_undefined(layers)
+        values, h = self._terms(layers, list(TERMS) if diagnostics else active, active, tokens)
         if (
             self.balance is not None
             and loss is not None
@@ -146,23 +184,13 @@ class MaskedTokenOptimization(nn.Module):
         ):
             self.balance.measure(loss, values, tokens[0])
         total = h.new_zeros(())
-        for name in on:
+        for name in active:
             total = total + weights[name] * values[name]
-        diagonal = masked = norms = None
-        if diagnostics:
-            norms = token_norms(grids, prefix)
-            scale = self.config.scale
-            both = visible_mass(grids[0], masks[0], indices[0], scale=scale)
-            diagonal, masked = (mass.mean() for mass in both)
-        return MTOTerms(
-            total=total,
-            heterogeneity=h.detach().mean(1),
-            weights=weights,
-            token_norm=norms,
-            diagonal_mass=diagonal,
-            masked_mass=masked,
-            **values,
-        )
+        terms = MTOTerms(total=total, heterogeneity=h, weights=weights, **values)
+        return self._diagnosed(terms, layers, prefix) if diagnostics else terms
+
+    if TYPE_CHECKING:
+        __call__ = forward  # for editors: nn.Module types its own as Any
 
     def grad_ratios(
         self,
@@ -194,13 +222,12 @@ class MaskedTokenOptimization(nn.Module):
                 does not depend on.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
-        grids, _, indices = align(tokens, prefix, mask)
-        source = tokens[0]
+        layers = align(tokens, prefix, mask, range(len(tokens)))
+        names = [name for name in TERMS if name != "ranking" or len(tokens) > 1]
         with torch.enable_grad():
-            norm = gradient_norm(loss, source, "the loss").item()
-            names = ["sparsity", "singularity"] + (["ranking"] if len(grids) > 1 else [])
-            values, _ = self._terms(grids, indices, names)
-            ratios = {name: gradient_norm(values[name], source, name).item() for name in names}
+            norm = gradient_norm(loss, tokens[0], "the loss").item()
+            values, _ = self._terms(layers, names, names, tokens)
+            ratios = {name: gradient_norm(values[name], tokens[0], name).item() for name in names}
         return {name: value / norm if norm else float("inf") for name, value in ratios.items()}
 
     def extra_repr(self) -> str:
@@ -226,53 +253,88 @@ class MaskedTokenOptimization(nn.Module):
         return {name: weight * (step / config.warmup_steps) for name, weight in weights.items()}
 
     def _terms(
-        self, grids: list[Tensor], indices: list[MaskIndex], on: list[str]
+        self,
+        layers: dict[int, Layer],
+        wanted: Sequence[str],
+        active: Sequence[str],
+        tokens: list[Tensor],
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Unweighted terms, [] each, and H [L+1, B]; with graph only what `on` needs."""
+        """Unweighted terms, [] each, and H [L+1]: NaN if not wanted, a graph only if active."""
         config = self.config
+        h: dict[int, Tensor] = {}  # [B] by depth
+        if {"singularity", "ranking"} & set(wanted):
+            with_graph = [
+                depth
+                for depth in layers
+                if "ranking" in active or (depth == 0 and "singularity" in active)
+            ]
+            saved = _saved_logits(layers, with_graph, tokens)
+            for depth, (x, _, split) in layers.items():
+                with _graph(depth in with_graph):
+                    h[depth] = heterogeneity_of(
+                        x,
+                        split,
+                        scale=config.scale,
+                        backend=config.backend,
+                        save_logits=depth in saved,
+                    )
+        unmeasured = tokens[0].new_full((), torch.nan, dtype=compute_dtype(tokens[0]))
+        terms = dict.fromkeys(TERMS, unmeasured)
+        if "sparsity" in wanted:
+            with _graph("sparsity" in active):
+                x, _, split = layers[0]
+                rows = sparsity_of(
+                    x,
+                    split,
+                    reduction=config.reduction,
+                    scale=config.scale,
+                    backend=config.backend,
+                )
+                terms["sparsity"] = rows.mean()
+        if "singularity" in wanted:
+            with _graph("singularity" in active):
+                valid = layers[0].split.defined
+                terms["singularity"] = singularity_loss(h[0], eps=config.eps, valid=valid).mean()
+        if "ranking" in wanted:
+            with _graph("ranking" in active):
+                ranking = torch.zeros_like(h[0])
+                if len(h) > 1:
+                    defined = torch.stack([layer.split.defined for layer in layers.values()])
+                    by_depth = torch.stack([h[depth] for depth in range(len(h))])
+                    ranking = ranking_loss(by_depth, direction=config.direction)
+                    ranking = ranking.masked_fill(~defined.all(0), 0)
+                terms["ranking"] = ranking.mean()
+        means = [h[d].detach().mean() if d in h else unmeasured for d in range(len(tokens))]
+        return terms, torch.stack(means)
 
-        def graph(needed: bool) -> nullcontext[None] | torch.no_grad:
-            return nullcontext() if needed else torch.no_grad()
-
-        h = []
-        how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
-        needed = ["ranking" in on] * len(grids)
-        needed[0] |= "singularity" in on
-        keep = _affordable(grids, indices, needed)
-        for depth, (tokens, index) in enumerate(zip(grids, indices, strict=True)):
-            with graph(needed[depth]):
-                h.append(heterogeneity_of(tokens, index, keep=keep[depth], **how))
-        defined = [(i.num_masked > 0) & (i.num_visible > 1) for i in indices]
-        with graph("sparsity" in on):
-            sparsity = sparsity_of(grids[0], indices[0], reduction=config.reduction, **how)
-        with graph("singularity" in on):
-            singularity = singularity_loss(h[0], eps=config.eps, valid=defined[0])
-        stacked = torch.stack(h)
-        if len(h) < 2 and "ranking" in on:
-            raise ValueError(
-                "ranking compares depths, but there is only one: trace at least one block, or set "
-                "ranking=0"
-            )
-        with graph("ranking" in on):
-            ranking = torch.zeros_like(h[0])
-            if len(h) > 1:
-                ranking = ranking_loss(stacked, direction=config.direction)
-                ranking = ranking.masked_fill(~torch.stack(defined).all(0), 0)
-        terms = {"sparsity": sparsity, "singularity": singularity, "ranking": ranking}
-        return {name: value.mean() for name, value in terms.items()}, stacked
+    def _diagnosed(self, terms: MTOTerms, layers: dict[int, Layer], prefix: int) -> MTOTerms:
+        """The terms with `token_norm`, `diagonal_mass` and `masked_mass`."""
+        first = layers[0]
+        masses = attention_mass(first.tokens, first.mask, first.split, scale=self.config.scale)
+        diagonal, masked = (mass.mean() for mass in masses)
+        with torch.no_grad():
+            patches = [layer.tokens[:, prefix:] for _, layer in sorted(layers.items())]
+            norms = [
+                torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
+            ]
+        return replace(
+            terms, token_norm=torch.stack(norms), diagonal_mass=diagonal, masked_mass=masked
+        )
 
 
-def _affordable(grids: list[Tensor], indices: list[MaskIndex], needed: list[bool]) -> list[bool]:
-    """At which depths to save the logits of H: of those with a graph the last, as `KEEP` allows."""
-    keep = [False] * len(grids)
-    if any(index.masked is None for index in indices):  # while torch.compile traces
-        return keep
-    left = KEEP * sum(tokens.nbytes for tokens in grids)
-    for depth in reversed(range(len(grids))):
-        masked, visible = indices[depth].masked, indices[depth].visible
-        if masked is None or visible is None or not needed[depth]:
-            continue
-        size = masked.numel() * visible.shape[1] * compute_dtype(grids[depth]).itemsize
-        keep[depth] = size <= left
-        left -= size * keep[depth]
-    return keep
+def _graph(needed: bool) -> nullcontext[None] | torch.no_grad:
+    return nullcontext() if needed else torch.no_grad()
+
+
+def _saved_logits(layers: dict[int, Layer], depths: list[int], tokens: list[Tensor]) -> list[int]:
+    """Depths whose logits are saved for backward: last depth first, within the byte budget."""
+    if torch.compiler.is_compiling():  # sets are not known: logits would be N x N
+        return []
+    saved, left = [], SAVED_LOGITS_SHARE * sum(t.nbytes for t in tokens)
+    for depth in reversed(depths):
+        x, _, split = layers[depth]
+        logits = split.masked.rows.numel() * split.visible.rows.shape[1]
+        if logits * compute_dtype(x).itemsize <= left:
+            saved.append(depth)
+            left -= logits * compute_dtype(x).itemsize
+    return saved

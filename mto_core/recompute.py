@@ -1,217 +1,235 @@
-"""Row entropy that saves the tokens the model holds anyway, and computes logits anew in backward.
+"""Row entropy that saves no logits for the backward but makes them anew, chunk by chunk.
 
-Per row, the largest logit m, Z = Σ exp(s - m) and the entropy H are saved. From the logits s made
-anew, dH/ds_j = -p_j (log p_j + H); the rest is what any product Q Kᵀ does with its gradient.
+Saved are the tokens, which the model holds anyway, and three numbers per row: the largest logit m,
+Z = Σ exp(s - m) and the entropy H. From the logits s, dH/ds_j = -p_j (log p_j + H).
 
-`forward` and `backward` are plain torch, for any device. An `autograd.Function` calls them; or,
-while `torch.compile` traces, two custom operators do. To the compiler these are single nodes, so
-that the loop over chunks and the float32 products stay as written and nothing of size B x N x N is
-made. In eager mode the way to an operator and back takes some 5 % of the time on a CPU.
+Forward and backward are two custom operators in plain torch, for any device. To `torch.compile`
+they are single nodes, so the chunk loop stays and nothing of size B x N x N is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mto_core.chunks import Problem, Rows, zeros_like
+from mto_core.checks import compute_dtype
+from mto_core.split import TokenRows, take
 
-Pair: TypeAlias = tuple[Tensor, Tensor]
+# Numbers of a chunk, gathered tokens and logits together: 64 MiB in float32. ViT-B of SimMIM has
+# 120 queries and 76 keys of 768 numbers, so an image takes 196 · 768 + 120 · 76 = 160 k numbers and
+# a chunk holds 104 images. All of B = 128 would take 82 MB; the tokens of one depth are 77 MB.
+CHUNK_ELEMENTS = 1 << 24
+MIN_ROWS = 64  # a chunk of one image has at least so many queries
 
-SCHEMA = (
-    "Tensor? query_index, Tensor? key_index, Tensor? query_valid, Tensor? key_valid, "
-    "Tensor? place, float scale, bool normalize, int num_prefix_tokens"
-)
+# exp(-64) = 1.6e-28: a lower logit moves H by under 1e-22 nat, but exp of it may be denormal, which
+# is ten times as slow on a CPU.
+MIN_SHIFTED_LOGIT = -64.0
+
+Result = TypeVar("Result")
 
 
-NUM_INDICES = 5  # the leading fields of Rows, which are tensors
+def recompute(
+    tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float, save_logits: bool = False
+) -> Tensor:
+    """Entropy [B, Q] of each row of softmax(scale · Q Kᵀ), 0 on padding.
 
-
-def recompute(queries: Tensor, keys: Tensor | None, rows: Rows, *, keep: bool = False) -> Tensor:
-    """Entropy [B, R] of each row; `keys` None means that the keys are among `queries` too.
-
-    With `keep` the logits, B x R x K numbers, are saved after all, which spares the backward one of
-    its three products. Under `torch.compile` they are not.
+    Args:
+        tokens: [B, T, D].
+        queries: Rows [B, Q] of the tokens.
+        keys: Rows [B, K] of the tokens.
+        scale: Factor on the logits.
+        save_logits: Saves B x Q x K numbers, and spares the backward one of its three products.
     """
-    entropy: Tensor
-    if torch.compiler.is_compiling():
-        entropy = forward_op(queries, keys, *rows)[0]
-    else:
-        entropy = RowEntropy.apply(queries, keys, rows, keep)
-        _postpone_backward(entropy, queries)
+    rows = queries.rows, keys.rows, queries.valid, keys.valid
+    entropy: Tensor = forward(tokens, *rows, scale, save_logits)[0]
+    if not torch.compiler.is_compiling():
+        _postpone_backward(entropy, tokens)
     return entropy
 
 
-def _postpone_backward(entropy: Tensor, tokens: Tensor) -> None:
-    """Has the gradient by `tokens` computed when the model's backward gets there, not before.
+def key_mean(keys: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean [B, 1, D] of the valid keys [B, K, D].
 
-    Autograd runs the youngest node first. The terms of all depths are younger than the model, so
-    all their gradients, each as large as the tokens, would be made at once and wait for the model's
-    backward to take them. With the age of the tokens' own node they are made one at a time.
+    Without it in the keys all logits of a row change alike, and no probability. A large logit is
+    mostly what tokens have in common; float32 then has no digits left for differences. At logits of
+    3e4 the error of near ties falls from 3e-3 nat to 1e-6. No gradient is due to the mean.
     """
-    node, source = entropy.grad_fn, tokens.grad_fn
-    if node is not None and source is not None and hasattr(node, "_set_sequence_nr"):
-        node._set_sequence_nr(source._sequence_nr())
+    if valid is None:
+        return keys.mean(1, keepdim=True)
+    share = valid / valid.sum(1, keepdim=True).clamp_min(1)
+    return share.to(keys.dtype)[:, None] @ keys
 
 
-def _full_precision(solve: Callable[..., Pair]) -> Callable[..., Pair]:
+def shifted_logits(
+    q: Tensor, k: Tensor, valid: Tensor | None, top: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """s - m [b, r, K] for s = q kᵀ, and the largest valid logit m [b, r, 1] of each row."""
+    logits = q @ k.mT  # [b, r, K]
+    if valid is not None:  # finite: -inf times a probability of 0 is NaN
+        logits = logits.masked_fill(~valid[:, None], torch.finfo(q.dtype).min)
+    if top is None:
+        top = logits.detach().amax(-1, keepdim=True)
+    return (logits - top).clamp_min(MIN_SHIFTED_LOGIT), top
+
+
+def exp_valid(shifted: Tensor, valid: Tensor | None) -> Tensor:
+    """exp(s - m) [b, r, K], 0 for keys that are padding."""
+    weights = shifted.exp()
+    return weights if valid is None else weights.masked_fill(~valid[:, None], 0)
+
+
+def chunks(shape: Sequence[int], keys: int, dim: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of queries [B, Q]: as many images as fit, or the queries of one image in parts."""
+    batch, queries = shape
+    if not queries or not keys:
+        return
+    images = max(1, CHUNK_ELEMENTS // ((queries + keys) * dim + queries * keys))
+    rows = max(MIN_ROWS, (CHUNK_ELEMENTS - keys * dim) // (keys + dim))
+    for image in range(0, batch, images):
+        for row in range(0, queries, rows):
+            yield slice(image, image + images), slice(row, row + rows)
+
+
+def _full_precision(solve: Callable[..., Result]) -> Callable[..., Result]:
     """Runs without autocast and TensorFloat-32, which put logits of 1e4 off by nats."""
 
     @wraps(solve)
-    def run(first: Tensor, *rest: Any, **kept: Any) -> Pair:
-        device = first.device.type
-        if device == "cpu" and not torch.is_autocast_enabled(device):
-            return solve(first, *rest, **kept)
-        with torch.autocast(device, enabled=False):
-            if device != "cuda":
-                return solve(first, *rest, **kept)
+    def run(first: Tensor, *rest: Any) -> Result:
+        with torch.autocast(first.device.type, enabled=False):
+            if first.device.type != "cuda":
+                return solve(first, *rest)
             matmul: Any = torch.backends.cuda.matmul
-            new = torch.__version__ >= "2.9"
+            new = hasattr(matmul, "fp32_precision")
             name, full = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
             before = getattr(matmul, name)
             setattr(matmul, name, full)
             try:
-                return solve(first, *rest, **kept)
+                return solve(first, *rest)
             finally:
                 setattr(matmul, name, before)
 
     return run
 
 
-@_full_precision
-def forward(
-    queries: Tensor, keys: Tensor | None, *rest: Any, keep: list[Tensor] | None = None
-) -> Pair:
-    """H [B, R], and m and Z [2, B, R]; `rest` are the fields of `Rows`.
-
-    The logits of each chunk, less m, are appended to `keep`.
-    """
-    problem = Problem(queries, keys, Rows(*rest))
-    entropy, stats = problem.outputs()
-    for images, row_chunks in problem.chunks():
-        for rows, (q, _), (k, _) in problem.take(images, row_chunks):
-            logits = problem.logits(q, k, images)
-            top = logits.amax(1)
-            weights = problem.shift(logits, top.unsqueeze(1)).exp()
-            total = weights.sum(1)
-            if keep is not None:
-                keep.append(logits)
-                logits = logits * weights
-            else:
-                logits.mul_(weights)
-            spread = logits.sum(1).div_(total)
-            entropy[images, rows] = total.log().sub_(spread)
-            stats[:, images, rows] = torch.stack((top, total))
-    return problem.only_valid(entropy), stats
+ROWS = "Tensor query_index, Tensor key_index, Tensor? query_valid, Tensor? key_valid, float scale"
 
 
 @_full_precision
-def backward(
+def _forward(
+    tokens: Tensor,
+    query_index: Tensor,
+    key_index: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    scale: float,
+    save_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """H [B, Q]; m and Z [2, B, Q]; s - m [B, Q, K], or nothing [0] unless `save_logits`."""
+    entropy, stats, saved = _outputs(tokens, query_index, key_index, save_logits)
+    flat = tokens.flatten(0, 1)  # [B·T, D]
+    for images, rows in chunks(query_index.shape, key_index.shape[1], tokens.shape[2]):
+        valid = None if key_valid is None else key_valid[images]  # [b, K]
+        q = take(flat, query_index[images, rows]) * scale  # [b, r, D]
+        k = take(flat, key_index[images])  # [b, K, D]
+        shifted, top = shifted_logits(q, k - key_mean(k, valid), valid)  # [b, r, K], [b, r, 1]
+        weights = exp_valid(shifted, valid)  # [b, r, K]
+        total = weights.sum(-1)  # [b, r]
+        total += total == 0  # no keys: log 1 = 0
+        entropy[images, rows] = total.log() - (weights * shifted).sum(-1) / total
+        stats[:, images, rows] = torch.stack((top[..., 0], total))
+        if save_logits:
+            saved[images, rows] = shifted
+    return entropy if query_valid is None else entropy.masked_fill(~query_valid, 0), stats, saved
+
+
+@_full_precision
+def _backward(
     grad: Tensor,
     entropy: Tensor,
     stats: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    *rest: Any,
-    kept: Sequence[Tensor] = (),
-) -> Pair:
-    """Gradients by queries and keys, the latter empty where `keys` is None."""
-    problem = Problem(queries, keys, Rows(*rest))
-    top, total = stats.unsqueeze(2)
-    # p (log p + H) is exp(s - m) (s - m - shift) / Z; 1 / Z and all that is per row go to `factor`
-    shift = total.log() - entropy.unsqueeze(1)
-    factor = problem.only_valid(grad * -problem.rows.scale).unsqueeze(1) / total
-    grad_queries, grad_keys = problem.room_for_gradient(), zeros_like(keys)
-    saved = iter(kept)
-    for images, row_chunks in problem.chunks():
-        grad_k = None
-        for rows, queries_, keys_ in problem.take(images, row_chunks):
-            (q, through_q), (k, through_k) = queries_, keys_
-            logits = next(saved, None)
-            if logits is None:
-                logits = problem.shift(problem.logits(q, k, images), top[images, :, rows])
-            weights = logits.exp()
-            weights.mul_(logits - shift[images, :, rows]).mul_(factor[images, :, rows])
-            if problem.whole:
-                problem.fill(grad_queries, images, weights, queries_, keys_)
-                continue
-            problem.queries.put(grad_queries, through_q(torch.bmm(weights.mT, k)), images, rows)
-            if grad_k is None:
-                grad_k = torch.bmm(weights, q)
-            else:
-                grad_k.baddbmm_(weights, q)
-        if grad_k is not None:
-            target = grad_queries if keys is None else grad_keys
-            problem.keys.put(target, through_k(grad_k), images)
-    return grad_queries, grad_keys
-
-
-class RowEntropy(torch.autograd.Function):
-    """The eager way to `forward` and `backward`."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor | None, rows: Rows, keep: bool) -> Tensor:
-        """H [B, R]."""
-        kept: list[Tensor] = []
-        entropy, stats = forward(queries, keys, *rows, keep=kept if keep else None)
-        ctx.save_for_backward(entropy, stats, queries, keys, *rows[:NUM_INDICES], *kept)
-        ctx.rest = rows[NUM_INDICES:]
-        return entropy
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by queries and keys."""
-        entropy, stats, queries, keys, *saved = ctx.saved_tensors
-        rows, kept = (*saved[:NUM_INDICES], *ctx.rest), saved[NUM_INDICES:]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            # The operator refuses a second derivative, and is opaque to compiled autograd.
-            grads = backward_op(grad, entropy, stats, queries, keys, *rows)
+    saved: Tensor,
+    tokens: Tensor,
+    query_index: Tensor,
+    key_index: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Gradient [B, T, D] by the tokens."""
+    if query_valid is not None:
+        grad = grad.masked_fill(~query_valid, 0)
+    top, total = stats.unsqueeze(-1)  # [B, Q, 1] each
+    # dH/ds = -p (log p + H) = -exp(s - m) / Z · ((s - m) - (log Z - H))
+    factor = -grad.unsqueeze(-1) / total  # [B, Q, 1]
+    shift = total.log() - entropy.unsqueeze(-1)  # [B, Q, 1]
+    flat = tokens.flatten(0, 1)  # [B·T, D]
+    by_tokens = torch.zeros_like(flat, dtype=entropy.dtype)  # [B·T, D]
+    for images, rows in chunks(query_index.shape, key_index.shape[1], tokens.shape[2]):
+        valid = None if key_valid is None else key_valid[images]  # [b, K]
+        q = take(flat, query_index[images, rows]) * scale  # [b, r, D]
+        k = take(flat, key_index[images])  # [b, K, D]
+        k = k - key_mean(k, valid)
+        if saved.numel():
+            shifted = saved[images, rows]  # [b, r, K]
         else:
-            grads = backward(grad, entropy, stats, queries, keys, *rows, kept=kept)
-        return grads[0], None if keys is None else grads[1], None, None
+            shifted, _ = shifted_logits(q, k, valid, top[images, rows])
+        by_logits = exp_valid(shifted, valid) * (shifted - shift[images, rows])  # [b, r, K]
+        by_logits *= factor[images, rows]
+        by_q, by_k = (by_logits @ k) * scale, by_logits.mT @ q  # [b, r, D], [b, K, D]
+        by_tokens.index_add_(0, query_index[images, rows].flatten(), by_q.flatten(0, 1))
+        by_tokens.index_add_(0, key_index[images].flatten(), by_k.flatten(0, 1))
+    return by_tokens.view(tokens.shape).to(tokens.dtype)
 
 
-forward_op = torch.library.custom_op(
+def _outputs(
+    tokens: Tensor, query_index: Tensor, key_index: Tensor, save_logits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = query_index.shape
+    entropy = tokens.new_zeros(shape, dtype=compute_dtype(tokens))
+    logits = (*shape, key_index.shape[1]) if save_logits else (0,)
+    return entropy, entropy.new_zeros(2, *shape), entropy.new_empty(logits)
+
+
+forward = torch.library.custom_op(
     "mto_core::row_entropy",
-    forward,
+    _forward,
     mutates_args=(),
-    schema=f"(Tensor queries, Tensor? keys, {SCHEMA}) -> (Tensor, Tensor)",
+    schema=f"(Tensor tokens, {ROWS}, bool save_logits) -> (Tensor, Tensor, Tensor)",
 )
-backward_op = torch.library.custom_op(
+backward = torch.library.custom_op(
     "mto_core::row_entropy_backward",
-    backward,
+    _backward,
     mutates_args=(),
-    schema="(Tensor grad, Tensor entropy, Tensor stats, Tensor queries, Tensor? keys, "
-    f"{SCHEMA}) -> (Tensor, Tensor)",
+    schema="(Tensor grad, Tensor entropy, Tensor stats, Tensor saved, Tensor tokens, "
+    f"{ROWS}) -> Tensor",
 )
 
 
-@forward_op.register_fake
-def _(queries: Tensor, keys: Tensor | None, *rest: Any) -> Pair:
-    return Problem(queries, keys, Rows(*rest)).outputs()
+@forward.register_fake
+def _(tokens: Tensor, query_index: Tensor, key_index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _outputs(tokens, query_index, key_index, rest[-1])
 
 
-@backward_op.register_fake
+@backward.register_fake
 def _(
-    grad: Tensor, entropy: Tensor, stats: Tensor, queries: Tensor, keys: Tensor | None, *rest: Any
-) -> Pair:
-    return zeros_like(queries), zeros_like(keys)
+    grad: Tensor, entropy: Tensor, stats: Tensor, saved: Tensor, tokens: Tensor, *rows: Any
+) -> Tensor:
+    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    queries, keys, *rest = inputs
-    ctx.save_for_backward(*output, queries, keys, *rest[:NUM_INDICES])
-    ctx.rest = rest[NUM_INDICES:]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.scale = inputs[5]
+    ctx.save_for_backward(*output, *inputs[:5])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    keys = ctx.saved_tensors[3]
-    grads = backward_op(grad, *ctx.saved_tensors, *ctx.rest)
-    return (grads[0], None if keys is None else grads[1], *[None] * len(Rows._fields))
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    by_tokens = None if grad is None else backward(grad, *ctx.saved_tensors, ctx.scale)
+    return by_tokens, None, None, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> None:
@@ -220,5 +238,16 @@ def _refuse(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-forward_op.register_autograd(_differentiate, setup_context=_save)
-backward_op.register_autograd(_refuse)
+forward.register_autograd(_differentiate, setup_context=_save)
+backward.register_autograd(_refuse)
+
+
+def _postpone_backward(entropy: Tensor, tokens: Tensor) -> None:
+    """Has the gradient by `tokens` made when the model's backward gets there, not before.
+
+    Autograd runs the youngest node first. The terms are younger than the model, so the gradients of
+    all depths would be made at once, each as large as the tokens, and wait in memory.
+    """
+    node, source = entropy.grad_fn, tokens.grad_fn
+    if node is not None and source is not None and hasattr(node, "_set_sequence_nr"):
+        node._set_sequence_nr(source._sequence_nr())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -30,6 +30,11 @@ _NO_GRAD = (
 _CHANGED = (
     "the tokens at depth {depth} were changed in place after they were recorded: the values now "
     "are not those that the block saw. Replace the in-place operation, e.g. x += y by x = x + y."
+)
+_STALE = (
+    "the model ran again, with the trace not armed, after these tokens were recorded: they are of "
+    "an earlier forward. Arm the trace around every forward that gets the MTO loss (with trace:) "
+    "and read tokens_by_depth before the model runs again."
 )
 
 
@@ -73,8 +78,9 @@ class TokenTrace:
     forward at a time. It works eagerly, under torch.compile (whole model or blocks), DDP, DeepSpeed
     ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. Whether the
     tokens have a gradient is judged when they are read: under reentrant checkpointing they get it
-    only after the hook has run. A deep copy or pickle of the traced model is not traced. Tokens
-    that are changed in place after a block are refused, but under torch.compile this goes unseen.
+    only after the hook has run. A deep copy or pickle of the traced model is not traced. Tokens of
+    an earlier forward are refused once the model has run again, and tokens that were changed in
+    place after a block; under torch.compile the latter goes unseen.
 
     Args:
         blocks: The transformer blocks in the order in which they run, each once per forward. A
@@ -86,7 +92,7 @@ class TokenTrace:
 
     Raises:
         ValueError: No blocks, one block twice, or a negative `num_prefix_tokens`.
-        TypeError: A block is not a module.
+        TypeError: A block is not a module, or a whole model stands for its blocks.
         TraceError: A block is compiled already.
 
     Example:
@@ -105,7 +111,7 @@ class TokenTrace:
         *,
         require_grad: bool = True,
     ) -> None:
-        modules = list(blocks)
+        modules = _list_blocks(blocks)
         _check_blocks(modules, num_prefix_tokens)
         self.num_prefix_tokens = num_prefix_tokens
         self.require_grad = require_grad
@@ -115,6 +121,7 @@ class TokenTrace:
         self._tokens: list[Tensor | None] = []
         self._versions: list[int | None] = []
         self._twice: list[int] = []
+        self._stale = False
         self.clear()
         hook = _InputHook(self, modules[0])
         self._handles = [modules[0].register_forward_pre_hook(hook, with_kwargs=True)]
@@ -141,6 +148,7 @@ class TokenTrace:
         self._tokens = [None] * self._size
         self._versions = [None] * self._size
         self._twice = []
+        self._stale = False
 
     def close(self) -> None:
         """Removes the hooks; the trace cannot be armed again."""
@@ -156,8 +164,8 @@ class TokenTrace:
         """What the last armed forward recorded: L + 1 tensors [B, N, D] for L blocks.
 
         Raises:
-            TraceError: Nothing was recorded at some depth, something twice, tokens were changed in
-                place since, or have no gradient.
+            TraceError: Nothing was recorded at some depth, something twice, the model ran again
+                since, tokens were changed in place since, or have no gradient.
         """
         missing = [depth for depth, tokens in enumerate(self._tokens) if tokens is None]
         if missing:
@@ -167,6 +175,8 @@ class TokenTrace:
             depth = self._twice[0]
             what = f"the output of block {depth - 1}" if depth else "the input of the first block"
             raise TraceError(_TWICE.format(what=what))
+        if self._stale:
+            raise TraceError(_STALE)
         tokens = [t for t in self._tokens if t is not None]
         for depth, (t, version) in enumerate(zip(tokens, self._versions, strict=True)):
             if version is not None and t._version != version:
@@ -174,11 +184,6 @@ class TokenTrace:
             if self.require_grad and not t.requires_grad:
                 raise TraceError(_NO_GRAD.format(depth=depth))
         return TracedTokens(tokens, self.num_prefix_tokens)
-
-    @property
-    def source(self) -> Tensor:
-        """The first block's input as it was, prefix included: where gradients are compared."""
-        return self.tokens_by_depth.whole[0]
 
     def __enter__(self) -> TokenTrace:
         """Arms."""
@@ -238,6 +243,9 @@ class _InputHook:
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.trace.armed:
             self.trace._record(0, args[0] if args else kwargs.get(self.name))
+        # Activation checkpointing runs blocks again within backward, which is no new forward.
+        elif torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self.trace._stale = True
 
 
 class _OutputHook:
@@ -266,6 +274,20 @@ def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0) -> Tensor:
             f"num_prefix_tokens={num_prefix_tokens}"
         )
     return tokens.flatten(1, 2)
+
+
+def _list_blocks(blocks: Any) -> list[nn.Module]:
+    if isinstance(blocks, nn.Module) and not isinstance(blocks, Iterable):
+        lists = [
+            f"model.{name}"
+            for name, child in blocks.named_children()
+            if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1
+        ]
+        raise TypeError(
+            f"blocks must be a sequence of transformer blocks, got {type(blocks).__name__}: pass "
+            f"{' or '.join(lists) or 'model.blocks'}, the blocks that hold the mask tokens"
+        )
+    return list(blocks)
 
 
 def _check_blocks(blocks: list[nn.Module], num_prefix_tokens: int) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mto_core import chunks
-from mto_core.entropy import choose, row_entropy, split_mask, token_entropy
+from mto_core import recompute
+from mto_core.entropy import masked_entropy, resolve_backend, row_entropy, visible_entropy
 from mto_core.losses import (
     heterogeneity,
     heterogeneity_of,
@@ -18,6 +18,7 @@ from mto_core.losses import (
     singularity_loss,
     sparsity_loss,
 )
+from mto_core.split import MaskSplit, split_mask
 
 BACKENDS = ["dense", "recompute"]
 MASKS = {
@@ -48,8 +49,8 @@ def reference(
 
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 60})
-    monkeypatch.setattr(chunks, "MIN_ROWS", 2)
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 60)
+    monkeypatch.setattr(recompute, "MIN_ROWS", 2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -121,38 +122,41 @@ def test_chunks_change_nothing(
     x = torch.randn(len(mask), 7 + prefix, 5, dtype=torch.float64, requires_grad=True)
 
     def run(backend: str, keep: bool = False) -> tuple[Tensor, ...]:
-        index = split_mask(mask, prefix)
-        h = token_entropy(x, index, rows=rows, scale=scale, backend=backend, keep=keep)
+        split, how = split_mask(mask, prefix), {"scale": scale, "backend": backend}
+        if rows == "masked":
+            h = masked_entropy(x, split, save_logits=keep, **how)
+        else:
+            h = visible_entropy(x, split, **how)
         total = (h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum()
         first = torch.autograd.grad(total, x, retain_graph=True)[0]
         return h, first, torch.autograd.grad(total, x)[0]  # nothing that was saved is overwritten
 
     whole = run("dense")
     for elements, min_rows in [(1 << 22, 64), (60, 2), (1, 1)]:
-        monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": elements})
-        monkeypatch.setattr(chunks, "MIN_ROWS", min_rows)
+        monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(recompute, "MIN_ROWS", min_rows)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
-        torch.testing.assert_close(run("recompute", keep=True), whole, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(run("recompute", save_logits=True), whole, atol=1e-12, rtol=1e-9)
 
 
-def test_no_more_logits_than_a_chunk_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    logits = chunks.Problem.logits
-    monkeypatch.setattr(
-        chunks.Problem,
-        "logits",
-        lambda *args: made.append((out := logits(*args)).numel()) or out,
-    )
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", {"cpu": 1 << 15})
-    x = torch.randn(3, 300, 8, requires_grad=True)
-    row_entropy(x, x, backend="recompute").sum().backward()
-    assert sum(made) == 2 * 3 * 300 * 300
-    assert max(made) <= 1 << 15
+def test_chunks_cover_all_rows_once_and_keep_to_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 1 << 15)
+    for batch, queries, keys, dim in [(3, 300, 300, 8), (7, 40, 30, 16), (1, 64, 500, 4)]:
+        seen = torch.zeros(batch, queries)
+        for images, rows in recompute.chunks(seen.shape, keys, dim):
+            seen[images, rows] += 1
+            count, height = seen[images, rows].shape
+            assert count * ((height + keys) * dim + height * keys) <= 1 << 15 or height <= 64
+        assert seen.eq(1).all()
 
 
-def saved_beyond(tokens: Tensor, index: tuple[object, ...], backend: str) -> int:
-    """Numbers saved for the backward that are neither tokens nor index."""
-    known = {t.untyped_storage().data_ptr() for t in (tokens, *index) if isinstance(t, Tensor)}
+def saved_beyond(tokens: Tensor, split: MaskSplit, backend: str) -> int:
+    """Numbers saved for the backward that are neither tokens nor rows."""
+    parts = [part for part in split if isinstance(part, Tensor)]
+    parts += [side.rows for side in split[:3]]
+    known = {t.untyped_storage().data_ptr() for t in (tokens, *parts)}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ def saved_beyond(tokens: Tensor, index: tuple[object, ...], backend: str) -> int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = heterogeneity_of(tokens, index, backend=backend)
+        result = heterogeneity_of(tokens, split, backend=backend)
     assert result.requires_grad
     return sum(kept.values())
 
@@ -171,9 +175,9 @@ def test_recompute_saves_three_numbers_per_row(dtype: torch.dtype) -> None:
     mask = torch.zeros(2, 20, dtype=torch.bool)
     mask[:, :12] = True
     tokens = torch.randn(2, 21, 64, requires_grad=True).to(dtype)
-    index = split_mask(mask, 1)
-    assert saved_beyond(tokens, index, "dense") > tokens.numel()  # the count does count
-    assert saved_beyond(tokens, index, "recompute") <= 3 * 2 * 12 + 2 * 2  # and the mean's divisor
+    split = split_mask(mask, 1)
+    assert saved_beyond(tokens, split, "dense") > tokens.numel()  # the count does count
+    assert saved_beyond(tokens, split, "recompute") <= 3 * 2 * 12 + 2 * 2  # and the mean's divisor
 
 
 def test_gradients_are_made_one_depth_at_a_time() -> None:
@@ -189,7 +193,7 @@ def test_gradients_are_made_one_depth_at_a_time() -> None:
         tokens.grad_fn.register_prehook(lambda _, name=f"model {depth}": order.append(name))
         term = heterogeneity(tokens, mask, backend="recompute").sum()
         node = term.grad_fn
-        while node is not None and "RowEntropy" not in node.name():
+        while node is not None and "row_entropy" not in node.name():
             node = node.next_functions[0][0]
         assert node is not None
         node.register_prehook(lambda _, name=f"term {depth}": order.append(name))
@@ -297,25 +301,24 @@ def test_compiled_autograd_takes_it_as_one_node() -> None:
 
 
 def test_auto_goes_by_size() -> None:
-    assert choose("auto", torch.empty(8, 196, 768)) == "recompute"
-    assert choose("auto", torch.empty(64, 17, 64)) == "dense"
-    assert choose("auto", torch.empty(64, 17, 64, device="meta")) == "recompute"
-    assert choose("dense", torch.empty(8, 196, 768)) == "dense"
+    assert resolve_backend("auto", torch.empty(8, 196, 768)) == "recompute"
+    assert resolve_backend("auto", torch.empty(64, 17, 64)) == "dense"
+    assert resolve_backend("auto", torch.empty(64, 17, 64, device="meta")) == "recompute"
+    assert resolve_backend("dense", torch.empty(8, 196, 768)) == "dense"
 
 
 def test_split_mask_orders_and_pads() -> None:
-    index = split_mask(bits(["M..M", "...M"]), num_prefix_tokens=1)
-    assert index.masked is not None
-    assert index.visible is not None
-    assert index.masked[0].tolist() == [1, 4]
-    assert index.masked[1, 0].item() == 5 + 4  # the second image starts at row 5
-    assert index.masked_valid.tolist() == [[True, True], [True, False]]
-    assert index.visible[index.visible_valid].tolist() == [2, 3, 6, 7, 8]
-    assert index.num_masked.tolist() == [2, 1]
-    assert index.num_visible.tolist() == [2, 3]
+    split = split_mask(bits(["M..M", "...M"]), num_prefix_tokens=1)
+    assert split.masked.rows[0].tolist() == [1, 4]
+    assert split.masked.rows[1, 0].item() == 5 + 4  # the second image starts at row 5
+    assert split.masked.valid.tolist() == [[True, True], [True, False]]
+    assert split.visible.rows[split.visible.valid].tolist() == [2, 3, 6, 7, 8]
+    assert split.patches.rows.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
+    assert split.num_masked.tolist() == [2, 1]
+    assert split.num_visible.tolist() == [2, 3]
     equal = split_mask(bits(["M..M", ".MM."]))
-    assert equal.masked_valid is None
-    assert equal.visible_valid is None
+    assert equal.masked.valid is None
+    assert equal.visible.valid is None
 
 
 def test_padding_keys_may_hold_anything_finite() -> None:

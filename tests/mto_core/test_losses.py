@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from mto_core.entropy import split_mask
+from mto_core.split import split_mask
 from mto_core.losses import (
     heterogeneity,
     heterogeneity_of,

@@ -277,7 +277,7 @@ def test_logits_are_saved_only_where_a_backward_will_want_them(monkeypatch):
 
     def spy(tokens, index, *, keep, **how):
         asked.append(keep)
-        return heterogeneity_of(tokens, index, keep=keep, **how)
+        return heterogeneity_of(tokens, index, save_logits=keep, **how)
 
     heterogeneity_of = module.heterogeneity_of
     monkeypatch.setattr(module, "heterogeneity_of", spy)

@@ -104,7 +104,6 @@ def test_what_is_recorded():
     assert [tuple(t.shape) for t in tokens] == [(2, 12, 6)] * 4
     embedded = model.embed(IMAGES)
     assert torch.equal(tokens[0], embedded[:, 1:])
-    assert torch.equal(trace.source, embedded)
     assert torch.equal(tokens[-1], model.run(embedded)[:, 1:])
     assert [torch.equal(a, b) for a, b in zip(tokens[1:3], list(tokens)[1:3], strict=True)] == [
         True,
@@ -119,7 +118,7 @@ def test_grids_are_flattened_row_by_row():
     with trace:
         blocks[0](grid)
     assert torch.equal(trace.tokens_by_depth[1][:, 7], grid[:, 1, 2])
-    assert trace.source is grid
+    assert trace.tokens_by_depth.whole[0] is grid
 
 
 def test_a_swin_of_timm_several_stages():
@@ -153,9 +152,7 @@ def test_only_while_armed():
         _ = trace.tokens_by_depth
     with trace:
         model(IMAGES)
-    kept = trace.source
-    model(IMAGES)
-    assert trace.source is kept
+    assert len(trace.tokens_by_depth) == 4
     trace.clear()
     with pytest.raises(TraceError, match="nothing was captured"):
         _ = trace.tokens_by_depth
@@ -310,6 +307,26 @@ def test_silent_failure_recomputation_records_again(how):
         _ = trace.tokens_by_depth
 
 
+@pytest.mark.parametrize("later", ["training", "evaluation", "compiled", "block by block"])
+def test_silent_failure_tokens_of_an_earlier_forward(later):
+    """Armed once, forgotten later: a new mask would meet old tokens."""
+    torch._dynamo.reset()
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    run = torch.compile(model, backend="aot_eager") if later == "compiled" else model
+    with trace:
+        run(IMAGES)
+    assert len(trace.tokens_by_depth) == 4
+    if later == "block by block":
+        model.run(model.embed(IMAGES))
+    else:
+        with torch.set_grad_enabled(later != "evaluation"):
+            run(IMAGES)
+    with pytest.raises(TraceError, match="earlier forward"):
+        _ = trace.tokens_by_depth
+    torch.testing.assert_close(traced(model, trace, run), by_hand())
+
+
 def test_silent_failure_no_grad():
     model = Model()
     trace = TokenTrace(model.blocks)
@@ -435,6 +452,7 @@ def test_an_error_in_the_model_disarms():
         ([nn.Identity(), print], 0, TypeError, "block 1 is not a module but builtin_function"),
         ([nn.Identity()], -1, ValueError, "num_prefix_tokens must be >= 0"),
         ([Block()] * 2, 0, ValueError, "twice"),
+        (Model(), 0, TypeError, r"got Model: pass model\.blocks"),
     ],
 )
 def test_what_cannot_be_traced_is_refused(blocks, prefix, error, message):
