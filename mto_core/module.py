@@ -170,9 +170,9 @@ class MaskedTokenOptimization(nn.Module):
         if not diagnostics and "ranking" not in active:
             depths = range(1 if active else 0)
         weights = self._weights(step, loss)
+        layers = align(tokens, prefix, mask, depths) if depths else {}
         if torch.is_grad_enabled():
             check_grad(tokens, active)
-        layers = align(tokens, prefix, mask, depths) if depths else {}
         self._warned = self._warned or warn_undefined(layers)
         values, h = self._terms(layers, list(TERMS) if diagnostics else active, active, tokens)
         if (

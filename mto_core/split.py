@@ -34,11 +34,7 @@ class MaskSplit(NamedTuple):
     patches: TokenRows  # [B, N], in their own order
     num_masked: Tensor  # [B] int64
     num_visible: Tensor  # [B] int64
-
-    @property
-    def defined(self) -> Tensor:
-        """bool [B]: images whose heterogeneity can be anything but 0."""
-        return (self.num_masked > 0) & (self.num_visible > 1)
+    defined: Tensor  # [B] bool, images whose heterogeneity can be anything but 0
 
 
 def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
@@ -50,11 +46,12 @@ def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
     batch, size = mask.shape
     num_masked = mask.sum(1)
     num_visible = size - num_masked
+    counts = num_masked, num_visible, (num_masked > 0) & (num_visible > 1)
     length = num_prefix_tokens + size
     patches = row_index(batch, length, num_prefix_tokens, length, mask.device)
     if torch.compiler.is_compiling():
         sides = TokenRows(patches, mask), TokenRows(patches, ~mask)
-        return MaskSplit(*sides, TokenRows(patches), num_masked, num_visible)
+        return MaskSplit(*sides, TokenRows(patches), *counts)
     low, high = torch.stack(num_masked.aminmax()).tolist() if mask.numel() else (0, 0)
     is_masked, order = mask.sort(dim=1, descending=True, stable=True)
     rows = patches.gather(1, order)  # [B, N], masked first
@@ -63,8 +60,7 @@ def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
         TokenRows(rows[:, :high].contiguous(), is_masked[:, :high] if padded else None),
         TokenRows(rows[:, low:].contiguous(), ~is_masked[:, low:] if padded else None),
         TokenRows(patches),
-        num_masked,
-        num_visible,
+        *counts,
     )
 
 

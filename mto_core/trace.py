@@ -17,7 +17,7 @@ _NOTHING = (
     "copy of the traced one (attach a trace to the copy)."
 )
 _TWICE = (
-    "{what} was recorded twice in one armed pass, so it is unclear which tokens are meant. Arm "
+    "{which} was recorded twice in one armed pass, so it is unclear which tokens are meant. Arm "
     "around exactly one forward, read the tokens before backward and disarm before backward: "
     "activation checkpointing runs blocks a second time there."
 )
@@ -117,16 +117,12 @@ class TokenTrace:
         self.require_grad = require_grad
         self.armed = False
         self._closed = ""
-        self._size = len(modules) + 1
-        self._tokens: list[Tensor | None] = []
-        self._versions: list[int | None] = []
-        self._twice: list[int] = []
         self._stale = False
-        self.clear()
-        hook = _InputHook(self, modules[0])
-        self._handles = [modules[0].register_forward_pre_hook(hook, with_kwargs=True)]
-        for depth, block in enumerate(modules, start=1):
-            self._handles.append(block.register_forward_hook(_OutputHook(self, depth)))
+        self._slots = [_Slot(depth) for depth in range(len(modules) + 1)]
+        first = _InputHook(self, self._slots[0], modules[0])
+        self._handles = [modules[0].register_forward_pre_hook(first, with_kwargs=True)]
+        for slot, block in zip(self._slots[1:], modules, strict=True):
+            self._handles.append(block.register_forward_hook(_OutputHook(self, slot)))
 
     def arm(self) -> None:
         """Forgets what was recorded and records from now on.
@@ -145,9 +141,8 @@ class TokenTrace:
 
     def clear(self) -> None:
         """Forgets what was recorded, which lets the autograd graph go."""
-        self._tokens = [None] * self._size
-        self._versions = [None] * self._size
-        self._twice = []
+        for slot in self._slots:
+            slot.clear()
         self._stale = False
 
     def close(self) -> None:
@@ -164,25 +159,30 @@ class TokenTrace:
         """What the last armed forward recorded: L + 1 tensors [B, N, D] for L blocks.
 
         Raises:
-            TraceError: Nothing was recorded at some depth, something twice, the model ran again
+            TraceError: The trace is closed or a copy, nothing was recorded at some depth, something twice, the model ran again
                 since, tokens were changed in place since, or have no gradient.
         """
-        missing = [depth for depth, tokens in enumerate(self._tokens) if tokens is None]
+        if self._closed:
+            raise TraceError(self._closed)
+        missing = [slot.depth for slot in self._slots if slot.tokens is None]
         if missing:
             others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise TraceError(_NOTHING.format(depth=missing[0], others=others))
-        if self._twice:
-            depth = self._twice[0]
-            what = f"the output of block {depth - 1}" if depth else "the input of the first block"
-            raise TraceError(_TWICE.format(what=what))
         if self._stale:
             raise TraceError(_STALE)
-        tokens = [t for t in self._tokens if t is not None]
-        for depth, (t, version) in enumerate(zip(tokens, self._versions, strict=True)):
-            if version is not None and t._version != version:
+        tokens = []
+        for depth, slot in enumerate(self._slots):
+            if slot.twice:
+                which = (
+                    f"the output of block {depth - 1}" if depth else "the input of the first block"
+                )
+                raise TraceError(_TWICE.format(which=which))
+            assert slot.tokens is not None
+            if slot.version is not None and slot.tokens._version != slot.version:
                 raise TraceError(_CHANGED.format(depth=depth))
-            if self.require_grad and not t.requires_grad:
+            if self.require_grad and not slot.tokens.requires_grad:
                 raise TraceError(_NO_GRAD.format(depth=depth))
+            tokens.append(slot.tokens)
         return TracedTokens(tokens, self.num_prefix_tokens)
 
     def __enter__(self) -> TokenTrace:
@@ -201,61 +201,73 @@ class TokenTrace:
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only, for copy.deepcopy and pickle: neither tokens nor hooks travel."""
-        return {
-            "num_prefix_tokens": self.num_prefix_tokens,
-            "require_grad": self.require_grad,
-            "_size": self._size,
-        }
+        return {"num_prefix_tokens": self.num_prefix_tokens, "require_grad": self.require_grad}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes a closed trace: what it would record belongs to the original."""
+        self._slots = []
         self.__dict__.update(state)
+        self._slots: list[_Slot] = []
         self.armed = False
         self._handles = []
         self._closed = "this TokenTrace is a copy and has no hooks: make a new one"
+
+
+class _Slot:
+    """The record of one depth; a copy is empty, as tokens with a graph cannot be copied."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
         self.clear()
 
-    # Plain list and attribute writes only: torch.compile traces this into the graph, as guards on
-    # the state before and side effects after. So no raise here; what is wrong is told on reading.
-    def _record(self, depth: int, value: object) -> None:
+    def clear(self) -> None:
+        self.tokens: Tensor | None = None
+        self.version: int | None = None
+        self.twice = False
+
+    def __reduce__(self) -> tuple[type[_Slot], tuple[int]]:
+        return _Slot, (self.depth,)
+
+    # Plain attribute writes only: torch.compile traces this into the graph, as guards on the state
+    # before and side effects after.
+    def record(self, value: object) -> None:
         tokens = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(tokens, Tensor):
-            where = "as first argument" if depth == 0 else "or a tuple that begins with one"
+            where = "or a tuple that begins with one" if self.depth else "as first argument"
             raise TraceError(
-                f"depth {depth}: expected a tensor of tokens, {where}, got {type(tokens).__name__}"
+                f"depth {self.depth}: expected a tensor of tokens, {where}, "
+                f"got {type(tokens).__name__}"
             )
-        if self._tokens[depth] is not None:
-            self._twice.append(depth)
+        if self.tokens is not None:
+            self.twice = True
             return
-        self._tokens[depth] = tokens
+        self.tokens = tokens
         # A compiled graph counts versions in its own way: there, changes in place go unseen.
         if not torch.compiler.is_compiling() and not tokens.is_inference():
-            self._versions[depth] = tokens._version
+            self.version = tokens._version
 
 
 # Classes and not closures: a deep copy or pickle of the model then copies the hook and with it the
 # trace, which arrives closed. A closure would go on recording into the original.
 class _InputHook:
-    def __init__(self, trace: TokenTrace, block: nn.Module) -> None:
-        self.trace = trace
+    def __init__(self, trace: TokenTrace, slot: _Slot, block: nn.Module) -> None:
+        self.trace, self.slot = trace, slot
         self.name = next(iter(inspect.signature(block.forward).parameters), "")
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.trace.armed:
-            self.trace._record(0, args[0] if args else kwargs.get(self.name))
+            self.slot.record(args[0] if args else kwargs.get(self.name))
         # Activation checkpointing runs blocks again within backward, which is no new forward.
         elif torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.trace._stale = True
 
 
 class _OutputHook:
-    def __init__(self, trace: TokenTrace, depth: int) -> None:
-        self.trace = trace
-        self.depth = depth
+    def __init__(self, trace: TokenTrace, slot: _Slot) -> None:
+        self.trace, self.slot = trace, slot
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self.trace.armed:
-            self.trace._record(self.depth, output)
+            self.slot.record(output)
 
 
 def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0) -> Tensor:

@@ -136,7 +136,7 @@ def test_chunks_change_nothing(
         monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", elements)
         monkeypatch.setattr(recompute, "MIN_ROWS", min_rows)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
-        torch.testing.assert_close(run("recompute", save_logits=True), whole, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(run("recompute", keep=True), whole, atol=1e-12, rtol=1e-9)
 
 
 def test_chunks_cover_all_rows_once_and_keep_to_their_size(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mto_core import MaskedTokenOptimization, MTOConfig
+from mto_core import MaskedTokenOptimization, MTOConfig, heterogeneity
 
 ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
 MTO = MaskedTokenOptimization(MTOConfig(**ALL))
@@ -24,6 +24,7 @@ def grids(*shapes):
     ("change", "message"),
     [
         (lambda t, m: (t, m.float()), "mask must be bool with True = masked"),
+        (lambda t, m: (t, m.new_zeros(3, 17)), r"pass mask\[:, 1:\]"),
         (lambda t, m: (t, m[:, 1:]), r"depth 0 has 16 patch tokens.*num_prefix_tokens=1"),
         (lambda t, m: ([x[:, 2:] for x in t], m), "stripped twice"),
         (lambda t, m: (t, m[:2]), "tokens of 3 images, but a mask of 2"),
@@ -42,6 +43,44 @@ def test_what_does_not_fit_is_refused(change, message):
     tokens, mask = change(*make())
     with pytest.raises(ValueError, match=message):
         MTO(tokens, mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (make()[1].numpy(), r"got ndarray: pass torch\.from_numpy\(mask\)\.bool\(\)"),
+        (make()[1].tolist(), r"got list: pass torch\.tensor\(mask, dtype=torch\.bool\)"),
+        (None, "got NoneType: pass the mask that the model ran with"),
+    ],
+)
+@pytest.mark.parametrize("call", [MTO, lambda t, m: heterogeneity(t[0], m)])
+def test_a_mask_is_a_tensor(call, mask, message):
+    with pytest.raises(TypeError, match=message):
+        call(make()[0], mask)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "tokens", "visible"),
+    [
+        (196, 49, 49),  # MAE: looks like a grid of half the resolution
+        (256, 64, 64),
+        (196, 50, 50),
+        (196, 98, 49),  # patch_drop_rate=0.5
+        (196, 49, 98),  # patch_drop_rate=0.75
+    ],
+)
+def test_blocks_that_see_visible_tokens_only_are_told(cells, tokens, visible, compiled):
+    mask = torch.ones(2, cells, dtype=torch.bool)
+    mask[:, :visible] = False
+    traced = [torch.randn(2, 1 + tokens, 4, requires_grad=True) for _ in range(3)]
+    mto = torch.compile(MTO, backend="eager") if compiled else MTO
+    with pytest.raises(
+        ValueError, match=r"(?s)see visible tokens only.*model\.decoder_blocks"
+    ) as told:
+        mto(traced, mask, num_prefix_tokens=1)
+    if not compiled:
+        assert (f"{tokens} are visible" in str(told.value)) == (tokens == visible)
 
 
 def test_one_tensor_is_no_sequence_of_depths():

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from mto_core.split import split_mask
 from mto_core.losses import (
     heterogeneity,
     heterogeneity_of,
@@ -18,6 +17,7 @@ from mto_core.losses import (
     sparsity_loss,
     sparsity_of,
 )
+from mto_core.split import split_mask
 
 BACKENDS = ["dense", "recompute"]
 SCALES = ["raw", "sqrt_dim", "layernorm"]

@@ -1,12 +1,13 @@
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mto_core import MaskedTokenOptimization, MTOConfig, affinity, module
-from mto_core import diagnostics as diagnostics_module
+from mto_core import MaskedTokenOptimization, MTOConfig, affinity, module, recompute
 
 ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
 
@@ -151,20 +152,98 @@ def test_diagnostics_agree_with_the_affinity_map(monkeypatch):
     norms = torch.stack([t[:, 1:].norm(dim=-1).mean() for t in tokens])
     torch.testing.assert_close(terms.token_norm, norms.detach())
 
-    monkeypatch.setattr(diagnostics_module, "_CHUNK", 100)  # two rows at a time
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(recompute, "MIN_ROWS", 2)
     chunked = mto(tokens, mask, num_prefix_tokens=1)
     torch.testing.assert_close(chunked.diagonal_mass, terms.diagonal_mass)
     torch.testing.assert_close(chunked.masked_mass, terms.masked_mass)
 
 
-def test_as_dict_is_plain_json_and_omits_what_was_not_asked():
+def test_scalars_are_a_flat_dict_of_finite_numbers():
     tokens, mask = make()
     mto = MaskedTokenOptimization(MTOConfig(**ALL))
-    plain = json.loads(json.dumps(mto(tokens, mask).as_dict()))
-    assert len(plain["heterogeneity"]) == len(plain["token_norm"]) == 3
-    assert plain["weights"] == ALL
-    without = mto(tokens, mask, diagnostics=False).as_dict()
-    assert set(plain) - set(without) == {"token_norm", "diagonal_mass", "masked_mass"}
+    terms = mto(tokens, mask)
+    plain = json.loads(json.dumps(terms.scalars(), allow_nan=False))
+    assert plain["mto/total"] == terms.total.item()
+    assert plain["mto/weight/ranking"] == 0.5
+    by_depth = [plain[f"mto/heterogeneity/{depth:02d}"] for depth in range(3)]
+    assert by_depth == terms.heterogeneity.tolist()
+    assert len(plain) == 1 + 3 + 2 + 3 + 3 + 3  # total, terms, masses, weights, H, norms
+    only = MaskedTokenOptimization(MTOConfig(singularity=1.0))(tokens, mask, diagnostics=False)
+    assert set(only.scalars("")) == {
+        "total",
+        "singularity",
+        "heterogeneity/00",
+        *(f"weight/{name}" for name in ALL),
+    }
+
+
+@pytest.mark.parametrize(
+    ("weighted", "terms", "depths"),
+    [
+        ([], [], []),
+        (["sparsity"], ["sparsity"], []),
+        (["singularity"], ["singularity"], [0]),
+        (["sparsity", "singularity"], ["sparsity", "singularity"], [0]),
+        (["ranking"], ["ranking"], [0, 1, 2]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["dense", "recompute"])
+def test_only_what_a_weight_needs_is_computed_off_log(weighted, terms, depths, backend):
+    tokens, mask = make()
+    config = MTOConfig(**{name: ALL[name] for name in weighted}, backend=backend)
+    mto = MaskedTokenOptimization(config)
+    logged = mto(tokens, mask)
+    with Products() as products:
+        lean = mto(tokens, mask, diagnostics=False)
+    assert products.count == len(depths) + ("sparsity" in weighted)
+    assert torch.equal(lean.total, logged.total)
+    measured = lean.heterogeneity.isfinite()
+    assert measured.nonzero().flatten().tolist() == depths
+    assert torch.equal(lean.heterogeneity[measured], logged.heterogeneity[measured])
+    assert logged.heterogeneity.isfinite().all()
+    for name in ALL:
+        assert math.isnan(getattr(lean, name)) == (name not in terms)
+    assert lean.token_norm is lean.diagonal_mass is lean.masked_mass is None
+    if weighted:
+        left, right = (
+            torch.autograd.grad(t.total, tokens, allow_unused=True) for t in (lean, logged)
+        )
+        assert [a is None for a in left] == [b is None for b in right]
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True) if a is not None)
+
+
+class Products(TorchDispatchMode):
+    """Counts affinities: products of queries and keys in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if "row_entropy" in name or ("bmm" in name and args[0].shape[1] > 1):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mask_that_defines_no_term_warns_once():
+    tokens, mask = make()
+    mask[:] = True
+    mask[:, 0] = False  # one visible token in every image
+    mto = MaskedTokenOptimization(MTOConfig(singularity=1.0))
+    with pytest.warns(UserWarning, match="at most 15 masked and 1 visible of 16 tokens"):
+        mto(tokens, mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mto(tokens, mask)
+        mask[0, :5] = False
+        MaskedTokenOptimization(MTOConfig(singularity=1.0))(tokens, mask)
+
+
+def test_a_preset_is_no_config():
+    with pytest.raises(TypeError, match=r"got str: pass MTOConfig\.preset\('mae'\)"):
+        MaskedTokenOptimization("mae")
 
 
 # hierarchical models
@@ -260,7 +339,7 @@ def test_saved_logits_keep_to_their_share(dtype, monkeypatch):
         return size, torch.autograd.grad(total, tokens)
 
     size, grads = run()
-    monkeypatch.setattr(module, "KEEP", 0)
+    monkeypatch.setattr(module, "SAVED_LOGITS_SHARE", 0)
     least, expected = run()
     logits = 2 * 12 * 8 * 4  # bytes by depth
     share = sum(t.nbytes for t in tokens) / 23
@@ -275,9 +354,9 @@ def test_logits_are_saved_only_where_a_backward_will_want_them(monkeypatch):
     mask[:, :4] = True
     asked = []
 
-    def spy(tokens, index, *, keep, **how):
-        asked.append(keep)
-        return heterogeneity_of(tokens, index, save_logits=keep, **how)
+    def spy(tokens, split, *, save_logits, **how):
+        asked.append(save_logits)
+        return heterogeneity_of(tokens, split, save_logits=save_logits, **how)
 
     heterogeneity_of = module.heterogeneity_of
     monkeypatch.setattr(module, "heterogeneity_of", spy)
@@ -290,7 +369,7 @@ def test_logits_are_saved_only_where_a_backward_will_want_them(monkeypatch):
     ]
     for weighted, share, keep in cases:
         asked.clear()
-        monkeypatch.setattr(module, "KEEP", share / 98304)
+        monkeypatch.setattr(module, "SAVED_LOGITS_SHARE", share / 98304)
         MaskedTokenOptimization(MTOConfig(**{weighted: 1.0}))(tokens, mask)
         assert asked == keep
 
