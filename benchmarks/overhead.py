@@ -7,8 +7,8 @@ variant has one beside it, before or after by turns. `added` is the median over 
 (variant - baseline) / baseline, with quartiles. On a CPU, where such a difference of long times is
 noisy, `within` is what MTO took of the very same steps, by the clock: its forward, and its own
 nodes in the backward; relative to the rest of that step. Only the sum of its gradients with the
-model's is not in it. All three terms have weights. `default` is backend="auto" with the diagnostics
-at every step; the other variants are without diagnostics.
+model's is not in it. `dense`, `recompute` and `default` weigh all three terms; the `simmim` ones
+have the weights of that preset. Logged steps have `diagnostics=True`: all terms and depths.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
@@ -19,27 +19,22 @@ run, and one reading of the tokens each way and one writing of their gradient.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from common import Saved, describe, matmul_rate, save, timed
 from models import MAE, SimMIM, Swin
 from torch import Tensor
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
-RESULTS = Path(__file__).parent / "results"
 WEIGHTS: dict[str, Any] = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
-
-
 SHAPES: dict[str, Any] = {"simmim": SimMIM, "mae": MAE, "swin": Swin}
 PIXELS = {"simmim": 224, "mae": 224, "swin": 192}
 BATCHES = {
@@ -59,14 +54,19 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_*")
     args = parser.parse_args()
     device = torch.device(args.device)
-    machine = describe(device)
+    machine = describe(device) | {
+        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
+        "timm": timm.__version__,
+    }
     print("\n".join(f"- {key}: {value}" for key, value in machine.items()), flush=True)
     for name in args.shapes:
         rows = measure(name, args.batch or BATCHES[args.device][name], args.rounds, device)
         table = markdown(rows)
         print(f"\n{table}", flush=True)
         if args.save:
-            save(name, rows, table, machine, args)
+            command = f"benchmarks/overhead.py --shapes {name} --rounds {args.rounds}"
+            title = "What MTO adds to a training step"
+            save(f"overhead_{args.device}_{name}", title, command, rows, table, machine)
 
 
 def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[di
     row = {"shape": model.title, "batch": batch, "variant": "none", "median_ms": 1e3 * base}
     rows = [row | {"saved_mb": base_saved / 1e6, "peak_mb": peaks["none"] / 1e6}]
     gflop, megabytes = floor(tokens_shapes(model, images, mask, trace), mask, model.prefix)
-    rate = matmul_rate(device, model.dim)
+    rate = matmul_rate(device, 2048, model.dim)
     for title, pairs in times.items():
         low, middle, high = quartiles([t / none - 1 for t, none in pairs])
         added = saved_bytes(model, images, mask, trace, variants[title])[1]
@@ -130,19 +130,22 @@ def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[di
 
 
 def make_variants(device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Backends with all terms weighted; on CUDA also the compiled dense form."""
+    """Backends with all terms weighted, weights of preset `simmim`; on CUDA also compiled dense."""
 
-    def form(backend: str, diagnostics: bool, compiled: bool = False) -> Callable[..., Any]:
-        module: Any = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend=backend))
-        return partial(torch.compile(module) if compiled else module, diagnostics=diagnostics)
+    def form(config: MTOConfig, logged: bool, compiled: bool = False) -> Callable[..., Any]:
+        module: Any = MaskedTokenOptimization(config)
+        return partial(torch.compile(module) if compiled else module, diagnostics=logged)
 
+    dense = MTOConfig(**WEIGHTS, backend="dense")
     found = {
-        "dense": form("dense", False),
-        "recompute": form("recompute", False),
-        "default": form("auto", True),
+        "dense": form(dense, False),
+        "recompute": form(MTOConfig(**WEIGHTS, backend="recompute"), False),
+        "default, logged": form(MTOConfig(**WEIGHTS), True),
+        "simmim, logged": form(MTOConfig.preset("simmim"), True),
+        "simmim, unlogged": form(MTOConfig.preset("simmim"), False),
     }
     if device.type == "cuda":
-        found["dense compiled"] = form("dense", False, compiled=True)
+        found["dense compiled"] = form(dense, False, compiled=True)
     return found
 
 
@@ -206,45 +209,18 @@ def step(
     (loss + total).backward()
 
 
-def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    """Seconds, and on CUDA the peak of allocated bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated()
-    return time.perf_counter() - start, 0
-
-
 def saved_bytes(
     model: Any, images: Tensor, mask: Tensor, trace: TokenTrace, mto: Callable[..., Any] | None
 ) -> tuple[int, int]:
     """Bytes that the model's graph holds, and those that MTO adds to it."""
-    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    owned |= {images.untyped_storage().data_ptr(), mask.untyped_storage().data_ptr()}
-    kept: dict[int, Tensor] = {}  # alive while counting, so that no address recurs
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in owned:
-            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    def held() -> int:
-        return sum(t.untyped_storage().nbytes() for t in kept.values())
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with autocast(images.device), hooks:
+    with autocast(images.device), Saved([*model.parameters(), images, mask]) as saved:
         with trace:
             loss = model(images, mask)
-        before = held()
+        before = saved.nbytes()
         total = None if mto is None else mto(trace.tokens_by_depth, mask).total
-        after = held()
     del loss, total
     trace.clear()
-    return before, after - before
+    return before, saved.nbytes() - before
 
 
 def tokens_shapes(
@@ -269,34 +245,8 @@ def floor(shapes: list[tuple[int, int, int]], mask: Tensor, prefix: int) -> tupl
     return flop / 1e9, nbytes / 1e6
 
 
-def matmul_rate(device: torch.device, dim: int) -> float:
-    """Float32 GFLOP per second of a large matmul of this width."""
-    a, b = torch.randn(2048, dim, device=device), torch.randn(dim, 4 * dim, device=device)
-    seconds = [timed(partial(torch.matmul, a, b), device)[0] for _ in range(12)]
-    return 2 * 2048 * dim * 4 * dim / statistics.median(seconds[2:]) / 1e9
-
-
 def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-
-
-def describe(device: torch.device) -> dict[str, str]:
-    """Hardware and versions."""
-    hardware = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    elif cpuinfo.exists():
-        named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
-    return {
-        "hardware": hardware,
-        "threads": str(torch.get_num_threads()),
-        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -321,27 +271,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['saved_mb']:.1f} MB | {row['added_saved']:+.2%} | {peak} |"
         )
     return "\n".join(lines)
-
-
-def save(
-    name: str,
-    rows: list[dict[str, Any]],
-    table: str,
-    machine: dict[str, str],
-    args: argparse.Namespace,
-) -> None:
-    """benchmarks/results/overhead_DEVICE_SHAPE.csv and .md."""
-    stem = RESULTS / f"overhead_{args.device}_{name}"
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[-1], *machine], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **machine} for row in rows)
-    command = f"python benchmarks/overhead.py --shapes {name} --rounds {args.rounds}"
-    head = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-    title = "# What MTO adds to a training step"
-    stem.with_suffix(".md").write_text(
-        f"{title}\n\n`{command} --device {args.device}`\n\n{head}\n\n{table}\n"
-    )
 
 
 if __name__ == "__main__":

@@ -6,28 +6,23 @@ The baseline is `dense`. Backends take turns within each round, so that whatever
 does falls on all alike; times are medians over rounds, ratios medians of the ratios within a round.
 The floor is three products (logits, gradient by queries, gradient by keys) at the rate of a large
 matmul in the same run, and in bytes one reading of the tokens each way and one writing of their
-gradient; `recompute` pays a fourth product for saving no logits, `recompute kept` saves them.
+gradient; `recompute` pays a fourth product for saving no logits, `recompute saved` saves them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import Saved, describe, matmul_rate, save, timed
 from torch import Tensor
 
-from mto_core.entropy import MaskIndex, split_mask
 from mto_core.losses import heterogeneity_of
-
-RESULTS = Path(__file__).parent / "results"
+from mto_core.split import MaskSplit, split_mask
 
 
 class Shape(NamedTuple):
@@ -68,16 +63,9 @@ def main() -> None:
     table = markdown(rows)
     print(table)
     if args.save:
-        stem = f"row_entropy_{device.type}_{args.dtype}"
-        with (RESULTS / f"{stem}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *machine], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, **machine} for row in rows)
-        head = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-        command = f"python benchmarks/row_entropy.py --dtype {args.dtype} --rounds {args.rounds}"
-        (RESULTS / f"{stem}.md").write_text(
-            f"# Row entropy, one depth, forward and backward\n\n`{command}`\n\n{head}\n\n{table}\n"
-        )
+        command = f"benchmarks/row_entropy.py --dtype {args.dtype} --rounds {args.rounds}"
+        title = "Row entropy, one depth, forward and backward"
+        save(f"row_entropy_{device.type}_{args.dtype}", title, command, rows, table, machine)
 
 
 def measure(
@@ -90,24 +78,28 @@ def measure(
     tokens = torch.randn(batch, length, shape.dim, device=device, dtype=dtype)
     tokens = tokens.mul_(shape.dim**-0.25).requires_grad_()
     mask = torch.rand(batch, shape.tokens, device=device).argsort(1) < shape.masked
-    index = split_mask(mask, shape.num_prefix_tokens)
+    split = split_mask(mask, shape.num_prefix_tokens)
     forms: dict[str, Callable[..., Tensor]] = {
-        "dense": heterogeneity_of,
-        "recompute": heterogeneity_of,
-        "recompute kept": partial(heterogeneity_of, keep=True),
+        "dense": partial(heterogeneity_of, backend="dense"),
+        "recompute": partial(heterogeneity_of, backend="recompute"),
+        "recompute saved": partial(heterogeneity_of, backend="recompute", save_logits=True),
     }
     if compiled:
-        forms["dense compiled"] = torch.compile(heterogeneity_of)
+        forms["dense compiled"] = torch.compile(forms["dense"])
+
+    def run(form: Callable[..., Tensor]) -> None:
+        tokens.grad = None
+        form(tokens, split).sum().backward()
 
     times: dict[str, list[float]] = {name: [] for name in forms}
     peaks = dict.fromkeys(forms, 0)
     for turn in range(rounds + 2):
         for name, form in forms.items():
-            seconds, peak = step(form, tokens, index, name.split()[0])
+            seconds, peak = timed(partial(run, form), device)
             if turn > 1:
                 times[name].append(seconds)
                 peaks[name] = max(peaks[name], peak)
-    rate = matmul_rate(device, batch, shape)
+    rate = 1e9 * matmul_rate(device, min(batch * shape.tokens, 4096), shape.dim)
     product = 2 * batch * shape.masked * (shape.tokens - shape.masked) * shape.dim
     token_bytes = tokens.numel() * tokens.element_size()
     return [
@@ -129,7 +121,7 @@ def measure(
             "floor_gflop": round(3 * product / 1e9, 2),
             "gflop": round((4 if name == "recompute" else 3) * product / 1e9, 2),
             "floor_mb": round(3 * token_bytes / 1e6, 2),
-            "saved_mb": round(saved_bytes(forms[name], tokens, index, name.split()[0]) / 1e6, 3),
+            "saved_mb": round(saved_bytes(forms[name], tokens, split) / 1e6, 3),
             "tokens_mb": round(token_bytes / 1e6, 3),
             "peak_mb": round(peaks[name] / 1e6, 1) if peaks[name] else "",
         }
@@ -137,75 +129,12 @@ def measure(
     ]
 
 
-def step(
-    form: Callable[..., Tensor], tokens: Tensor, index: MaskIndex, backend: str
-) -> tuple[float, int]:
-    """Seconds of forward and backward, and bytes above those held before (CUDA only)."""
-    tokens.grad = None
-    cuda = tokens.is_cuda
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-    start = time.perf_counter()
-    form(tokens, index, backend=backend).sum().backward()
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return seconds, torch.cuda.max_memory_allocated() - held if cuda else 0
-
-
-def saved_bytes(form: Callable[..., Tensor], tokens: Tensor, index: MaskIndex, backend: str) -> int:
-    """Bytes kept for the backward beyond the tokens and the index, which all depths share."""
-    shared = {tokens, *(part for part in index if isinstance(part, Tensor))}
-    known = {part.untyped_storage().data_ptr() for part in shared}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = form(tokens, index, backend=backend)  # alive while counting: no address recurs
-    del result
-    return sum(kept.values())
-
-
-def matmul_rate(device: torch.device, batch: int, shape: Shape) -> float:
-    """Float32 operations per second of a large matmul of this width."""
-    rows = min(batch * shape.tokens, 4096)
-    a = torch.randn(rows, shape.dim, device=device)
-    b = torch.randn(shape.dim, 4 * shape.dim, device=device)
-    seconds = []
-    for _ in range(12):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * rows * shape.dim * 4 * shape.dim / statistics.median(seconds[2:])
-
-
-def describe(device: torch.device) -> dict[str, str]:
-    """Hardware and versions."""
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        simd = " with AVX-512" if "avx512f" in flags else ""
-        hardware = (models[0] if models else platform.processor()) + simd
-    return {
-        "hardware": hardware,
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+def saved_bytes(form: Callable[..., Tensor], tokens: Tensor, split: MaskSplit) -> int:
+    """Bytes kept for the backward beyond the tokens and the split, which all depths share."""
+    sides = split.masked, split.visible, split.patches
+    with Saved([tokens, split.num_masked, *(side.rows for side in sides)]) as saved:
+        form(tokens, split)
+    return saved.nbytes()
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

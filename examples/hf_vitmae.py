@@ -11,7 +11,7 @@ from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
 
 def main(steps: int = 10) -> list[dict]:
-    """Trains for some steps and returns what a logger would want of each."""
+    """Trains for some steps and returns the scalars of each for a logger."""
     torch.manual_seed(0)
     config = ViTMAEConfig(
         image_size=32,
@@ -42,11 +42,10 @@ def main(steps: int = 10) -> list[dict]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        log.append({"loss": outputs.loss.item()} | terms.as_dict())
+        log.append({"loss": outputs.loss.item()} | terms.scalars())
     return log
 
 
 if __name__ == "__main__":
     for step, entry in enumerate(main()):
-        by_depth = " ".join(f"{h:.2f}" for h in entry["heterogeneity"])
-        print(f"step {step}  loss {entry['loss']:.4f}  MTO {entry['total']:.4f}  H {by_depth}")
+        print(f"step {step}", *(f"{name} {value:.3g}" for name, value in entry.items()), sep="  ")

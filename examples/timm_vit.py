@@ -32,7 +32,7 @@ class MaskedModel(nn.Module):
 
 
 def main(steps: int = 10) -> list[dict]:
-    """Trains for some steps and returns what a logger would want of each."""
+    """Trains for some steps and returns the scalars of each for a logger."""
     torch.manual_seed(0)
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2
@@ -55,11 +55,10 @@ def main(steps: int = 10) -> list[dict]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        log.append({"loss": reconstruction.item()} | terms.as_dict())
+        log.append({"loss": reconstruction.item()} | terms.scalars())
     return log
 
 
 if __name__ == "__main__":
     for step, entry in enumerate(main()):
-        by_depth = " ".join(f"{h:.2f}" for h in entry["heterogeneity"])
-        print(f"step {step}  loss {entry['loss']:.4f}  MTO {entry['total']:.4f}  H {by_depth}")
+        print(f"step {step}", *(f"{name} {value:.3g}" for name, value in entry.items()), sep="  ")

@@ -23,7 +23,6 @@ __all__ = [
     "MaskedTokenOptimization",
     "TokenTrace",
     "TraceError",
-    "__version__",
     "affinity",
     "heterogeneity",
     "ranking_loss",

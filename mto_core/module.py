@@ -313,7 +313,7 @@ class MaskedTokenOptimization(nn.Module):
         masses = attention_mass(first.tokens, first.mask, first.split, scale=self.config.scale)
         diagonal, masked = (mass.mean() for mass in masses)
         with torch.no_grad():
-            patches = [layer.tokens[:, prefix:] for _, layer in sorted(layers.items())]
+            patches = [layer.tokens[:, prefix:] for layer in layers.values()]
             norms = [
                 torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
             ]

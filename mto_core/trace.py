@@ -159,8 +159,9 @@ class TokenTrace:
         """What the last armed forward recorded: L + 1 tensors [B, N, D] for L blocks.
 
         Raises:
-            TraceError: The trace is closed or a copy, nothing was recorded at some depth, something twice, the model ran again
-                since, tokens were changed in place since, or have no gradient.
+            TraceError: The trace is closed or a copy; nothing was recorded at some depth, or
+                something twice; the model ran again since; tokens were changed in place, or have
+                no gradient.
         """
         if self._closed:
             raise TraceError(self._closed)
@@ -206,7 +207,7 @@ class TokenTrace:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._slots = []
         self.__dict__.update(state)
-        self._slots: list[_Slot] = []
+        self._slots = []
         self.armed = False
         self._handles = []
         self._closed = "this TokenTrace is a copy and has no hooks: make a new one"

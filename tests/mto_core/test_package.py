@@ -98,6 +98,37 @@ def test_importing_and_using_it_loads_nothing_else(tmp_path):
     assert not loaded - ALLOWED
 
 
+def test_the_version_is_that_of_the_distribution():
+    found = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found is not None
+    assert mto_core.__version__ == found[1]
+
+
+TYPED = """
+from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms
+mto = MaskedTokenOptimization(MTOConfig.preset("mae"))
+reveal_type(mto([], None))
+MTOConfig(scale="cosine")
+MTOConfig.preset("beit")
+"""
+
+
+def test_an_editor_sees_the_types(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    (tmp_path / "user.py").write_text(TYPED)
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", tmp_path / "cache"]
+    found = subprocess.run(
+        [*command, "user.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+    ).stdout
+    assert 'Revealed type is "mto_core.module.MTOTerms"' in found
+    lines = [line.split(": error:")[0] for line in found.splitlines() if "Literal" in line]
+    assert lines == ["user.py:5", "user.py:6"], found
+
+
 def test_distribution_needs_torch_and_einops_only():
     needs = [r for r in importlib.metadata.requires("mto-core") if "extra ==" not in r]
     assert {re.match(r"[\w-]+", need)[0] for need in needs} == {"torch", "einops"}
