@@ -28,7 +28,7 @@ from mto_core.checks import (
     logit_scale,
 )
 from mto_core.recompute import exp_valid, key_mean, recompute, shifted_logits
-from mto_core.split import MaskSplit, TokenRows, row_index
+from mto_core.split import TokenRows, row_index
 
 DENSE_MAX_NUMEL = 1 << 17
 
@@ -88,28 +88,24 @@ def row_entropy(
     query_index = row_index(batch, length, 0, num_queries, tokens.device)
     key_index = row_index(batch, length, first_key, length, tokens.device)
     sides = TokenRows(query_index, query_mask), TokenRows(key_index, key_mask)
-    return _entropy(tokens, *sides, scale, backend)
+    solve = dense if resolve_backend(backend, tokens) == "dense" else recompute
+    return solve(tokens, *sides, scale)
 
 
-def masked_entropy(
+def token_entropy(
     tokens: Tensor,
-    split: MaskSplit,
+    queries: TokenRows,
+    keys: TokenRows,
     *,
     scale: Scale = "raw",
     backend: Backend = "auto",
     save_logits: bool = False,
 ) -> Tensor:
-    """Entropy [B, max |M|] of each masked row of tokens [B, P + N, D] over the visible ones."""
+    """Entropy [B, Q] of the affinity of some rows of tokens [B, T, D] to others."""
     tokens, factor = scaled(tokens, scale)
-    return _entropy(tokens, split.masked, split.visible, factor, backend, save_logits)
-
-
-def visible_entropy(
-    tokens: Tensor, split: MaskSplit, *, scale: Scale = "raw", backend: Backend = "auto"
-) -> Tensor:
-    """Entropy [B, max |V|] of each visible row of tokens [B, P + N, D] over all patch tokens."""
-    tokens, factor = scaled(tokens, scale)
-    return _entropy(tokens, split.visible, split.patches, factor, backend)
+    if resolve_backend(backend, tokens) == "dense":
+        return dense(tokens, queries, keys, factor)
+    return recompute(tokens, queries, keys, factor, save_logits)
 
 
 def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
@@ -136,19 +132,6 @@ def dense(tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float) -> 
         total = total + (total == 0)  # no keys: log 1 = 0
         entropy = total.log() - (weights * shifted).sum(-1) / total
     return entropy if queries.valid is None else entropy.masked_fill(~queries.valid, 0)
-
-
-def _entropy(
-    tokens: Tensor,
-    queries: TokenRows,
-    keys: TokenRows,
-    scale: float,
-    backend: Backend,
-    save_logits: bool = False,
-) -> Tensor:
-    if resolve_backend(backend, tokens) == "dense":
-        return dense(tokens, queries, keys, scale)
-    return recompute(tokens, queries, keys, scale, save_logits)
 
 
 def scaled(tokens: Tensor, scale: Scale) -> tuple[Tensor, float]:

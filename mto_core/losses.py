@@ -7,6 +7,8 @@ slice the prefix off first would cost a zero-padded copy per depth in the backwa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,7 @@ from mto_core.checks import (
     check_name,
     check_tokens,
 )
-from mto_core.entropy import masked_entropy, visible_entropy
+from mto_core.entropy import token_entropy
 from mto_core.split import MaskSplit, split_mask
 
 
@@ -61,16 +63,9 @@ def heterogeneity(
     return heterogeneity_of(tokens, split_mask(mask), scale=scale, backend=backend)
 
 
-def heterogeneity_of(
-    tokens: Tensor,
-    split: MaskSplit,
-    *,
-    scale: Scale = "raw",
-    backend: Backend = "auto",
-    save_logits: bool = False,
-) -> Tensor:
-    """`heterogeneity` for a mask that is split already; `tokens` still has its prefix tokens."""
-    rows = masked_entropy(tokens, split, scale=scale, backend=backend, save_logits=save_logits)
+def heterogeneity_of(tokens: Tensor, split: MaskSplit, **how: Any) -> Tensor:
+    """`heterogeneity` [B] of tokens [B, P + N, D]; `how` is as in `token_entropy`."""
+    rows = token_entropy(tokens, split.masked, split.visible, **how)  # [B, max |M|]
     return rows.sum(1) / split.num_masked.clamp_min(1)
 
 
@@ -113,15 +108,10 @@ def sparsity_loss(
 
 
 def sparsity_of(
-    tokens: Tensor,
-    split: MaskSplit,
-    *,
-    reduction: Reduction = "mean",
-    scale: Scale = "raw",
-    backend: Backend = "auto",
+    tokens: Tensor, split: MaskSplit, *, reduction: Reduction = "mean", **how: Any
 ) -> Tensor:
-    """`sparsity_loss` for a mask that is split already; `tokens` still has its prefix tokens."""
-    total = visible_entropy(tokens, split, scale=scale, backend=backend).sum(1)
+    """`sparsity_loss` [B] of tokens [B, P + N, D]; `how` is as in `token_entropy`."""
+    total = token_entropy(tokens, split.visible, split.patches, **how).sum(1)  # [B]
     return total if reduction == "sum" else total / split.num_visible.clamp_min(1)
 
 

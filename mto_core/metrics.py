@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeAlias
+
+Curve: TypeAlias = Sequence[tuple[float, float]]
 
 
 def rauc(
-    baseline: Sequence[tuple[float, float]],
-    target: Sequence[tuple[float, float]],
+    baseline: Curve,
+    target: Curve,
     start: float,
     stop: float,
 ) -> float:
-    """Relative area under the curve (eq 8): how much more the target gained than the baseline.
+    """Relative area under the curve (eq 8 of arXiv 2404.08330).
 
-    Both areas lie above the baseline's score at `start`. 1 means no difference, 1.3 that the
-    target's area is 30 % larger. Curves are linear between their points, and so is their value at
-    `start` and `stop`.
+    How much more the target gained than the baseline: both areas lie above the baseline's score at
+    `start`. 1 means no difference, 1.3 that the target's area is 30 % larger. Curves are linear
+    between their points.
 
     Args:
         baseline: (epoch, score) pairs with rising epochs, at least two; it must cover the range.
@@ -38,33 +41,34 @@ def rauc(
     """
     if not (math.isfinite(start) and math.isfinite(stop) and start < stop):
         raise ValueError(f"the range must have start < stop, got start={start}, stop={stop}")
-    _check(baseline, "baseline", start, stop)
-    _check(target, "target", start, stop)
-    floor = _value(baseline, start)
-    reference = _area(baseline, start, stop, floor)
-    if reference == 0:
+    for name, curve in (("baseline", baseline), ("target", target)):
+        _check(curve, name, start, stop)
+    floor = _points(baseline, start, stop)[0][1]
+    above = [_area(_points(curve, start, stop), floor) for curve in (baseline, target)]
+    if above[0] == 0:
         raise ValueError(
             f"the baseline's area above its score {floor} at epoch {start} is 0: RAUC is undefined"
         )
-    return _area(target, start, stop, floor) / reference
+    return above[1] / above[0]
 
 
-def _area(curve: Sequence[tuple[float, float]], start: float, stop: float, floor: float) -> float:
-    inside = [(x, y) for x, y in curve if start < x < stop]
-    points = [(start, _value(curve, start)), *inside, (stop, _value(curve, stop))]
+def _points(curve: Curve, start: float, stop: float) -> list[tuple[float, float]]:
+    """The curve from `start` to `stop`, with its interpolated values at both ends."""
+    points = []
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        low, high = max(x0, start), min(x1, stop)
+        for x in (low, high) if low <= high else ():
+            points.append((x, y1 if x == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
+    return points
+
+
+def _area(points: Curve, floor: float) -> float:
     return math.fsum(
         (x1 - x0) * ((y0 - floor) + (y1 - floor)) / 2 for (x0, y0), (x1, y1) in pairwise(points)
     )
 
 
-def _value(curve: Sequence[tuple[float, float]], epoch: float) -> float:
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 <= epoch <= x1:
-            return y1 if epoch == x1 else y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
-    raise AssertionError("checked before: the curve covers the range")
-
-
-def _check(curve: Sequence[tuple[float, float]], name: str, start: float, stop: float) -> None:
+def _check(curve: Curve, name: str, start: float, stop: float) -> None:
     if len(curve) < 2:
         raise ValueError(f"{name} needs at least two (epoch, score) points, got {len(curve)}")
     for x, y in curve:

@@ -261,36 +261,20 @@ class MaskedTokenOptimization(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Unweighted terms, [] each, and H [L+1]: NaN if not wanted, a graph only if active."""
         config = self.config
+        how = {"scale": config.scale, "backend": config.backend}
+        with_graph = layers if "ranking" in active else {0} if "singularity" in active else {}
+        saved = _saved_logits(layers, list(with_graph), tokens)
         h: dict[int, Tensor] = {}  # [B] by depth
-        if {"singularity", "ranking"} & set(wanted):
-            with_graph = [
-                depth
-                for depth in layers
-                if "ranking" in active or (depth == 0 and "singularity" in active)
-            ]
-            saved = _saved_logits(layers, with_graph, tokens)
+        if "singularity" in wanted or "ranking" in wanted:
             for depth, (x, _, split) in layers.items():
                 with _graph(depth in with_graph):
-                    h[depth] = heterogeneity_of(
-                        x,
-                        split,
-                        scale=config.scale,
-                        backend=config.backend,
-                        save_logits=depth in saved,
-                    )
+                    h[depth] = heterogeneity_of(x, split, save_logits=depth in saved, **how)
         unmeasured = tokens[0].new_full((), torch.nan, dtype=compute_dtype(tokens[0]))
         terms = dict.fromkeys(TERMS, unmeasured)
         if "sparsity" in wanted:
             with _graph("sparsity" in active):
                 x, _, split = layers[0]
-                rows = sparsity_of(
-                    x,
-                    split,
-                    reduction=config.reduction,
-                    scale=config.scale,
-                    backend=config.backend,
-                )
-                terms["sparsity"] = rows.mean()
+                terms["sparsity"] = sparsity_of(x, split, reduction=config.reduction, **how).mean()
         if "singularity" in wanted:
             with _graph("singularity" in active):
                 valid = layers[0].split.defined

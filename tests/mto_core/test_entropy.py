@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mto_core import recompute
-from mto_core.entropy import masked_entropy, resolve_backend, row_entropy, visible_entropy
+from mto_core.entropy import resolve_backend, row_entropy, token_entropy
 from mto_core.losses import (
     heterogeneity,
     heterogeneity_of,
@@ -123,10 +123,10 @@ def test_chunks_change_nothing(
 
     def run(backend: str, keep: bool = False) -> tuple[Tensor, ...]:
         split, how = split_mask(mask, prefix), {"scale": scale, "backend": backend}
-        if rows == "masked":
-            h = masked_entropy(x, split, save_logits=keep, **how)
-        else:
-            h = visible_entropy(x, split, **how)
+        sides = (
+            (split.masked, split.visible) if rows == "masked" else (split.visible, split.patches)
+        )
+        h = token_entropy(x, *sides, save_logits=keep, **how)
         total = (h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum()
         first = torch.autograd.grad(total, x, retain_graph=True)[0]
         return h, first, torch.autograd.grad(total, x)[0]  # nothing that was saved is overwritten
