@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -186,8 +186,8 @@ class MaskedTokenOptimization(nn.Module):
         total = h.new_zeros(())
         for name in active:
             total = total + weights[name] * values[name]
-        terms = MTOTerms(total=total, heterogeneity=h, weights=weights, **values)
-        return self._diagnosed(terms, layers, prefix) if diagnostics else terms
+        more = self._diagnostics(layers, prefix) if diagnostics else {}
+        return MTOTerms(total=total, heterogeneity=h, weights=weights, **values, **more)
 
     if TYPE_CHECKING:
         __call__ = forward  # for editors: nn.Module types its own as Any
@@ -291,19 +291,19 @@ class MaskedTokenOptimization(nn.Module):
         means = [h[d].detach().mean() if d in h else unmeasured for d in range(len(tokens))]
         return terms, torch.stack(means)
 
-    def _diagnosed(self, terms: MTOTerms, layers: dict[int, Layer], prefix: int) -> MTOTerms:
-        """The terms with `token_norm`, `diagonal_mass` and `masked_mass`."""
-        first = layers[0]
-        masses = attention_mass(first.tokens, first.mask, first.split, scale=self.config.scale)
-        diagonal, masked = (mass.mean() for mass in masses)
+    def _diagnostics(self, layers: dict[int, Layer], prefix: int) -> dict[str, Tensor]:
+        """`token_norm`, `diagonal_mass` and `masked_mass`."""
+        diagonal, masked = attention_mass(*layers[0], scale=self.config.scale)
         with torch.no_grad():
             patches = [layer.tokens[:, prefix:] for layer in layers.values()]
             norms = [
                 torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
             ]
-        return replace(
-            terms, token_norm=torch.stack(norms), diagonal_mass=diagonal, masked_mass=masked
-        )
+        return {
+            "token_norm": torch.stack(norms),
+            "diagonal_mass": diagonal.mean(),
+            "masked_mass": masked.mean(),
+        }
 
 
 def _graph(needed: bool) -> nullcontext[None] | torch.no_grad:
