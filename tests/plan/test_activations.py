@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mto_core.module import KEEP
+from mto_core.module import SAVED_LOGITS_SHARE
 from mto_tools.plan.activations import KEPT, footprint
 
 MEASURE = Path(__file__).with_name("measure.py")
@@ -54,4 +54,4 @@ def test_mae_is_what_its_blocks_save(
 
 
 def test_the_share_of_kept_logits_is_that_of_mto_core() -> None:
-    assert KEPT == KEEP
+    assert KEPT == SAVED_LOGITS_SHARE

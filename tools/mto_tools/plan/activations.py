@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mto_tools.errors import MissingError
 
-KEPT = 1 / 23  # mto_core.module.KEEP, which would load torch
+KEPT = 1 / 23  # mto_core.module.SAVED_LOGITS_SHARE, which would load torch
 
 
 @dataclass(frozen=True)
