@@ -347,33 +347,6 @@ def test_saved_logits_keep_to_their_share(dtype, monkeypatch):
     torch.testing.assert_close(grads, expected, rtol=0, atol=0)
 
 
-def test_logits_are_saved_only_where_a_backward_will_want_them(monkeypatch):
-    sides, dims = (8, 8, 4, 4), (64, 64, 128, 128)
-    tokens = [torch.randn(2, s, s, d, requires_grad=True) for s, d in zip(sides, dims, strict=True)]
-    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
-    mask[:, :4] = True
-    asked = []
-
-    def spy(tokens, split, *, save_logits, **how):
-        asked.append(save_logits)
-        return heterogeneity_of(tokens, split, save_logits=save_logits, **how)
-
-    heterogeneity_of = module.heterogeneity_of
-    monkeypatch.setattr(module, "heterogeneity_of", spy)
-    # tokens: 98304 bytes; logits: 8192, 8192, 512 and 512
-    cases = [
-        ("ranking", 4274, [False, False, True, True]),
-        ("ranking", 600, [False, False, False, True]),
-        ("singularity", 4274, [False] * 4),
-        ("singularity", 8192, [True, False, False, False]),
-    ]
-    for weighted, share, keep in cases:
-        asked.clear()
-        monkeypatch.setattr(module, "SAVED_LOGITS_SHARE", share / 98304)
-        MaskedTokenOptimization(MTOConfig(**{weighted: 1.0}))(tokens, mask)
-        assert asked == keep
-
-
 @pytest.mark.parametrize("backend", ["dense", "recompute"])
 def test_compiles_into_one_graph_for_batches_of_any_size(backend):
     torch._dynamo.reset()
