@@ -12,7 +12,7 @@ from torch import Tensor
 from mto_core.checks import check_tokens
 from mto_core.masks import masks_by_depth
 from mto_core.split import MaskSplit, split_mask
-from mto_core.trace import TracedTokens, flatten_grid
+from mto_core.tokens import TracedTokens, flatten_grid
 
 
 class Layer(NamedTuple):

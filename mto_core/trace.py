@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mto_core.tokens import TracedTokens
 
 _NOTHING = (
     "nothing was captured at depth {depth}{others}: the traced block did not run while the trace "
@@ -40,35 +42,6 @@ _STALE = (
 
 class TraceError(RuntimeError):
     """The tokens of a forward were not recorded, or not in a form that a loss can use."""
-
-
-class TracedTokens(Sequence[Tensor]):
-    """The tokens of one forward by depth: item l is [B, N, D], without prefix tokens.
-
-    The whole tensors stay at hand, since `MaskedTokenOptimization` computes on them: slicing the
-    prefix off first would cost a zero-padded copy per depth in the backward.
-
-    Attributes:
-        whole: What the blocks took and gave, as it was: [B, P + N, D] or [B, H, W, D] per depth.
-        num_prefix_tokens: P.
-    """
-
-    def __init__(self, whole: Sequence[Tensor], num_prefix_tokens: int) -> None:
-        self.whole = tuple(whole)
-        self.num_prefix_tokens = num_prefix_tokens
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    @overload
-    def __getitem__(self, depth: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, depth: slice) -> list[Tensor]: ...
-    def __getitem__(self, depth: int | slice) -> Tensor | list[Tensor]:
-        """The patch tokens at a depth, or a list of them."""
-        if isinstance(depth, slice):
-            return [self[d] for d in range(len(self))[depth]]
-        return flatten_grid(self.whole[depth], self.num_prefix_tokens)[:, self.num_prefix_tokens :]
 
 
 class TokenTrace:
@@ -269,24 +242,6 @@ class _OutputHook:
     def __call__(self, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self.trace.armed:
             self.slot.record(output)
-
-
-def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0) -> Tensor:
-    """[B, H, W, D] as [B, H·W, D]; [B, N, D] as it is.
-
-    Raises:
-        ValueError: Another number of dimensions, or a grid that is said to have prefix tokens.
-    """
-    if tokens.ndim == 3:
-        return tokens
-    if tokens.ndim != 4:
-        raise ValueError(f"tokens must be [B, N, D] or [B, H, W, D], got {list(tokens.shape)}")
-    if num_prefix_tokens:
-        raise ValueError(
-            f"tokens {list(tokens.shape)} are a grid, which has no room for "
-            f"num_prefix_tokens={num_prefix_tokens}"
-        )
-    return tokens.flatten(1, 2)
 
 
 def _list_blocks(blocks: Any) -> list[nn.Module]:

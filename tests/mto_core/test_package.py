@@ -124,7 +124,7 @@ def test_an_editor_sees_the_types(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(ROOT)},
     ).stdout
-    assert 'Revealed type is "mto_core.module.MTOTerms"' in found
+    assert 'Revealed type is "mto_core.terms.MTOTerms"' in found
     lines = [line.split(": error:")[0] for line in found.splitlines() if "Literal" in line]
     assert lines == ["user.py:5", "user.py:6"], found
 
