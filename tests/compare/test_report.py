@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,6 +106,18 @@ def test_colours_come_from_the_page(report: Report, finished: Path) -> None:
         assert css in drawn
     for colour in (svg.INK, *svg.COLOURS.values(), "#000000"):
         assert colour not in drawn
+
+
+def test_attention_that_underflows_is_drawn_blank(report: Report) -> None:
+    """Masked tokens may give visible ones less than float16 holds, in some rows or in all."""
+    shown = report.records[0].affinity[-1]
+    for rows in (shown.maps[0][:1], shown.maps[1][: shown.num_masked]):
+        for row in rows:
+            row[shown.num_masked :] = [0.0] * (len(row) - shown.num_masked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = render(report)
+    assert page.count("all underflow") == 1
 
 
 def test_json_holds_what_the_runs_wrote(report: Report, finished: Path) -> None:

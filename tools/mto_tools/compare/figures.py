@@ -172,7 +172,8 @@ def _affinity(records: list[Record]) -> Figure:
         f"Xᵀ), with the {first.num_masked} masked tokens before the "
         f"{len(first.maps[0]) - first.num_masked} visible ones, parted by white lines. Below: "
         "softmax(X_M X_Vᵀ), the map of which H is the mean row entropy. Colours are scaled from "
-        "each map's least to its largest value, and the numbers of the scale are probabilities."
+        "each map's least to its largest value, and the numbers of the scale are probabilities. "
+        "Blank below: the saved float16 affinity is 0 there."
     )
     return figure
 
@@ -185,12 +186,15 @@ def _maps(axes: list[Axes], image: AffinityMap, depth: int) -> None:
     # float16 underflows where masked tokens attend to masked ones alone: such rows stay blank.
     conditional = np.divide(quadrant, total, out=np.full_like(quadrant, np.nan), where=total > 0)
     for place, values, name in zip(axes, (full, conditional), ("X Xᵀ", "X_M X_Vᵀ"), strict=True):
-        shown = place.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto")
-        canvas = place.figure
-        scale = canvas.colorbar(shown, ax=place, orientation="horizontal", format="{x:.2g}")
-        scale.set_ticks(sorted({float(np.nanmin(values)), float(np.nanmax(values))}))
         place.set(xticks=[], yticks=[], ylabel=f"softmax({name})")
         place.grid(False)
+        known = values[np.isfinite(values)]
+        if not known.size:
+            place.text(0.5, 0.5, "all underflow", ha="center", transform=place.transAxes)
+            continue
+        shown = place.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto")
+        scale = place.figure.colorbar(shown, ax=place, orientation="horizontal", format="{x:.2g}")
+        scale.set_ticks(sorted({float(known.min()), float(known.max())}))
     axes[0].axhline(masked - 0.5, color="white", lw=0.8)
     axes[0].axvline(masked - 0.5, color="white", lw=0.8)
 
