@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.upstreams.upstream import load_upstream
 from mto_tools.plan.activations import footprint, models
+from mto_tools.upstreams.upstream import load_upstream
 
 MEASURE = Path(__file__).parents[1] / "plan" / "measure.py"
 LARGE = ("large", "huge")

@@ -66,10 +66,10 @@ def plan(
     Example: mto plan mae --gpus 8 --gpu-mem 24 --model mae_vit_large_patch16 --mto
     """
     from mto_tools.home import find_home
-    from mto_tools.upstreams.upstream import load_upstream
     from mto_tools.plan import config, report
     from mto_tools.plan.committed import write_all as write_committed
     from mto_tools.plan.planner import Request, make_plan
+    from mto_tools.upstreams.upstream import load_upstream
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     home = find_home()

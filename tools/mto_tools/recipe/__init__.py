@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOTerms, TokenTrace
 from mto_tools import ds
-from mto_tools.recipe.rng import checksum
 from mto_tools.recipe.files import RunFiles
 from mto_tools.recipe.micro import MicroBatches
+from mto_tools.recipe.rng import checksum
 from mto_tools.recipe.settings import Settings, add_arguments, defaults, settle
 
 __all__ = ["add", "add_arguments", "attach", "defaults", "log"]
