@@ -78,7 +78,7 @@ def start(
     clip_grad: float | None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Put the recipe on DeepSpeed; return what takes the place of the three objects given.
+    """Put the recipe on DeepSpeed; return replacements for the three objects given.
 
     Call it when the model is wrapped in DDP (which has given all ranks the same weights, and is
     dropped here), and the optimizer and the loss scaler are made.
@@ -86,7 +86,7 @@ def start(
     Args:
         model: The model, in DDP or not.
         optimizer: The recipe's own; elementwise, as the Adam family is.
-        scaler: What scales its loss: the `NativeScalerWithGradNormCount` of MAE and its kin, a
+        scaler: The recipe's loss scaler: the `NativeScalerWithGradNormCount` of MAE and its kin, a
             `torch.amp.GradScaler`, or the module `apex.amp`.
         batch_size: Images per GPU and micro batch.
         accumulation: Micro batches per step, by which the recipe divides its loss itself; `None`
@@ -218,8 +218,8 @@ def _refuse_steps(file: Path | str | None) -> None:
 
     def refuse(*_: Any) -> None:
         raise RefusedError(
-            f"--deepspeed_config {file} was given, but the script steps without calling ds.start",
-            hint="mto status   (shows whether layer deepspeed is applied)",
+            f"DeepSpeed was asked for with {file}, but the script never called ds.start",
+            hint=f"mto status   (is layer deepspeed applied?); without DeepSpeed: unset {VARIABLE}",
         )
 
     _guard = register_optimizer_step_pre_hook(refuse)
