@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mto_tools.compare.command import build, train
-from mto_tools.compare.plan import Options, Plan, make_plan
-from mto_tools.compare.report import Report
+from mto_tools.compare.command import train
+from mto_tools.compare.options import Options, in_whole_epochs, resolve
+from mto_tools.compare.plan import Plan, make_plan
+from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
-from mto_tools.compare.spec import Launch
+from mto_tools.compare.spec import Launch, load_launch
 from mto_tools.home import find_home
 
 HERE = Path(__file__).parent
@@ -36,6 +37,7 @@ LAUNCH = Launch.model_validate(
         "styles": {"mae": "mae", "simmim": "simmim"},
         "steps": 180,
         "disk_mb_per_run": 1,
+        "logs": {"train": "log.jsonl", "data": "data"},
         "data": {"name": "digits", "make": ["make_digits.py", "--out", "{data}"]},
         "scores": [
             {"key": "probe", "label": "Linear probe accuracy"},
@@ -58,11 +60,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def fake_plan(out: Path, *extra: str, seeds: int = 2, jobs: int = 2, cores: int = 2) -> Plan:
-    options = Options(seeds=seeds, jobs=jobs, extra=list(extra))
+def plan_of(
+    name: str,
+    launch: Launch | None = None,
+    *,
+    out: Path = Path("/out"),
+    checkout: Path | None = None,
+    images: int = 64,
+    gpu: bool = False,
+    cores: int = 2,
+    **options: object,
+) -> Plan:
+    """The plan of a shipped recipe, or of `launch`, over two seeds unless told otherwise."""
+    launch = launch or load_launch(CLONE, name)
+    asked = Options.model_validate({"seeds": 2, **options})
     return make_plan(
-        LAUNCH, options, upstream="fake", checkout=HERE, out=out, data=out / "data", cores=cores
+        launch,
+        in_whole_epochs(resolve(asked, launch, name, cores=cores, gpu=gpu), images, name),
+        upstream=name,
+        checkout=checkout or Path("/up") / name,
+        out=out,
+        data=out / "data",
+        gpu=gpu,
     )
+
+
+def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: object) -> Plan:
+    return plan_of("fake", LAUNCH, out=out, checkout=HERE, jobs=jobs, extra=list(extra), **more)
 
 
 def quiet() -> Console:
@@ -71,7 +95,7 @@ def quiet() -> Console:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    folder = tmp_path / "reports" / "fake" / "now.unfinished"
+    folder = tmp_path / "reports" / "fake" / "now"
     folder.mkdir(parents=True)
     return folder
 
@@ -83,16 +107,15 @@ def run_fake(work: Path) -> Callable[..., Report]:
     def run(*extra: str, seeds: int = 1) -> Report:
         plan = fake_plan(work, *extra, seeds=seeds)
         execute(plan, work, quiet())
-        return build(plan, work, work, "fake", {}, [])
+        return build(plan, work)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("reports") / "now.unfinished"
-    work.mkdir()
-    train(fake_plan(work, seeds=2), work, work.with_name("now"), "fake", quiet())
+    work = tmp_path_factory.mktemp("reports")
+    train(fake_plan(work, seeds=2), work, quiet())
     return work
 
 

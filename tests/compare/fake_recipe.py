@@ -31,13 +31,17 @@ parser.add_argument("--fail_seed", type=int)
 parser.add_argument("--fail_signal", type=int)
 parser.add_argument("--sleep_at", type=int)
 parser.add_argument("--helper", action="store_true", help="start a process that outlives us")
-parser.add_argument("--drift", choices=["data", "rng", "loss", "norm"])
+parser.add_argument("--drift", choices=["data", "rng", "loss", "norm", "weight"])
+parser.add_argument("--mto_ranking", type=float, default=0.001)
+parser.add_argument("--nan_at", type=int, help="step whose loss is not finite")
 args = parser.parse_args()
+WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": args.mto_ranking}
 
 out = Path(args.output_dir)
 arm = "baseline" if args.mto_preset == "observe" else "mto"
 odd = arm == args.only
-noise = random.Random(args.seed)
+trains = arm == "mto" or args.drift == "weight"
+noise, timing = random.Random(args.seed), random.Random(args.seed)
 gain = args.gain * (1 + 0.2 * noise.uniform(-1, 1)) * (arm == "mto")
 print(f"{arm} with {args.data_path}", flush=True)
 if odd and args.helper:
@@ -73,31 +77,32 @@ for step in range(1, args.steps + 1):
         decay = 1 if step == 1 else (0.8 if arm == "mto" else 1.0)
         record = {
             "step": step,
-            "loss": loss,
-            "total": loss,
+            "loss": None if odd and step == args.nan_at else loss,
             "sparsity": 3 - 2 * done * decay,
             "singularity": 0.4,
             "ranking": 0.7 + gain * done,
-            "weights": {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001},
+            "weights": {name: weight * trains for name, weight in WEIGHTS.items()},
             "heterogeneity": [2.5 * decay, 0.8 * decay, 0.3],
             "diagonal_mass": 0.3 + 0.2 * done,
             "masked_mass": 0.4 - 0.2 * done,
             "token_norm": [5 + spread, 7 + done, 9 + 2 * done],
             "rng": digest("rng", args.seed, step, odd and args.drift == "rng" and step > 5),
         }
+        if step > 1:
+            record["step_ms"] = 5 + timing.random() + (arm == "mto") * 0.4
         if step == 1 or step % args.mto_grad_every == 0:
             record["grad_ratio"] = {"sparsity": 5.0 + done, "singularity": 0.3, "ranking": 0.9}
         write("mto.jsonl", record)
     if step % args.log_every == 0 or step == args.steps:
         ids = digest("data", args.seed, step, odd and args.drift == "data")
-        ms = 5 + noise.random() + (arm == "mto") * 0.4
-        write("log.jsonl", {"step": step, "loss": loss, "step_ms": ms, "data": ids})
+        write("log.jsonl", {"step": step, "data": ids})
     if step % args.eval_every == 0 or step == args.steps:
         probe = 0.1 + 0.7 * level + noise.gauss(0, 0.005)
         write("log.jsonl", {"step": step, "probe": probe, "knn": probe - 0.05})
     if step in affinity_steps:
         logits = np.random.default_rng(args.seed).normal(size=(3, 16, 16)) * (2 + done)
         maps = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        mask = np.arange(16) < 12
-        np.savez(out / f"mto-affinity-{step:06d}.npz", affinity=maps, num_masked=12, mask=mask)
+        quadrant = maps[:, :12, 12:] / maps[:, :12, 12:].sum(-1, keepdims=True)
+        path = out / f"mto-affinity-{step:06d}.npz"
+        np.savez(path, affinity=maps, masked_to_visible=quadrant, num_masked=12)
 (out / "checkpoint.pth").write_bytes(b"weights")

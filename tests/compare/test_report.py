@@ -6,31 +6,25 @@ import json
 import math
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from mto_tools.compare import svg
+from mto_tools.compare import figures, svg
 from mto_tools.compare.collect import by_seed
 from mto_tools.compare.command import redraw
-from mto_tools.compare.page import render, write_report
-from mto_tools.compare.plan import Options, make_plan
-from mto_tools.compare.report import (
-    Report,
-    close_folder,
-    open_folder,
-    read_report,
-    write,
-)
+from mto_tools.compare.folder import open_folder, read, write
+from mto_tools.compare.page import draw, render, write_report
+from mto_tools.compare.plan import VERSION
+from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
 from mto_tools.compare.spec import LogSpec
 from mto_tools.compare.verdict import judge
-from mto_tools.errors import CorruptError, MissingError, RefusedError
+from mto_tools.errors import CorruptError, MissingError, MtoError
 
-from .conftest import HERE, LAUNCH, quiet
+from .conftest import fake_plan, quiet
 
 FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards", "time"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "source", "image", "use", "path"}
@@ -69,7 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def report(finished: Path) -> Report:
-    return read_report(finished)
+    return read(finished / "report.json", Report)
 
 
 def test_page_is_self_contained_and_whole(report: Report, finished: Path) -> None:
@@ -108,16 +102,37 @@ def test_colours_come_from_the_page(report: Report, finished: Path) -> None:
         assert colour not in drawn
 
 
-def test_attention_that_underflows_is_drawn_blank(report: Report) -> None:
-    """Masked tokens may give visible ones less than float16 holds, in some rows or in all."""
-    shown = report.records[0].affinity[-1]
-    for rows in (shown.maps[0][:1], shown.maps[1][: shown.num_masked]):
-        for row in rows:
-            row[shown.num_masked :] = [0.0] * (len(row) - shown.num_masked)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        page = render(report)
-    assert page.count("all underflow") == 1
+def test_panels_show_what_a_run_adds_to_its_loss(report: Report) -> None:
+    """Weighted terms and gradients beside the raw ones; H below the line at ln |V|."""
+    drawn = {figure.key: figure.panels for figure in draw(report)}
+    assert "Weighted terms, MTO" in drawn["terms"][-1]
+    assert all("MTO × weight" in svg for svg in drawn["gradients"])
+    assert all("ln |V|" in svg for svg in drawn["heterogeneity"])
+    assert len(drawn["affinity"]) == 6
+    for panel in drawn["affinity"]:  # least and largest value of two maps
+        assert len(re.findall(r">-?[\d.]+(?:e[-+−]\d+)?</text>", panel)) == 4
+
+
+def test_weighted_is_the_value_times_the_weight_of_that_step(report: Report) -> None:
+    record = report.records[1]
+    curve, weight = record.terms["sparsity"], record.weights["sparsity"]
+    weight.values[:2] = [0.0, 0.5]  # as in a warm-up
+    del weight.steps[-1], weight.values[-1]
+    found = figures.weighted(record, "sparsity", "terms")
+    assert found.steps == curve.steps[:-1]
+    assert found.values[:3] == pytest.approx([0, 0.5 * curve.values[1], 0.01 * curve.values[2]])
+
+
+def test_no_panel_for_a_constant(report: Report) -> None:
+    for record in report.records:
+        record.grad_ratio["ranking"].values = [0.0] * len(record.grad_ratio["ranking"].values)
+        record.terms["ranking"].values = [math.nan] * len(record.terms["ranking"].values)
+        record.masked_mass.values = [0.5] * len(record.masked_mass.values)
+    drawn = {figure.key: " ".join(figure.panels) for figure in draw(report)}
+    titles = {key: re.findall("<title[^>]*>(.*?)</title>", text) for key, text in drawn.items()}
+    assert titles["terms"] == ["L_spa, before weighting", "Weighted terms, MTO"]
+    assert titles["gradients"] == ["L_spa: gradient norm / L_ss"]
+    assert titles["guards"] == ["Diagonal mass at depth 0", "Token norm at the end"]
 
 
 def test_json_holds_what_the_runs_wrote(report: Report, finished: Path) -> None:
@@ -129,20 +144,17 @@ def test_json_holds_what_the_runs_wrote(report: Report, finished: Path) -> None:
         assert record["token_norm"]["values"] == [line["token_norm"] for line in lines]
         for term in ("sparsity", "singularity", "ranking"):
             assert record["terms"][term]["values"] == [line[term] for line in lines]
+        assert record["loss"]["values"] == [line["loss"] for line in lines]
+        times = [line["step_ms"] for line in lines if "step_ms" in line]
+        assert record["step_ms"]["values"] == times
+        assert len(times) == len(lines) - 1
         logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert record["loss"]["values"] == [line["loss"] for line in logged if "loss" in line]
         probes = [(line["step"], line["probe"]) for line in logged if "probe" in line]
         assert list(zip(*record["scores"]["probe"].values(), strict=True)) == probes
-        kept = [3, 3, 3] if record["seed"] == 0 else []  # megabytes for a ViT: of one seed only
-        assert [len(a["maps"]) for a in record["affinity"]] == kept
+        drawn = record["affinity"]  # megabytes for a ViT: of one seed only
+        assert (len(drawn["maps"]) == 3) if record["seed"] == 0 else drawn is None
     assert found["plan"]["seeds"] == [0, 1]
     assert found["sentence"] == report.sentence
-
-
-def test_commands_name_the_final_folder(report: Report) -> None:
-    for run in report.plan.runs:
-        out = run.command[run.command.index("--output_dir") + 1]
-        assert out.endswith(f"/now/runs/{run.name}")
 
 
 def test_report_draws_the_same_page_again(
@@ -167,14 +179,14 @@ def test_report_draws_the_same_page_again(
 )
 def test_reach_tile(report: Report, shares: list[float | None], value: str, label: str) -> None:
     report.verdict.reach[0].shares = shares
-    assert f"<b>{value}</b><span>{label}" in render(report)
+    assert f"<b>{value}</b><span>{label}" in render(report, [])
 
 
 def test_page_says_what_decides_and_how_surely(report: Report) -> None:
-    assert "each uses a 97.5 % interval (Bonferroni)" in " ".join(render(report).split())
+    assert "each uses a 97.5 % interval (Bonferroni)" in " ".join(render(report, []).split())
     report.verdict = judge(by_seed(report.records), [], moving_target=True)
     report.plan.scores = []
-    page = render(report)
+    page = render(report, draw(report))
     assert "Nothing decides: L_ss could, but its target comes" in page
     assert 'class="decides"' not in page
     caption = re.findall(r"<figcaption>(The recipe.*?)</figcaption>", page)[0]
@@ -185,15 +197,36 @@ def test_page_says_what_decides_and_how_surely(report: Report) -> None:
     ]
     for record in report.records:
         record.step_ms.values = []
-    assert 'class="tile"' not in render(report)
+    assert 'class="tile"' not in render(report, [])
 
 
-@pytest.mark.parametrize("text", ["{}", "not json", '{"schema_version": 1}'])
-def test_report_of_something_else(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("{}", CorruptError, "is not a report"),
+        ("not json", CorruptError, "is not a report"),
+        (f'{{"schema_version": {VERSION}}}', CorruptError, "report.json: made: Field required"),
+        ('{"schema_version": 1, "records": []}', MtoError, f"schema_version 1; .* reads {VERSION}"),
+    ],
+)
+def test_report_of_something_else(
+    tmp_path: Path, text: str, error: type[MtoError], words: str
+) -> None:
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(CorruptError, match="is not a report"):
+    with pytest.raises(error, match=words):
         redraw(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_report_of_another_version_names_the_commit_that_reads_it(
+    report: Report, tmp_path: Path
+) -> None:
+    report.schema_version = VERSION - 1
+    report.plan.versions["mto commit"] = "1234abcd with local edits"
+    write(tmp_path / "report.json", report.model_dump_json())
+    with pytest.raises(MtoError) as caught:
+        redraw(tmp_path)
+    assert "git worktree add ../mto-before 1234abcd " in caught.value.hint
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
@@ -208,6 +241,7 @@ def test_report_of_nothing(tmp_path: Path) -> None:
         ("rng", "Same random numbers"),
         ("loss", "Same first loss, bit for bit"),
         ("norm", "Same initial weights"),
+        ("weight", "Baseline without MTO"),
     ],
 )
 def test_unfair_comparison_is_noticed(
@@ -218,29 +252,62 @@ def test_unfair_comparison_is_noticed(
     assert [check.name for check in report.checks if not check.passed] == [name]
 
 
+def test_a_loss_that_is_not_finite(run_fake: Callable[..., Report]) -> None:
+    """mto.jsonl holds null for it."""
+    report = run_fake("--nan_at", "90")
+    wrong = {check.name: check.detail for check in report.checks if not check.passed}
+    assert wrong == {"Every loss is finite": "seed 0: mto has L_ss = nan at step 90"}
+
+
+@pytest.mark.parametrize("null", ["null", "NaN"])
+def test_values_that_were_not_measured(report: Report, finished: Path, null: str) -> None:
+    """Null in mto.jsonl, or NaN as older recipes wrote it: a gap, and no reason for a verdict."""
+    for path in finished.glob("runs/*/mto.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["heterogeneity"][1] = line["masked_mass"] = None
+        path.write_text("".join(json.dumps(line).replace("null", null) + "\n" for line in lines))
+    again = build(report.plan, finished)
+    assert again.fair
+    assert again.verdict == report.verdict
+    record = again.records[0]
+    assert all(math.isnan(row[1]) and row[2] == 0.3 for row in record.heterogeneity.values)
+    assert all(map(math.isnan, record.masked_mass.values))
+    drawn = {figure.key: figure.panels for figure in draw(again)}
+    assert len(drawn["guards"]) == 2, "a mass that nobody measured has no panel"
+
+
+def test_data_that_make_fewer_steps_than_planned(report: Report, finished: Path) -> None:
+    """Not the fault of an arm."""
+    again = build(report.plan.model_copy(update={"steps": 190}), finished)
+    wrong = {check.name: check.detail for check in again.checks if not check.passed}
+    assert list(wrong) == ["Both arms ran to the end"]
+    assert (
+        f"both arms ended alike at step 180 of 190: the images in {report.plan.data}"
+        in (wrong["Both arms ran to the end"])
+    )
+
+
 def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     """No log, no scores, no data digests of its own: what MTO measures is enough."""
-    options = Options(seeds=2, steps=185, jobs=2)  # a line every 2 steps: the last one has none
-    plan = make_plan(LAUNCH, options, upstream="fake", checkout=HERE, out=work, data=work)
-    plan = plan.model_copy(update={"scores": [], "logs": LogSpec(train="", data="")})
+    plan = fake_plan(work, steps=185)  # a line every 2 steps: the last one has none
+    plan = plan.model_copy(update={"scores": [], "logs": LogSpec()})
     execute(plan, work, quiet())
     write(work / "plan.json", plan.model_dump_json())
     assert redraw(work) == 0
-    report = read_report(work)
+    report = read(work / "report.json", Report)
     assert report.fair
-    assert report.records[0].loss == report.records[0].own_loss
     assert report.records[0].loss.steps[-1] == 184
     assert "L_ss ended at" in report.sentence
     assert report.secondary.startswith("L_ss decides, as the recipe logs no score")
-    page = Page(render(report))
-    assert [i for i in page.ids if i in FIGURES] == [f for f in FIGURES[1:] if f != "time"]
+    assert [figure.key for figure in draw(report)] == FIGURES[1:]
 
 
 def test_unfair_comparison_is_said_loudly(report: Report) -> None:
     assert report.fair
-    assert 'role="alert"' not in render(report)
+    assert 'role="alert"' not in render(report, [])
     report.fair = report.checks[2].passed = False
-    page = render(report)
+    page = render(report, [])
     assert page.index('role="alert">This comparison is not fair') < page.index("<h1>")
     assert f"<li>{report.checks[2].name}: " in page
 
@@ -249,22 +316,14 @@ def test_numbers_that_are_not_finite_survive(report: Report, finished: Path) -> 
     report.records[0].loss.values[3] = float("nan")
     report.records[0].grad_ratio["ranking"].values[0] = float("inf")
     write_report(report, finished)
-    again = read_report(finished)
+    again = read(finished / "report.json", Report)
     assert again.records[0].loss.values[3] != again.records[0].loss.values[3]
     assert again.records[0].grad_ratio["ranking"].values[0] == float("inf")
     json.loads((finished / "report.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_folders_are_never_reused(tmp_path: Path) -> None:
-    pairs = [open_folder(tmp_path, "mini", 1) for _ in range(3)]
-    assert len({work for work, _ in pairs}) == 3
-    work, final = pairs[0]
-    final.mkdir()
-    (final / "report.html").write_text("mine")
-    with pytest.raises(RefusedError, match="has appeared meanwhile"):
-        close_folder(work, final)
-    assert (final / "report.html").read_text() == "mine"
-    assert close_folder(*pairs[1]) == pairs[1][1]
+    assert len({open_folder(tmp_path, "mini", 1) for _ in range(3)}) == 3
 
 
 def test_disk_without_room(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mto_tools.compare import guard
 from mto_tools.compare.command import train
-from mto_tools.compare.run import environment, execute
+from mto_tools.compare.run import ended, environment, execute
 from mto_tools.errors import MissingError, MtoError
 
 from .conftest import fake_plan, quiet
@@ -49,10 +49,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def test_all_runs_end_and_leave_their_output(work: Path) -> None:
-    outcomes = execute(fake_plan(work, seeds=2), work, quiet())
-    assert [(o.run.name, o.exit_code) for o in sorted(outcomes, key=lambda o: o.run.name)] == [
-        (name, 0) for name in ("baseline-0", "baseline-1", "mto-0", "mto-1")
-    ]
+    plan = fake_plan(work, seeds=2)
+    execute(plan, work, quiet())
+    ends = {run.name: ended(run, work) for run in plan.runs}
+    assert sorted(ends) == ["baseline-0", "baseline-1", "mto-0", "mto-1"]
+    assert all(end and end.exit_code == 0 and end.seconds > 0 for end in ends.values())
     assert (work / "runs/mto-1/output.txt").read_text() == f"mto with {work / 'data'}\n"
 
 
@@ -76,7 +77,7 @@ def test_death_by_memory_is_told_apart(work: Path) -> None:
 
 def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
     plan = fake_plan(work, "--fail_at", "90", "--fail_seed", "0", seeds=3)
-    report = train(plan, work, work, "fake", quiet(), keep_going=True)
+    report = train(plan, work, quiet(), keep_going=True)
     assert report.failed == ["mto-0"]
     assert {record.seed for record in report.records} == {1, 2}
     assert report.sentence.startswith("MTO may have helped, but 2 seeds do not prove it")
@@ -90,7 +91,7 @@ def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
 def test_nothing_to_report_when_every_seed_failed(work: Path) -> None:
     plan = fake_plan(work, "--fail_at", "2", seeds=1)
     with pytest.raises(MissingError, match="no seed has both arms complete"):
-        train(plan, work, work, "fake", quiet(), keep_going=True)
+        train(plan, work, quiet(), keep_going=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

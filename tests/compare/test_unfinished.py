@@ -2,89 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
 
-from mto_tools.compare.command import build, redraw
-from mto_tools.compare.report import read_report
-from mto_tools.compare.run import FAILED
+from mto_tools.compare.command import redraw
+from mto_tools.compare.folder import read
+from mto_tools.compare.plan import Plan
+from mto_tools.compare.report import Report, build
+from mto_tools.compare.run import ENDED
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write reports without their page, which takes seconds to draw."""
-    monkeypatch.setattr("mto_tools.compare.page.render", lambda report: "")
+def end(folder: Path, name: str, code: int | None) -> None:
+    """Let the run have ended with `code`, or not at all."""
+    path = folder / "runs" / name / ENDED
+    path.unlink()
+    if code is not None:
+        path.write_text(json.dumps({"exit_code": code, "seconds": 1.0}))
 
 
-def edit(path: Path, keep: Callable[[list[str]], list[str]]) -> None:
-    path.write_text("".join(keep(path.read_text().splitlines(keepends=True))))
+@pytest.mark.parametrize(
+    ("baseline", "mto", "failed", "lost"),
+    [
+        (0, None, ["mto-1"], 0),
+        (None, None, ["baseline-1", "mto-1"], 0),
+        (0, 7, ["mto-1"], 1),
+        (None, 7, ["baseline-1", "mto-1"], 1),  # stopped because the other arm had failed
+        (7, 7, ["baseline-1", "mto-1"], 0),
+        (7, 0, ["baseline-1"], 0),
+    ],
+)
+def test_only_whole_seeds_count(
+    finished: Path, baseline: int | None, mto: int | None, failed: list[str], lost: int
+) -> None:
+    """A seed is held against MTO where its arm failed by itself, and its baseline did not."""
+    end(finished, "baseline-1", baseline)
+    end(finished, "mto-1", mto)
+    report = build(read(finished / "plan.json", Plan), finished)
+    assert sorted(report.failed) == failed
+    assert [record.seed for record in report.records] == [0, 0]
+    assert report.verdict.lost == lost
+    assert ("left out because the MTO arm failed" in report.sentence) is bool(lost)
 
 
-def test_report_of_an_unfinished_comparison(finished: Path) -> None:
-    """The seeds whose runs are whole are enough for a report."""
+def test_report_of_an_unfinished_comparison(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (finished / "report.json").unlink()
-    log = finished / "runs/mto-1/log.jsonl"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:20]))
+    (finished / "report.html").unlink()
+    end(finished, "mto-1", None)
+    with (finished / "runs/mto-1/mto.jsonl").open("ab") as file:
+        file.write('{"step": 180, "µ'.encode()[:-1])  # as a kill leaves it
     assert redraw(finished) == 1
-    again = read_report(finished)
-    assert again.failed == ["mto-1"]
-    assert [record.seed for record in again.records] == [0, 0]
-    assert "left out" not in again.sentence, "it was interrupted, it did not fail"
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_interrupted_before_the_last_score(finished: Path) -> None:
-    """The loss of the last step is logged before its scores: both must be there."""
-    (finished / "report.json").unlink()
-    edit(finished / "runs/baseline-1/log.jsonl", lambda lines: lines[:-1])
-    assert '"loss"' in (finished / "runs/baseline-1/log.jsonl").read_text().splitlines()[-1]
-    assert redraw(finished) == 1
-    again = read_report(finished)
-    assert again.failed == ["baseline-1"]
-    assert [record.seed for record in again.records] == [0, 0]
+    assert capsys.readouterr().out.splitlines() == [str(finished / "report.html")]
+    assert read(finished / "report.json", Report).failed == ["mto-1"]
 
 
 def test_scores_at_other_steps_are_not_fair(finished: Path) -> None:
-    edit(finished / "runs/mto-0/log.jsonl", lambda lines: lines[:-1])
-    plan = read_report(finished).plan
-    again = build(plan, finished, finished, "fake", {}, [])
+    log = finished / "runs/mto-0/log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    again = build(read(finished / "plan.json", Plan), finished)
     wrong = [check for check in again.checks if not check.passed]
     assert [check.name for check in wrong] == ["Scored at the same steps"]
     assert wrong[0].detail.startswith("seed 0: Linear probe accuracy at 9 and 8 steps, the last 1")
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_scores_that_no_run_logged_are_not_waited_for(finished: Path) -> None:
-    (finished / "report.json").unlink()
-    for log in finished.glob("runs/*/log.jsonl"):
-        edit(log, lambda lines: [line for line in lines if '"probe"' not in line])
-    redraw(finished)
-    assert read_report(finished).failed == []
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("log", ["log.jsonl", "mto.jsonl"])
-@pytest.mark.parametrize("tear", [b'{"step": 180, "lo', '{"step": 180, "µ'.encode()[:-1]])
-def test_a_torn_line_is_an_unfinished_run(finished: Path, log: str, tear: bytes) -> None:
-    """What a full disk or a kill leaves behind; the hint of both is `mto report`."""
-    (finished / "report.json").unlink()
-    with (finished / "runs/mto-0" / log).open("ab") as file:
-        file.write(tear)
-    assert redraw(finished) == 1
-    assert read_report(finished).failed == ["mto-0"]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_failed_mto_arm_stays_known(finished: Path) -> None:
-    """Also in a report made later, and when its baseline was stopped for it, not failed."""
-    for name in ("report.json", "runs/baseline-1/log.jsonl", "runs/mto-1/log.jsonl"):
-        (finished / name).unlink()
-    (finished / "runs/mto-1" / FAILED).write_text("7\n")
-    redraw(finished)
-    assert "; 1 of 2 seeds is left out because the MTO" in read_report(finished).sentence
-    (finished / "report.json").unlink()
-    (finished / "runs/baseline-1" / FAILED).write_text("7\n")
-    redraw(finished)
-    assert "left out" not in read_report(finished).sentence

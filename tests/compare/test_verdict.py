@@ -37,7 +37,6 @@ def record(arm: ArmName, seed: int, probe: list[float], loss: list[float] | None
         seconds=1,
         bytes=1,
         loss=Curve(steps=STEPS[: len(loss)], values=loss),
-        own_loss=none,
         step_ms=none,
         data={},
         rng={},
@@ -50,7 +49,7 @@ def record(arm: ArmName, seed: int, probe: list[float], loss: list[float] | None
         masked_mass=none,
         heterogeneity=Rows(),
         token_norm=Rows(),
-        affinity=[],
+        affinity=None,
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from mto_tools.errors import RefusedError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
 from mto_tools.patchset.status import EDITED, status
 from mto_tools.upstreams.upstream import load_upstream
+
+Say = Callable[[str], None]
 
 
 def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
@@ -34,11 +37,14 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
     if found.word == EDITED:
         edited = f", edited: {', '.join(found.edited) or found.detail}"
         if not allow_edited:
+            hint = f"mto compare {name} --allow-edited"
+            if found.edited:
+                stash = ["git", "-C", found.repo, "stash", "push", "--", *found.edited]
+                hint = f"{shlex.join(stash)}    (git stash pop brings them back), or {hint}"
             raise RefusedError(
                 f"{found.repo} was edited since the series was applied{edited[:300]}; "
                 "the report would not say what was run",
-                hint=f"mto apply {name} --keep    (keeps the edits on a branch), "
-                "or compare with --allow-edited",
+                hint=hint,
             )
         commit = found.head
     else:

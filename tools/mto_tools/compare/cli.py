@@ -18,7 +18,10 @@ def compare(
     name: Annotated[str, typer.Argument(help="Upstream to compare, such as mini.")],
     extra: Annotated[
         list[str] | None,
-        typer.Argument(help="After --: more arguments for the recipe, the same for both arms."),
+        typer.Argument(
+            help="After --: more arguments for the recipe, in both arms; options of MTO "
+            "(--mto_NAME, MTO.NAME) in the MTO arm only."
+        ),
     ] = None,
     style: Annotated[
         str | None, typer.Option(help="Style of the recipe, if it has several.")
@@ -48,7 +51,7 @@ def compare(
     two arms did not meet the same conditions.
     """
     from mto_tools.compare.command import compare as run
-    from mto_tools.compare.plan import Options
+    from mto_tools.compare.options import Options
 
     options = Options(
         style=style,
@@ -58,17 +61,13 @@ def compare(
         jobs=jobs,
         batch=batch,
         extra=extra or [],
-    )
-    code = run(
-        name,
-        options,
         data=data,
-        report_name=report_name,
+        name=report_name,
         reports=reports,
         keep_going=keep_going,
         allow_edited=allow_edited,
     )
-    raise typer.Exit(code)
+    raise typer.Exit(run(name, options))
 
 
 def report(

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
+from mto_tools.compare.checkout import Say
+from mto_tools.compare.run import environment
+from mto_tools.compare.spec import DataSpec
 from mto_tools.errors import MissingError
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-
-
-class DataSpec(BaseModel):
-    """The data set that is used when none is named, and how to tell that one is there.
-
-    The built-in one is made by a script of the checkout, or laid out by `mto_tools.launch.digits`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    make: list[str] = []  # script of the checkout and its arguments
-    layout: Literal["", "image_folder", "map_files", "wnid_lists"] = ""
-    per_class: int = 8  # training images of each of the 8 classes, with `layout`
-    images: str = "train"  # folder inside the data set that must hold an image
-    # File with a line per image, where the recipe reads no more than it names: "{data}/..." in the
-    # data set, or relative to the folder that the recipe is started in.
-    listing: str = ""
-
-    @model_validator(mode="after")
-    def _made_in_one_way(self) -> DataSpec:
-        if bool(self.make) == bool(self.layout):
-            raise ValueError("needs either make or layout")
-        return self
+from mto_tools.launch import digits
 
 
 def start_folder(spec: DataSpec, data: Path, checkout: Path) -> Path:
     """Where the recipe is started: beside the data if its list is there, else in the checkout."""
     relative = spec.listing and "{data}" not in spec.listing
     return data.parent if relative and (data.parent / spec.listing).is_file() else checkout
+
+
+def check_data(spec: DataSpec, data: Path, upstream: str) -> None:
+    """Raise `MissingError` unless `data` is laid out as the recipe needs it."""
+    folder = data / spec.images
+    mend = f"mto compare {upstream}    (uses the built-in data), or --data DIR of an ImageFolder"
+    if not data.is_dir():
+        raise MissingError(f"data folder {data} does not exist", hint=mend)
+    if not folder.is_dir():
+        raise MissingError(f"data folder {data} has no subfolder {spec.images}/", hint=mend)
+    if not spec.listing and not _image_folder(folder):
+        raise MissingError(
+            f"data folder {folder} holds no image that an ImageFolder reads: CLASS/*.png, .jpg, …",
+            hint=mend,
+        )
 
 
 def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
@@ -50,7 +41,7 @@ def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
         MissingError: The list that names them is not there.
     """
     if not spec.listing:
-        return sum(1 for _ in _images(data / spec.images))
+        return _image_folder(data / spec.images)
     path = cwd / spec.listing.format(data=data)
     if not path.is_file():
         where = "" if "{data}" in spec.listing else f", nor is {data.parent / spec.listing}"
@@ -63,20 +54,48 @@ def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def check_data(data: Path, images: str, upstream: str) -> None:
-    """Raise `MissingError` unless `data/images` holds an image somewhere below it."""
-    folder = data / images
-    mend = f"mto compare {upstream}    (uses the built-in data), or --data DIR of an ImageFolder"
-    if not data.is_dir():
-        raise MissingError(f"data folder {data} does not exist", hint=mend)
-    if not folder.is_dir():
-        raise MissingError(f"data folder {data} has no subfolder {images}/", hint=mend)
-    if next(_images(folder), None) is None:
-        raise MissingError(f"data folder {folder} holds no image", hint=mend)
+def _image_folder(folder: Path) -> int:
+    """Images that torchvision's ImageFolder, which the recipes use, finds in `folder`."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return len(ImageFolder(str(folder), allow_empty=True))
+    except FileNotFoundError:  # no folder of a class
+        return 0
 
 
-def _images(folder: Path) -> Iterator[str]:
-    for root, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                yield f"{root}/{file}"
+def default_data(home: Path, where: Path, spec: DataSpec, upstream: str, say: Say) -> Path:
+    """Make the built-in data set once, in `home/data`, and return its folder.
+
+    Raises:
+        MissingError: The script that makes it failed, for example because of foreign files.
+    """
+    data = home / "data" / spec.name
+    done = home / "data" / f".{spec.name}.done"
+    if spec.layout:
+        data /= "images"  # a layout may write beside it
+    if done.is_file() and (data / spec.images).is_dir():  # the mark may outlive the data
+        check_data(spec, data, upstream)
+        return data
+    say(f"making the data set {data}")
+    data.parent.mkdir(parents=True, exist_ok=True)
+    if spec.layout:
+        getattr(digits, spec.layout)(data, spec.per_class)
+    else:
+        script, *arguments = (part.format(data=data) for part in spec.make)
+        made = subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=where,
+            env=environment(1),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            raise MissingError(
+                f"the data set {data} could not be made: {(made.stderr or made.stdout).strip()}",
+                hint=f"move {data} away, or name a data set with --data DIR",
+            )
+    done.touch()
+    return data

@@ -29,6 +29,7 @@ def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
         _check("Same initial weights", pairs, _first_state),
         *([data] if plan.logs.data else []),
         _check("Same random numbers", pairs, lambda b, m: _same(b.rng, m.rng, "RNG state")),
+        _check("Baseline without MTO", pairs, _no_weight),
         _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan)),
         *([_check("Scored at the same steps", pairs, same_scores)] if plan.scores else []),
         _check("Every loss is finite", pairs, _finite),
@@ -49,11 +50,13 @@ def _check(
 
 
 def _first_loss(baseline: Record, mto: Record) -> _Result:
-    if not baseline.own_loss.steps or not mto.own_loss.steps:
+    first = [next(zip(r.loss.steps, r.loss.values, strict=True), None) for r in (baseline, mto)]
+    if first[0] is None or first[1] is None:
         return False, "no L_ss was logged"
-    first = [(r.own_loss.steps[0], r.own_loss.values[0]) for r in (baseline, mto)]
     if first[0] != first[1]:
-        return False, " and ".join(f"{value!r} at step {step}" for step, value in first)
+        return False, " and ".join(
+            f"{value!r} at step {step}" for step, value in filter(None, first)
+        )
     if first[0][0] != 1:
         return False, f"first logged at step {first[0][0]}, after the weights have moved"
     return True, "at step 1, before the first update"
@@ -69,7 +72,7 @@ def _first_state(baseline: Record, mto: Record) -> _Result:
         a, b = getattr(baseline, name), getattr(mto, name)
         if not a.steps or a.steps[0] != 1 or b.steps[:1] != a.steps[:1]:
             return False, f"{name} was not logged at step 1"
-        if a.values[0] != b.values[0]:
+        if not np.array_equal(a.values[0], b.values[0], equal_nan=True):
             return False, f"{name} differs at step 1"
     return True, f"token norms and H agree at all {len(a.values[0])} depths of step 1"
 
@@ -83,10 +86,26 @@ def _same(baseline: dict[int, str], mto: dict[int, str], what: str) -> _Result:
     return True, f"digests agree at all {len(baseline)} logged steps"
 
 
+def _no_weight(baseline: Record, mto: Record) -> _Result:
+    """The baseline logs the weights that it trained with, wherever they were set."""
+    for term, weight in baseline.weights.items():
+        for step, value in zip(weight.steps, weight.values, strict=True):
+            if value != 0:
+                return False, f"its {term} has weight {value:g} at step {step}"
+    if not all(weight.steps for weight in baseline.weights.values()) or not baseline.weights:
+        return False, "the baseline logged no weights"
+    return True, "all weights are 0 at every logged step"
+
+
 def _complete(baseline: Record, mto: Record, plan: Plan) -> _Result:
-    last = [r.loss.steps[-1] for r in (baseline, mto)]
-    if last[0] != last[1] or last[0] < plan.last_logged:
+    last = [max(r.loss.steps, default=0) for r in (baseline, mto)]
+    if last[0] != last[1]:
         return False, f"last logged steps {last[0]} and {last[1]} of {plan.steps}"
+    if last[0] < plan.last_logged:
+        return False, (
+            f"both arms ended alike at step {last[0]} of {plan.steps}: the images in "
+            f"{plan.data} make fewer steps than were counted"
+        )
     return True, f"last logged step {last[0]} of {plan.steps}"
 
 

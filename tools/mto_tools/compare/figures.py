@@ -148,7 +148,7 @@ def _heterogeneity(records: list[Record]) -> Figure:
 
 def _most_heterogeneity(records: list[Record]) -> float | None:
     """ln |V| of the image whose affinity was saved; None where none was."""
-    first = next((record.affinity[0] for record in records if record.affinity), None)
+    first = next((record.affinity for record in records if record.affinity), None)
     return None if first is None else float(np.log(len(first.maps[0]) - first.num_masked))
 
 
@@ -159,7 +159,7 @@ def _row(record: Record, index: int, of: str = "heterogeneity") -> list[float]:
 
 def _affinity(records: list[Record]) -> Figure:
     figure = Figure("affinity", "Affinity maps by depth", small=True)
-    found = {a: [r.affinity[-1] for r in of_arm(records, a) if r.affinity][:1] for a in ARMS}
+    found = {a: [r.affinity for r in of_arm(records, a) if r.affinity] for a in ARMS}
     if not all(found.values()):
         return figure
     first = found["mto"][0]
@@ -172,29 +172,21 @@ def _affinity(records: list[Record]) -> Figure:
         f"Xᵀ), with the {first.num_masked} masked tokens before the "
         f"{len(first.maps[0]) - first.num_masked} visible ones, parted by white lines. Below: "
         "softmax(X_M X_Vᵀ), the map of which H is the mean row entropy. Colours are scaled from "
-        "each map's least to its largest value, and the numbers of the scale are probabilities. "
-        "Blank below: the saved float16 affinity is 0 there."
+        "each map's least to its largest value, and the numbers of the scale are probabilities."
     )
     return figure
 
 
 def _maps(axes: list[Axes], image: AffinityMap, depth: int) -> None:
     """Draw the affinity of one depth, and below it its quadrant from masked to visible tokens."""
-    masked, full = image.num_masked, np.asarray(image.maps[depth])
-    quadrant = full[:masked, masked:]
-    total = quadrant.sum(1, keepdims=True)
-    # float16 underflows where masked tokens attend to masked ones alone: such rows stay blank.
-    conditional = np.divide(quadrant, total, out=np.full_like(quadrant, np.nan), where=total > 0)
-    for place, values, name in zip(axes, (full, conditional), ("X Xᵀ", "X_M X_Vᵀ"), strict=True):
+    masked = image.num_masked
+    maps = {"X Xᵀ": image.maps[depth], "X_M X_Vᵀ": image.masked_to_visible[depth]}
+    for place, (name, values) in zip(axes, maps.items(), strict=True):
         place.set(xticks=[], yticks=[], ylabel=f"softmax({name})")
         place.grid(False)
-        known = values[np.isfinite(values)]
-        if not known.size:
-            place.text(0.5, 0.5, "all underflow", ha="center", transform=place.transAxes)
-            continue
         shown = place.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto")
         scale = place.figure.colorbar(shown, ax=place, orientation="horizontal", format="{x:.2g}")
-        scale.set_ticks(sorted({float(known.min()), float(known.max())}))
+        scale.set_ticks(sorted({float(np.min(values)), float(np.max(values))}))
     axes[0].axhline(masked - 0.5, color="white", lw=0.8)
     axes[0].axvline(masked - 0.5, color="white", lw=0.8)
 
@@ -213,7 +205,7 @@ def _terms(records: list[Record]) -> Figure:
                 lines(axes, records, pick)
                 axes.legend(loc="best")
     mto = of_arm(records, "mto")
-    added = {term: mean_curve([_weighted(r, term, "terms") for r in mto]) for term in TERMS}
+    added = {term: mean_curve([weighted(r, term, "terms") for r in mto]) for term in TERMS}
     if varies(list(added.values())):
         with figure.panel("Weighted terms, MTO") as (axes,):
             for (term, curve), dash in zip(
@@ -235,7 +227,7 @@ def _term(record: Record, term: str, of: str = "terms") -> Curve:
     return curves[term]
 
 
-def _weighted(record: Record, term: str, of: str) -> Curve:
+def weighted(record: Record, term: str, of: str) -> Curve:
     """`of`, times the weight that the run used at the same step."""
     curve, weight = _term(record, term, of), _term(record, term, "weights")
     known = dict(zip(weight.steps, weight.values, strict=True))
@@ -253,7 +245,7 @@ def _gradients(records: list[Record]) -> Figure:
             continue
         with figure.panel(f"{SYMBOLS[term]}: gradient norm / L_ss") as (axes,):
             means = lines(axes, records, pick, markers=True)
-            pull = mean_curve([_weighted(r, term, "grad_ratio") for r in of_arm(records, "mto")])
+            pull = mean_curve([weighted(r, term, "grad_ratio") for r in of_arm(records, "mto")])
             axes.plot(
                 pull.steps, pull.values, color=COLOURS["mto"], ls=":", lw=2, label="MTO × weight"
             )

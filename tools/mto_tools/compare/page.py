@@ -11,9 +11,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mto_tools.compare import figures, summary
+from mto_tools.compare.folder import saying_disk_full, write
 from mto_tools.compare.plan import Run
-from mto_tools.compare.report import Report, saying_disk_full, write
-from mto_tools.compare.svg import NAMES
+from mto_tools.compare.report import Report
+from mto_tools.compare.svg import NAMES, Figure
 from mto_tools.compare.verdict import LOSS, Quantity, StepsToBaseline
 
 
@@ -21,11 +22,17 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write `report.json` and `report.html` into `folder`; return the page's path."""
     with saying_disk_full(folder):
         write(folder / "report.json", report.model_dump_json())
-        return write(folder / "report.html", render(report))
+        return write(folder / "report.html", render(report, draw(report)))
 
 
-def render(report: Report) -> str:
-    """Return the whole page."""
+def draw(report: Report) -> list[Figure]:
+    """Draw all figures of a report, which takes seconds."""
+    moving = report.verdict.moving_target
+    return figures.draw(report.records, report.plan.scores, moving_target=moving)
+
+
+def render(report: Report, drawn: list[Figure]) -> str:
+    """Return the whole page with the figures in it."""
     plan, verdict = report.plan, report.verdict
     loader = PackageLoader("mto_tools.compare", ".")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
@@ -34,10 +41,8 @@ def render(report: Report) -> str:
         plan=plan,
         number=summary.number,
         wrong=[f"{check.name}: {check.detail}" for check in report.checks if not check.passed],
-        tiles=list(_tiles(report)) if report.records else [],
-        figures=figures.draw(report.records, plan.scores, moving_target=verdict.moving_target)
-        if report.records
-        else [],
+        tiles=list(_tiles(report)),
+        figures=drawn,
         decides=_comparable(report, verdict.quantities[0].key),
         rows=[_quantity(report, index) for index in range(len(verdict.quantities))],
         rule=_rule(report),

@@ -1,27 +1,19 @@
-"""What will be run: a recipe's compare.toml and the user's options, turned into commands."""
+"""The plan of a comparison: the command of every run, and what decides its numbers."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from mto_tools.compare.options import Choices, JsonModel
 from mto_tools.compare.spec import Launch, LogSpec, Score
-from mto_tools.errors import MissingError, MtoError
 from mto_tools.launch.command import ALWAYS_DISTRIBUTED
 
 ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")
-
-
-class JsonModel(BaseModel):
-    """What is written to JSON and read back: NaN and infinity survive, as strings."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+VERSION = 2  # of plan.json and report.json
 
 
 class Run(JsonModel):
@@ -37,206 +29,98 @@ class Run(JsonModel):
         return f"{self.arm}-{self.seed}"
 
 
-class Plan(JsonModel):
+class Plan(Choices):
     """Everything that decides the numbers, written down before the first run starts."""
 
-    schema_version: int = 1
+    schema_version: int = VERSION
     upstream: str
-    style: str
-    preset: str
-    steps: int
-    seeds: list[int]
     log_every: int
     eval_every: int
     grad_every: int
-    affinity_steps: list[int]
-    jobs: int
-    threads: int
     cwd: str
     data: str
     scores: list[Score]
     moving_target: bool = False
     logs: LogSpec
     runs: list[Run]
-    disk_mb_per_run: int
     made_by: str  # the command line that made this plan
     versions: dict[str, str]
-    batch: int | None = None
-    epochs: int | None = None
 
     @property
     def last_logged(self) -> int:
-        """The last step with a line in the log; mto.jsonl has none for a remainder."""
-        return self.steps if self.logs.train else self.steps - self.steps % self.log_every
-
-
-class Options(BaseModel):
-    """What the user chose; None is the recipe's own default."""
-
-    model_config = ConfigDict(frozen=True)
-    style: str | None = None
-    preset: str | None = None
-    seeds: int = 3
-    steps: int | None = None
-    jobs: int | None = None
-    batch: int | None = None
-    extra: list[str] = []
-
-
-def with_defaults(options: Options, launch: Launch, upstream: str, cores: int) -> Options:
-    """Put defaults in.
-
-    Raises:
-        MtoError: Style, seeds, steps, jobs or batch that cannot be run.
-    """
-    first = next(iter(launch.styles))
-    style = options.style or first
-    if style not in launch.styles:
-        raise MtoError(
-            f"{upstream} has no style {style!r}; it has {', '.join(launch.styles)}",
-            hint=f"mto compare {upstream} --style {first}",
-        )
-    steps = launch.steps if options.steps is None else options.steps
-    jobs = default_jobs(cores, 2 * options.seeds) if options.jobs is None else options.jobs
-    batch = launch.batch if options.batch is None else options.batch
-    if batch is not None and launch.batch is None:
-        raise MtoError(
-            f"{upstream} counts steps and takes its batch among its own arguments, not by --batch",
-            hint=f"mto compare {upstream} -- and the recipe's own option",
-        )
-    for name, value, least in (
-        ("seeds", options.seeds, 1),
-        ("steps", steps, 2),
-        ("jobs", jobs, 1),
-        ("batch", batch, 1),
-    ):
-        if value is not None and value < least:
-            raise MtoError(
-                f"--{name} must be at least {least}, not {value}",
-                hint=f"mto compare {upstream} --{name} {max(least, 2)}",
-            )
-    preset = options.preset or launch.styles[style]
-    known = {"style": style, "preset": preset, "steps": steps, "jobs": jobs, "batch": batch}
-    return options.model_copy(update=known)
-
-
-def whole_epochs(options: Options, images: int, upstream: str) -> tuple[int | None, int]:
-    """Epochs that hold the steps asked for, None where the recipe counts steps, and their steps.
-
-    Every recipe that counts epochs drops the images left over from its last batch.
-
-    Args:
-        options: As `with_defaults` returns them.
-        images: Images of one epoch.
-        upstream: Name of the recipe.
-
-    Raises:
-        MissingError: The images do not make one batch.
-    """
-    assert options.steps is not None
-    if options.batch is None:
-        return None, options.steps
-    per_epoch = images // options.batch
-    if not per_epoch:
-        raise MissingError(
-            f"the data set holds {images} images, which do not make one batch of {options.batch}",
-            hint=f"mto compare {upstream} --batch {images}" if images else "",
-        )
-    epochs = -(-options.steps // per_epoch)
-    return epochs, epochs * per_epoch
+        """The last step with a line in mto.jsonl, which has none for a remainder."""
+        return self.steps - self.steps % self.log_every
 
 
 def make_plan(
     launch: Launch,
-    options: Options,
+    choices: Choices,
     *,
     upstream: str,
     checkout: Path,
     out: Path,
     data: Path,
-    images: int = 0,
     cwd: Path | None = None,
     gpu: bool = False,
-    cores: int | None = None,
     versions: dict[str, str] | None = None,
 ) -> Plan:
-    """Turn options into the full list of commands; every run writes into `out/runs/ARM-SEED`.
+    """Turn choices into the full list of commands; every run writes into `out/runs/ARM-SEED`.
 
     Both arms of a seed stand next to each other, so that they run at the same time and meet the
     same machine; every run gets the same number of threads.
 
     Args:
         launch: How the recipe is run.
-        options: What the user chose.
+        choices: What `resolve` returns, in whole epochs.
         upstream: Name of the recipe.
         checkout: Where its scripts are.
         out: Folder of the comparison.
         data: The data set.
-        images: Images of one epoch, for a recipe that counts epochs.
         cwd: Where it is started, by default in the checkout.
         gpu: Whether torch sees a GPU; `launch = "run"` runs CUDA-only code on the CPU without.
-        cores: By default those that this process may use.
         versions: What the numbers come from.
     """
-    cores = cores or usable_cores()
-    options = with_defaults(options, launch, upstream, cores)
-    epochs, steps = whole_epochs(options, images, upstream)
-    style, preset, jobs = options.style, options.preset, options.jobs
-    assert style is not None
-    assert preset is not None
-    assert jobs is not None
-    log_every, eval_every = max(1, steps // 90), max(1, steps // 9)
+    log_every, eval_every = max(1, choices.steps // 90), max(1, choices.steps // 9)
     grad_every = 5 * log_every  # a ratio is logged on the lines that are logged anyway
-    affinity_steps = sorted({1, max(1, steps // 2), steps})
     fields = {
         "data": str(data),
-        "steps": str(steps),
-        "style": style,
-        "preset": preset,
+        "steps": str(choices.steps),
+        "style": choices.style,
+        "preset": choices.preset,
         "log_every": str(log_every),
         "eval_every": str(eval_every),
         "grad_every": str(grad_every),
-        "affinity_steps": ",".join(map(str, affinity_steps)),
-        "batch": str(options.batch),
-        "epochs": str(epochs),
-        "warmup": str((epochs or 0) // 10),
+        "affinity_steps": str(choices.steps),
+        "batch": str(choices.batch),
+        "epochs": str(choices.epochs),
+        "warmup": str((choices.epochs or 0) // 10),
     }
     starter = _starter(launch, upstream, checkout, cpu=not gpu)
-    own = launch.values.get(style, {})
+    own = launch.values.get(choices.style, {})
     runs = []
-    for seed in range(options.seeds):
+    for seed in choices.seeds:
         for arm in ARMS:
             here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
             here |= {name: value.format(**here) for name, value in own.items()}
             chosen = launch.baseline if arm == "baseline" else launch.mto
-            templates = [*launch.arguments, *chosen, *launch.measures]
-            arguments = [template.format(**here) for template in templates]
-            start = [part.format(**here) for part in starter]
-            command = [sys.executable, *start, *arguments, *options.extra]
+            templates = [*starter, *launch.arguments, *chosen, *launch.measures]
+            more = [*choices.shared_options, *(choices.mto_options if arm == "mto" else [])]
+            command = [sys.executable, *(part.format(**here) for part in templates), *more]
             runs.append(Run(arm=arm, seed=seed, command=command))
     return Plan(
+        **choices.model_dump(),
         upstream=upstream,
-        style=style,
-        preset=preset,
-        steps=steps,
-        seeds=list(range(options.seeds)),
         log_every=log_every,
         eval_every=eval_every,
         grad_every=grad_every,
-        affinity_steps=affinity_steps,
-        jobs=jobs,
-        threads=max(1, cores // jobs),
         cwd=str(cwd or checkout),
         data=str(data),
         scores=launch.scores,
         moving_target=launch.moving_target,
         logs=launch.logs,
         runs=runs,
-        disk_mb_per_run=launch.disk_mb_per_run,
         made_by=shlex.join(["mto", *sys.argv[1:]]),
         versions=versions or {},
-        batch=options.batch,
-        epochs=epochs,
     )
 
 
@@ -252,15 +136,3 @@ def _starter(launch: Launch, upstream: str, checkout: Path, *, cpu: bool) -> lis
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
     worker = ["-m", "mto_tools.launch.worker", *(["--cpu"] if cpu else []), "--seed={seed}"]
     return [*([] if alone else torchrun), *worker, str((checkout / launch.entry).absolute())]
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_jobs(cores: int, runs: int) -> int:
-    """As many runs at once as there are cores, whole pairs only: a seed's arms share a fate."""
-    return max(1, min(cores, runs) // 2 * 2)

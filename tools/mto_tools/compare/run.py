@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mto_tools.compare import guard
+from mto_tools.compare.folder import write
+from mto_tools.compare.options import JsonModel
 from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
 
 POLL = 0.2  # seconds between looks at the logs
-FAILED = "failed"  # file in the folder of a run that failed: its exit status
+ENDED = "ended.json"  # file in the folder of a run that ended by itself
 TAIL = 15  # lines of a failed run's output that are shown
 
 
-@dataclass
-class Outcome:
-    """How one run ended; `exit_code` None means it was stopped because another one failed."""
+class Ended(JsonModel):
+    """How a run ended by itself. One that was stopped, or is under way, has none."""
 
-    run: Run
-    exit_code: int | None
+    exit_code: int
     seconds: float
+
+
+def ended(run: Run, out: Path) -> Ended | None:
+    """How the run in `out/runs` ended, if it did."""
+    path = out / "runs" / run.name / ENDED
+    return Ended.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 @dataclass
@@ -41,16 +47,16 @@ class _Child:
     folder: Path
     process: subprocess.Popen[bytes]
     started: float
-    offset: int = 0
+    offset: int = 0  # bytes of mto.jsonl that were read
     step: int = 0
-    last: dict[str, Any] = field(default_factory=dict)
 
 
 def environment(threads: int) -> dict[str, str]:
     """The environment of every run: the same threads for all, and no file written to the clone."""
     count = str(threads)
+    inherited = {k: v for k, v in os.environ.items() if k != "MTO_SETTINGS"}  # arms have their own
     return {
-        **os.environ,
+        **inherited,
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
@@ -59,11 +65,11 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False) -> list[Outcome]:
+def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False) -> None:
     """Run everything in `plan`, at most `plan.jobs` at a time.
 
-    What a run prints goes to `out/runs/ARM-SEED/output.txt`. However this ends (Ctrl-C, an error,
-    the parent's death), no process is left.
+    The output of a run goes to `out/runs/ARM-SEED/output.txt`, its end to `ended.json` beside it.
+    However this ends (Ctrl-C, an error, the parent's death), no process is left.
 
     Args:
         plan: The runs, in order.
@@ -76,7 +82,6 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     """
     waiting = deque(plan.runs)
     running: list[_Child] = []
-    outcomes: list[Outcome] = []
     with _progress(console) as progress, _sigterm_is_an_exception():
         tasks = {
             run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
@@ -98,19 +103,18 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                         continue
                     running.remove(child)
                     _end([child])
-                    seconds = time.monotonic() - child.started
-                    outcomes.append(Outcome(child.run, child.process.returncode, seconds))
+                    seconds = round(time.monotonic() - child.started, 2)
+                    end = Ended(exit_code=child.process.returncode, seconds=seconds)
+                    write(child.folder / ENDED, end.model_dump_json())
                     progress.stop_task(tasks[child.run.name])
-                    if child.process.returncode == 0:
+                    if end.exit_code == 0:
                         continue
-                    (child.folder / FAILED).write_text(f"{child.process.returncode}\n")
                     error = _failure(child, out)
                     if not keep_going:
                         raise error
                     console.print(f"failed: {error.message}", markup=False, highlight=False)
         finally:
             _end(running)
-    return outcomes
 
 
 def _start(run: Run, plan: Plan, out: Path) -> _Child:
@@ -201,20 +205,18 @@ def _progress(console: Console) -> Progress:
 
 
 def _show(child: _Child, progress: Progress, tasks: dict[str, Any], plan: Plan) -> None:
-    logs = plan.logs
-    path = child.folder / (logs.train or logs.measures)
+    """Show the newest line of the run's mto.jsonl; the last one may be half written."""
+    path = child.folder / plan.logs.measures
     if not path.is_file():
         return
     with path.open("rb") as file:
         file.seek(child.offset)
         new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
+    whole = new[: new.rfind(b"\n") + 1]
     child.offset += len(whole)
-    for line in whole.splitlines():
+    if whole:
         with contextlib.suppress(json.JSONDecodeError):
-            record = json.loads(line)
-            child.last.update(record)
-    child.step = int(child.last.get(logs.step if logs.train else "step", 0))
-    loss = child.last.get(logs.loss if logs.train else "loss")
-    words = f"loss {loss:.4f}" if isinstance(loss, float) else ""
-    progress.update(tasks[child.run.name], completed=child.step, loss=words)
+            line = json.loads(whole.splitlines()[-1])
+            child.step, loss = int(line.get("step", 0)), line.get("loss")
+            words = f"loss {loss:.4f}" if isinstance(loss, float) else ""
+            progress.update(tasks[child.run.name], completed=child.step, loss=words)

@@ -10,12 +10,34 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from tomlkit.exceptions import TOMLKitError
 
-from mto_tools.compare.data import DataSpec
 from mto_tools.errors import CorruptError, MissingError
 
 PLACEHOLDERS = {"data", "out", "seed", "steps", "style", "preset"} | {
     "log_every", "eval_every", "grad_every", "affinity_steps", "batch", "epochs", "warmup"
 }  # fmt: skip
+
+
+class DataSpec(BaseModel):
+    """The data set that is used when none is named, and how to tell that one is there.
+
+    The built-in one is made by a script of the checkout, or laid out by `mto_tools.launch.digits`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    make: list[str] = []  # script of the checkout and its arguments
+    layout: Literal["", "image_folder", "map_files", "wnid_lists"] = ""
+    per_class: int = 8  # training images of each of the 8 classes, with `layout`
+    images: str = "train"  # folder inside the data set that must hold an image
+    # File with a line per image, where the recipe reads no more than it names: "{data}/..." in the
+    # data set, or relative to the folder that the recipe is started in.
+    listing: str = ""
+
+    @model_validator(mode="after")
+    def _made_in_one_way(self) -> DataSpec:
+        if bool(self.make) == bool(self.layout):
+            raise ValueError("needs either make or layout")
+        return self
 
 
 class Score(BaseModel):
@@ -29,18 +51,15 @@ class Score(BaseModel):
 
 
 class LogSpec(BaseModel):
-    """Where the recipe writes its JSON lines, and what it calls the fields.
+    """Where the recipe writes its JSON lines, relative to its output folder.
 
-    A recipe that logs less leaves names empty: without `train`, L_ss is taken from `measures`;
-    without `data`, the order of the data is vouched for by the random numbers alone.
+    A recipe that logs less leaves names empty: without `train` there are no scores; without `data`,
+    the order of the data is vouched for by the random numbers alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    train: str = "log.jsonl"
-    step: str = "step"
-    loss: str = "loss"
-    step_ms: str = "step_ms"
-    data: str = "data"
+    train: str = ""  # the recipe's own log: scores, digests of the data
+    data: str = ""  # field of that log with the digest
     measures: str = "mto.jsonl"
     affinity: str = "mto-affinity-{step:06d}.npz"
     initial: str = ""  # checkpoint of the weights before the first step, where one is asked for
