@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.plan.planner import Plan, Request, make_plan
+from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.upstreams.upstream import load_upstream
 
 HOME = Path(__file__).parents[2]

@@ -204,15 +204,14 @@ def make_plan(
     more = {"middle": steps, "save": epochs, "total": options.batch, "warmup": (epochs or 0) // 10}
     fields |= {name: str(value) for name, value in more.items()} | {"workers": "0"}
     recipe = launch.recipe
-    maps = recipe.styles[style].maps
+    measures = launch.measures if recipe.styles[style].maps else launch.measures[:-2]
     runs = []
     for seed in range(options.seeds):
         for arm in ARMS:
             here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
-            here |= {} if maps else {"affinity_steps": "()"}
             chosen = launch.baseline if arm == "baseline" else launch.mto
             arguments = recipe.words(recipe.arguments, **here)
-            arguments += [word.format(**here) for word in (*chosen, *launch.measures)]
+            arguments += [word.format(**here) for word in (*chosen, *measures)]
             start = Start(
                 name=upstream,
                 recipe=recipe,
