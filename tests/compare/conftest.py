@@ -15,34 +15,31 @@ from mto_tools.compare.options import Options, in_whole_epochs, resolve
 from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
-from mto_tools.compare.spec import Launch, load_launch
 from mto_tools.home import find_home
+from mto_tools.upstreams.recipe import Recipe, load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 HERE = Path(__file__).parent
 CLONE = find_home()
-LAUNCH = Launch.model_validate(
+FAKE = Recipe.model_validate(
     {
-        "entry": "fake_recipe.py",
-        "arguments": [
-            *("--data_path", "{data}", "--output_dir", "{out}", "--style", "{style}"),
-            *("--seed", "{seed}", "--steps", "{steps}"),
-            *("--log_every", "{log_every}", "--eval_every", "{eval_every}"),
-        ],
-        "baseline": ["--mto", "--mto_preset", "observe"],
-        "mto": ["--mto", "--mto_preset", "{preset}"],
-        "measures": [
-            *("--mto_log_every", "{log_every}", "--mto_grad_every", "{grad_every}"),
-            *("--mto_affinity_steps", "{affinity_steps}"),
-        ],
-        "styles": {"mae": "mae", "simmim": "simmim"},
-        "steps": 180,
-        "disk_mb_per_run": 1,
+        "pretrain": "fake_recipe.py",
+        "arguments": "--data_path {data} --output_dir {out} --style {style} --seed {seed} "
+        "--steps {steps} --log_every {log_every} --eval_every {eval_every}",
+        "checkpoint": "checkpoint.pth",
+        "resume_from": "checkpoint.pth",
+        "cuda_only": False,
+        "styles": {"mae": {"preset": "mae"}, "simmim": {"preset": "simmim"}},
+        "data": {"name": "digits", "make": "make_digits.py --out {data}"},
         "logs": {"train": "log.jsonl", "data": "data"},
-        "data": {"name": "digits", "make": ["make_digits.py", "--out", "{data}"]},
-        "scores": [
-            {"key": "probe", "label": "Linear probe accuracy"},
-            {"key": "knn", "label": "k-NN accuracy"},
-        ],
+        "compare": {
+            "steps": 180,
+            "disk_mb_per_run": 1,
+            "scores": [
+                {"key": "probe", "label": "Linear probe accuracy"},
+                {"key": "knn", "label": "k-NN accuracy"},
+            ],
+        },
     }
 )
 
@@ -60,9 +57,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def recipe_of(name: str) -> Recipe:
+    return load_recipe(load_upstream(CLONE, name))
+
+
 def plan_of(
     name: str,
-    launch: Launch | None = None,
+    recipe: Recipe | None = None,
     *,
     out: Path = Path("/out"),
     checkout: Path | None = None,
@@ -71,12 +72,12 @@ def plan_of(
     cores: int = 2,
     **options: object,
 ) -> Plan:
-    """The plan of a shipped recipe, or of `launch`, over two seeds unless told otherwise."""
-    launch = launch or load_launch(CLONE, name)
+    """The plan of a shipped recipe, or of `recipe`, over two seeds unless told otherwise."""
+    recipe = recipe or recipe_of(name)
     asked = Options.model_validate({"seeds": 2, **options})
     return make_plan(
-        launch,
-        in_whole_epochs(resolve(asked, launch, name, cores=cores, gpu=gpu), images, name),
+        recipe,
+        in_whole_epochs(resolve(asked, recipe, name, cores=cores, gpu=gpu), images, name),
         upstream=name,
         checkout=checkout or Path("/up") / name,
         out=out,
@@ -86,7 +87,7 @@ def plan_of(
 
 
 def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: object) -> Plan:
-    return plan_of("fake", LAUNCH, out=out, checkout=HERE, jobs=jobs, extra=list(extra), **more)
+    return plan_of("fake", FAKE, out=out, checkout=HERE, jobs=jobs, extra=list(extra), **more)
 
 
 def quiet() -> Console:

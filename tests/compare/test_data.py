@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from mto_tools.compare.data import check_data, count_images, default_data, start_folder
-from mto_tools.compare.spec import load_launch
 from mto_tools.errors import MissingError
-from mto_tools.home import find_home
 
-HOME = find_home()
-MAE, MINI = (load_launch(HOME, name).data for name in ("mae", "mini"))
+from .conftest import recipe_of
+
+MAE, MINI = (recipe_of(name).data for name in ("mae", "mini"))
 
 
 @pytest.mark.parametrize("name", ["bootmae", "conmim", "mae", "simmim"])
 def test_built_in_data(tmp_path: Path, name: str) -> None:
     """Made once, and again where the images are gone; lists count where the recipe reads them."""
-    spec = load_launch(HOME, name).data
+    spec = recipe_of(name).data
     made = default_data(tmp_path, Path("/up"), spec, name, print)
     cwd = start_folder(spec, made, Path("/up"))
     assert cwd == (made.parent if name == "bootmae" else Path("/up"))
@@ -53,11 +52,11 @@ def test_data_set_made_by_a_script(home: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bootmae", "conmim"])
 def test_a_list_that_is_missing(tmp_path: Path, name: str) -> None:
-    spec = load_launch(HOME, name).data
+    spec = recipe_of(name).data
     checkout, data = tmp_path / "up", tmp_path / "sets" / "images"
     with pytest.raises(MissingError, match="a line for each image of .* is not there") as caught:
         count_images(spec, data, start_folder(spec, data, checkout), name)
-    path = (checkout if name == "bootmae" else data) / spec.listing.removeprefix("{data}/")
+    path = checkout / spec.listing.format(data=data, phase="train")  # an absolute one stays
     assert str(path) in str(caught.value)
     path.parent.mkdir(parents=True)
     path.write_text("a/1.png 0\na/2.png 0\n\n")

@@ -1,4 +1,4 @@
-"""compare.toml and options turned into the commands of a plan, for every shipped recipe."""
+"""recipe.toml and options turned into the commands of a plan, for every shipped recipe."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from mto_tools.compare.options import (
     resolve,
 )
 from mto_tools.compare.plan import ARMS, Plan
-from mto_tools.compare.spec import load_launch
-from mto_tools.errors import CorruptError, MissingError, MtoError
+from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 
-from .conftest import LAUNCH, fake_plan, plan_of
+from .conftest import FAKE, fake_plan, plan_of, recipe_of
 
 HOME = find_home()
 REAL = ["bootmae", "conmim", "mae", "simmim"]
@@ -42,14 +41,16 @@ def differing(plan: Plan) -> list[tuple[str, str]]:
 
 
 def test_every_upstream_can_be_compared() -> None:
-    known = {path.parent.name for path in (HOME / "patches").glob("*/upstream.toml")}
-    assert set(EVERY) <= known
-    assert known == {path.parent.name for path in (HOME / "patches").glob("*/compare.toml")}
+    assert set(EVERY) == {path.parent.name for path in HOME.glob("patches/*/upstream.toml")}
+    assert all(recipe_of(name).compare for name in EVERY)
+    with pytest.raises(MissingError, match="toy cannot be compared") as caught:
+        plan_of("toy", FAKE.model_copy(update={"compare": None}))
+    assert "patches/toy/recipe.toml" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_arms_differ_in_nothing_but_mto(name: str) -> None:
-    for style in load_launch(HOME, name).styles:
+    for style in recipe_of(name).styles:
         plan = plan_of(name, style=style, steps=20, seeds=2)
         assert [(run.arm, run.seed) for run in plan.runs] == [(a, s) for s in (0, 1) for a in ARMS]
         assert not any("{" in part for run in plan.runs for part in run.command)
@@ -93,14 +94,20 @@ def test_options_of_mto_belong_to_the_mto_arm(name: str, shared: list[str], mto:
 )
 def test_wrong_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(MtoError, match=words) as caught:
-        plan_of("fake", LAUNCH, **options)
+        plan_of("fake", FAKE, **options)
     assert "--" in caught.value.hint
 
 
 @pytest.mark.parametrize("steps", [2, 7, 100, 275, 900, 1234])
 def test_cadence(steps: int) -> None:
-    plan = plan_of("fake", LAUNCH, steps=steps)
-    assert plan.grad_every % plan.log_every == 0, "gradients are measured on logged steps"
+    plan = plan_of("fake", FAKE, steps=steps)
+    command = plan.runs[0].command
+    grad_every, affinity = (
+        after(command, "--mto_grad_every"),
+        after(command, "--mto_affinity_steps"),
+    )
+    assert int(grad_every) % plan.log_every == 0, "gradients are measured on logged steps"
+    assert affinity == str(steps)
     assert steps - plan.log_every < plan.last_logged <= steps
     assert plan.last_logged % plan.log_every == 0, "mto.jsonl has no line for a remainder"
 
@@ -115,14 +122,14 @@ def test_arms_of_a_seed_run_together(cores: int, runs: int, jobs: int) -> None:
 def test_cores_are_shared_out() -> None:
     assert fake_plan(Path(), jobs=2, cores=8).threads == 4
     assert fake_plan(Path(), jobs=6, cores=2).threads == 1
-    gpu = resolve(Options(), LAUNCH, "fake", cores=16, gpu=True)
+    gpu = resolve(Options(), FAKE, "fake", cores=16, gpu=True)
     assert (gpu.jobs, gpu.threads) == (2, 8), "the two arms of a seed share the GPU"
 
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("gpu", [False, True])
 def test_cpu_only_without_a_gpu(name: str, gpu: bool) -> None:
-    script = str(Path("/up") / name / load_launch(HOME, name).entry)
+    script = str(Path("/up") / name / recipe_of(name).pretrain)
     for run in plan_of(name, gpu=gpu).runs:
         starter = run.command[: run.command.index(script)]
         assert starter[0] == sys.executable
@@ -145,8 +152,8 @@ def test_seed_batch_and_epochs_reach_the_recipe(name: str) -> None:
 def test_swin_saves_no_affinity_maps() -> None:
     """Its stages hold different numbers of tokens, which the recipe's glue refuses to draw."""
     styles = {style: plan_of("simmim", style=style).runs[0].command for style in ("vit", "swin")}
-    assert after(styles["vit"], "MTO.AFFINITY_STEPS") == "(160,)"
-    assert after(styles["swin"], "MTO.AFFINITY_STEPS") == "()"
+    assert after(styles["vit"], "MTO.AFFINITY_STEPS") == "160"
+    assert "MTO.AFFINITY_STEPS" not in styles["swin"]
     assert "vit_base" in after(styles["vit"], "--cfg")
     assert "swin_base" in after(styles["swin"], "--cfg")
 
@@ -156,7 +163,7 @@ def test_whole_epochs_are_the_least_that_hold_the_steps(
     steps: int, batch: int, images: int
 ) -> None:
     options = Options(steps=steps, batch=batch)
-    choices = resolve(options, load_launch(HOME, "mae"), "mae", cores=2)
+    choices = resolve(options, recipe_of("mae"), "mae", cores=2)
     if images < batch:
         with pytest.raises(MissingError, match=f"{images} images, .* one batch of {batch}"):
             in_whole_epochs(choices, images, "mae")
@@ -166,45 +173,3 @@ def test_whole_epochs_are_the_least_that_hold_the_steps(
     per_epoch = (images - images % batch) // batch
     assert found.steps == found.epochs * per_epoch >= steps > (found.epochs - 1) * per_epoch
     assert in_whole_epochs(found, images, "mae") == found
-
-
-def _home(tmp_path: Path, text: str | None) -> Path:
-    (tmp_path / "patches" / "toy").mkdir(parents=True)
-    if text is not None:
-        (tmp_path / "patches" / "toy" / "compare.toml").write_text(text)
-    return tmp_path
-
-
-def test_unknown_upstream(tmp_path: Path) -> None:
-    for name in ("nosuch", "../toy", "."):
-        with pytest.raises(MissingError, match="there is no upstream"):
-            load_launch(_home(tmp_path / name.strip("./"), ""), name)
-
-
-def test_upstream_without_compare_toml(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"toy cannot be compared yet: .*compare\.toml"):
-        load_launch(_home(tmp_path, None), "toy")
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "words"),
-    [
-        ("entry = ", "entry == ", "is not TOML"),
-        ("entry = ", "start = ", "entry: Field required"),
-        ("steps = 160", 'steps = "many"', "steps: Input should be a valid integer"),
-        ("steps = 160", "steps = 160\nstepz = 1", "stepz: Extra inputs are not permitted"),
-        ('"{seed}"', '"{seeds}"', r"unknown placeholder \{seeds\} in '\{seeds\}'"),
-        ('vit = "simmim"\nswin = "simmim"', "", "styles: .*must name at least one"),
-        ('layout = "image_folder"', 'layout = "tar"', r"data\.layout: Input should be ''"),
-        ('layout = "image_folder"', "", "data: .*needs either make or layout"),
-        ('launch = "run"', 'launch = "walk"', "launch: Input should be 'python' or 'run'"),
-        ('config = "swin', 'confi = "swin', r"unknown placeholder \{config\}"),
-        ('maps = "()"', 'maps = "{map}"', r"unknown placeholder \{map\} in '\{map\}'"),
-        ("batch = 8", "batch = 0", "batch: Input should be greater than or equal to 1"),
-    ],
-)
-def test_broken_compare_toml(tmp_path: Path, before: str, after: str, words: str) -> None:
-    text = (HOME / "patches" / "simmim" / "compare.toml").read_text()
-    assert before in text
-    with pytest.raises(CorruptError, match=words):
-        load_launch(_home(tmp_path, text.replace(before, after, 1)), "toy")

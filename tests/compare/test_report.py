@@ -20,9 +20,9 @@ from mto_tools.compare.page import draw, render, write_report
 from mto_tools.compare.plan import VERSION
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
-from mto_tools.compare.spec import LogSpec
 from mto_tools.compare.verdict import judge
 from mto_tools.errors import CorruptError, MissingError, MtoError
+from mto_tools.upstreams.recipe import Logs
 
 from .conftest import fake_plan, quiet
 
@@ -185,7 +185,7 @@ def test_reach_tile(report: Report, shares: list[float | None], value: str, labe
 def test_page_says_what_decides_and_how_surely(report: Report) -> None:
     assert "each uses a 97.5 % interval (Bonferroni)" in " ".join(render(report, []).split())
     report.verdict = judge(by_seed(report.records), [], moving_target=True)
-    report.plan.scores = []
+    report.plan.scores = ()
     page = render(report, draw(report))
     assert "Nothing decides: L_ss could, but its target comes" in page
     assert 'class="decides"' not in page
@@ -291,7 +291,7 @@ def test_data_that_make_fewer_steps_than_planned(report: Report, finished: Path)
 def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     """No log, no scores, no data digests of its own: what MTO measures is enough."""
     plan = fake_plan(work, steps=185)  # a line every 2 steps: the last one has none
-    plan = plan.model_copy(update={"scores": [], "logs": LogSpec()})
+    plan = plan.model_copy(update={"scores": (), "logs": Logs()})
     execute(plan, work, quiet())
     write(work / "plan.json", plan.model_dump_json())
     assert redraw(work) == 0

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare import guard
 from mto_tools.compare.command import train
-from mto_tools.compare.run import ended, environment, execute
+from mto_tools.compare.run import environment, execute, read_end
 from mto_tools.errors import MissingError, MtoError
+from mto_tools.launch import guard
 
 from .conftest import fake_plan, quiet
 
@@ -51,7 +51,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 def test_all_runs_end_and_leave_their_output(work: Path) -> None:
     plan = fake_plan(work, seeds=2)
     execute(plan, work, quiet())
-    ends = {run.name: ended(run, work) for run in plan.runs}
+    ends = {run.name: read_end(run, work) for run in plan.runs}
     assert sorted(ends) == ["baseline-0", "baseline-1", "mto-0", "mto-1"]
     assert all(end and end.exit_code == 0 and end.seconds > 0 for end in ends.values())
     assert (work / "runs/mto-1/output.txt").read_text() == f"mto with {work / 'data'}\n"

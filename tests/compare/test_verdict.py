@@ -20,8 +20,8 @@ from mto_tools.compare.curves import (
     smooth,
 )
 from mto_tools.compare.plan import ArmName
-from mto_tools.compare.spec import Score
 from mto_tools.compare.verdict import Finding, Verdict, find, judge, paired
+from mto_tools.upstreams.recipe import Score
 
 STEPS = list(range(100, 1000, 100))
 RISING = [0.30, 0.45, 0.55, 0.62, 0.66, 0.69, 0.71, 0.72, 0.72]

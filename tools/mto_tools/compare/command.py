@@ -11,15 +11,16 @@ from rich.console import Console
 from mto_tools.compare import checkout, summary
 from mto_tools.compare.data import check_data, count_images, default_data, start_folder
 from mto_tools.compare.folder import open_folder, read, saying_disk_full, write
-from mto_tools.compare.options import Options, in_whole_epochs, resolve, usable_cores
+from mto_tools.compare.options import Options, comparison, in_whole_epochs, resolve, usable_cores
 from mto_tools.compare.page import write_report
 from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
-from mto_tools.compare.spec import load_launch
 from mto_tools.compare.versions import versions
 from mto_tools.errors import MtoError
 from mto_tools.home import find_home
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 
 def compare(name: str, options: Options) -> int:
@@ -30,9 +31,9 @@ def compare(name: str, options: Options) -> int:
     console = _console()
     say = partial(console.print, markup=False)
     home = find_home()
-    launch = load_launch(home, name)
+    recipe = load_recipe(load_upstream(home, name))
     gpu = _has_gpu()
-    choices = resolve(options, launch, name, cores=usable_cores(), gpu=gpu)
+    choices = resolve(options, recipe, name, cores=usable_cores(), gpu=gpu)
     report_name = options.name or name
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", report_name):
         raise MtoError(
@@ -41,17 +42,17 @@ def compare(name: str, options: Options) -> int:
         )
     data = options.data and options.data.expanduser().absolute()
     if data is not None:
-        check_data(launch.data, data, name)
+        check_data(recipe.data, data, name)
     where, commits = checkout.ready(home, name, say, allow_edited=options.allow_edited)
     if data is None:
-        data = default_data(home, where, launch.data, name, say)
-    cwd = start_folder(launch.data, data, where)
+        data = default_data(home, where, recipe.data, name, say)
+    cwd = start_folder(recipe.data, data, where)
     if choices.batch is not None:
-        choices = in_whole_epochs(choices, count_images(launch.data, data, cwd, name), name)
-    need_mb = 2 * options.seeds * launch.disk_mb_per_run + 50
+        choices = in_whole_epochs(choices, count_images(recipe.data, data, cwd, name), name)
+    need_mb = 2 * options.seeds * comparison(recipe, name).disk_mb_per_run + 50
     folder = open_folder(options.reports or home / "reports", report_name, need_mb)
     plan = make_plan(
-        launch,
+        recipe,
         choices,
         upstream=name,
         checkout=where,

@@ -8,18 +8,20 @@ from pathlib import Path
 
 from mto_tools.compare.checkout import Say
 from mto_tools.compare.run import environment
-from mto_tools.compare.spec import DataSpec
 from mto_tools.errors import MissingError
-from mto_tools.launch import digits
+from mto_tools.launch.digits import lay_out
+from mto_tools.upstreams.recipe import Data
+from mto_tools.upstreams.templates import fill
 
 
-def start_folder(spec: DataSpec, data: Path, checkout: Path) -> Path:
+def start_folder(spec: Data, data: Path, checkout: Path) -> Path:
     """Where the recipe is started: beside the data if its list is there, else in the checkout."""
-    relative = spec.listing and "{data}" not in spec.listing
-    return data.parent if relative and (data.parent / spec.listing).is_file() else checkout
+    listing = spec.listing.format(data=data, phase="train")
+    beside = spec.started_beside_data and (data.parent / listing).is_file()
+    return data.parent if beside else checkout
 
 
-def check_data(spec: DataSpec, data: Path, upstream: str) -> None:
+def check_data(spec: Data, data: Path, upstream: str) -> None:
     """Raise `MissingError` unless `data` is laid out as the recipe needs it."""
     folder = data / spec.images
     mend = f"mto compare {upstream}    (uses the built-in data), or --data DIR of an ImageFolder"
@@ -34,7 +36,7 @@ def check_data(spec: DataSpec, data: Path, upstream: str) -> None:
         )
 
 
-def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
+def count_images(spec: Data, data: Path, cwd: Path, upstream: str) -> int:
     """Count the images that a recipe started in `cwd` trains on in one epoch.
 
     Raises:
@@ -42,9 +44,10 @@ def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
     """
     if not spec.listing:
         return _image_folder(data / spec.images)
-    path = cwd / spec.listing.format(data=data)
+    listing = spec.listing.format(data=data, phase="train")
+    path = cwd / listing
     if not path.is_file():
-        where = "" if "{data}" in spec.listing else f", nor is {data.parent / spec.listing}"
+        where = f", nor is {data.parent / listing}" if spec.started_beside_data else ""
         raise MissingError(
             f"{path}, a line for each image of {data}, is not there{where}",
             hint=f"mto compare {upstream}    (uses the built-in data), or write the list; "
@@ -64,7 +67,7 @@ def _image_folder(folder: Path) -> int:
         return 0
 
 
-def default_data(home: Path, where: Path, spec: DataSpec, upstream: str, say: Say) -> Path:
+def default_data(home: Path, where: Path, spec: Data, upstream: str, say: Say) -> Path:
     """Make the built-in data set once, in `home/data`, and return its folder.
 
     Raises:
@@ -72,17 +75,17 @@ def default_data(home: Path, where: Path, spec: DataSpec, upstream: str, say: Sa
     """
     data = home / "data" / spec.name
     done = home / "data" / f".{spec.name}.done"
-    if spec.layout:
-        data /= "images"  # a layout may write beside it
+    if not spec.make:
+        data /= "images"  # lists may be written beside it
     if done.is_file() and (data / spec.images).is_dir():  # the mark may outlive the data
         check_data(spec, data, upstream)
         return data
     say(f"making the data set {data}")
     data.parent.mkdir(parents=True, exist_ok=True)
-    if spec.layout:
-        getattr(digits, spec.layout)(data, spec.per_class)
+    if not spec.make:
+        lay_out(spec, data, spec.per_class)
     else:
-        script, *arguments = (part.format(data=data) for part in spec.make)
+        script, *arguments = fill(spec.make, {"data": data})
         made = subprocess.run(
             [sys.executable, script, *arguments],
             cwd=where,

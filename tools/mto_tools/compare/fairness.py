@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from mto_tools.compare.collect import Record
 from mto_tools.compare.plan import JsonModel, Plan
-from mto_tools.compare.spec import Score
+from mto_tools.upstreams.recipe import Score
 
 
 class Check(JsonModel):
@@ -109,7 +109,7 @@ def _complete(baseline: Record, mto: Record, plan: Plan) -> _Result:
     return True, f"last logged step {last[0]} of {plan.steps}"
 
 
-def _same_scores(baseline: Record, mto: Record, scores: list[Score]) -> _Result:
+def _same_scores(baseline: Record, mto: Record, scores: Sequence[Score]) -> _Result:
     """Scores are logged after the loss: a run can lack the last one and yet look complete."""
     for score in scores:
         a, b = (record.scores[score.key].steps for record in (baseline, mto))

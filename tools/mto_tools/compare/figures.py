@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from mto_tools.compare import summary
 from mto_tools.compare.collect import TERMS, AffinityMap, Curve, Record, Rows, by_seed, of_arm
 from mto_tools.compare.curves import smooth
 from mto_tools.compare.plan import ARMS
-from mto_tools.compare.spec import Score
 from mto_tools.compare.svg import COLOURS, DASHES, INK, NAMES, Figure, lines, mean_curve, profile
+from mto_tools.upstreams.recipe import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ WIDE = (5.2, 3.1)  # inches, for two panels side by side
 
 
 def draw(
-    records: list[Record], scores: list[Score], *, moving_target: bool = False
+    records: list[Record], scores: Sequence[Score], *, moving_target: bool = False
 ) -> list[Figure]:
     """Draw all figures in the order of the page, without panels that show one constant."""
     drawn = [
@@ -45,7 +46,7 @@ def varies(curves: list[Curve]) -> bool:
     return values.size > 0 and bool(np.ptp(values) > 1e-9 * np.abs(values).max())
 
 
-def _scores(records: list[Record], scores: list[Score]) -> Figure:
+def _scores(records: list[Record], scores: Sequence[Score]) -> Figure:
     figure, seen = Figure("scores", "Scores against steps"), []
     for score in scores:
         last = {

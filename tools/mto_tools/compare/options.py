@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from mto_tools.compare.spec import Launch
 from mto_tools.errors import MissingError, MtoError
+from mto_tools.upstreams.recipe import Compare, Recipe
+
+MEASURES = ("log_every", "grad_every", "affinity_steps")  # options of MTO that only measure
 
 
 class JsonModel(BaseModel):
@@ -53,34 +54,44 @@ class Choices(JsonModel):
     epochs: int | None = None
 
 
+def comparison(recipe: Recipe, upstream: str) -> Compare:
+    """Table `[compare]` of a recipe.
+
+    Raises:
+        MissingError: It has none.
+    """
+    if recipe.compare is None:
+        raise MissingError(
+            f"{upstream} cannot be compared: its recipe.toml has no table [compare]",
+            hint=f"write it into patches/{upstream}/recipe.toml, as in patches/mini/recipe.toml",
+        )
+    return recipe.compare
+
+
 def resolve(
-    options: Options, launch: Launch, upstream: str, *, cores: int, gpu: bool = False
+    options: Options, recipe: Recipe, upstream: str, *, cores: int, gpu: bool = False
 ) -> Choices:
     """Fill in the defaults.
 
     Args:
         options: What the user asks for.
-        launch: How the recipe is run.
+        recipe: How the upstream is run.
         upstream: Name of the recipe, for hints.
         cores: Those that the runs may use.
         gpu: Whether torch sees a GPU, which the two arms of a seed then share.
 
     Raises:
         MtoError: An option that cannot be run.
+        MissingError: The recipe has no table `[compare]`.
     """
-    first = next(iter(launch.styles))
-    style = options.style or first
-    if style not in launch.styles:
-        raise MtoError(
-            f"{upstream} has no style {style!r}; it has {', '.join(launch.styles)}",
-            hint=f"mto compare {upstream} --style {first}",
-        )
-    if options.batch is not None and launch.batch is None:
+    compare = comparison(recipe, upstream)
+    style = recipe.style(options.style, upstream)
+    if options.batch is not None and compare.batch is None:
         raise MtoError(
             f"{upstream} counts steps and takes its batch among its own arguments, not by --batch",
-            hint=f"mto compare {upstream} -- and the recipe's own option",
+            hint=f"mto compare {upstream} -- {recipe.options.batch} {options.batch}",
         )
-    steps = launch.steps if options.steps is None else options.steps
+    steps = compare.steps if options.steps is None else options.steps
     jobs = options.jobs
     if jobs is None:
         jobs = 2 if gpu else default_jobs(cores, 2 * options.seeds)
@@ -95,17 +106,18 @@ def resolve(
                 f"--{name} must be at least {least}, not {value}",
                 hint=f"mto compare {upstream} --{name} {max(least, 2)}",
             )
-    shared, mto = split_options(options.extra, launch, upstream)
+    usual = recipe.styles[style].preset
+    shared, mto = split_options(options.extra, recipe.options.form, upstream)
     return Choices(
         style=style,
-        preset=_known_preset(options.preset or launch.styles[style], launch.styles[style]),
+        preset=_known_preset(options.preset or usual, usual),
         mto_options=mto,
         shared_options=shared,
         seeds=list(range(options.seeds)),
         steps=steps,
         jobs=jobs,
         threads=max(1, cores // jobs),
-        batch=options.batch or launch.batch,
+        batch=options.batch or compare.batch,
     )
 
 
@@ -121,37 +133,41 @@ def _known_preset(name: str, usual: str) -> str:
     return name
 
 
-def split_options(extra: list[str], launch: Launch, upstream: str) -> tuple[list[str], list[str]]:
+def split_options(extra: list[str], form: str, upstream: str) -> tuple[list[str], list[str]]:
     """Arguments after `--`: of both arms, and of the MTO arm alone.
 
     Options of MTO (`--mto_NAME VALUE`, `--mto_NAME=VALUE`, `MTO.NAME VALUE`) belong to the MTO arm,
     but for those that only measure, which both arms need alike.
 
+    Args:
+        extra: The arguments.
+        form: "flags" or "nodes", as in `upstreams.recipe.Options`.
+        upstream: Name of the recipe, for hints.
+
     Raises:
         MtoError: An option that `mto compare` itself gives to the arms.
     """
-    given = [option for option, value in pairwise(launch.mto) if not value.startswith("--")]
+    prefix = "MTO." if form == "nodes" else "--mto_"
     shared: list[str] = []
     mto: list[str] = []
     rest = deque(extra)
     while rest:
         words = [rest.popleft()]
-        name, equals, _ = words[0].partition("=")
-        if not name.startswith(("--mto", "MTO.")):
-            shared += words
+        option, equals, _ = words[0].partition("=")
+        if option == "--mto":  # a switch, which the arm has anyway
             continue
-        if name == "--mto":  # a switch, which the arm has anyway
+        if not option.startswith(prefix):
+            shared += words
             continue
         if not equals and rest:
             words.append(rest.popleft())
-        # argparse takes the beginning of an option for the option.
-        if any(option.startswith(name) for option in given):
+        name = option.removeprefix(prefix).lower()  # argparse takes the beginning of a name, too
+        if any(own.startswith(name) for own in ("on", "preset")):
             raise MtoError(
-                f"{name} is set by mto compare, in each arm as it needs",
+                f"{option} is set by mto compare, in each arm as it needs",
                 hint=f"mto compare {upstream} --preset PRESET, or weights after --",
             )
-        measures = any(option.startswith(name) for option in launch.measures)
-        (shared if measures else mto).extend(words)
+        (shared if any(m.startswith(name) for m in MEASURES) else mto).extend(words)
     return shared, mto
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mto_tools.compare.options import Choices, JsonModel
-from mto_tools.compare.spec import Launch, LogSpec, Score
-from mto_tools.launch.command import ALWAYS_DISTRIBUTED
+from mto_tools.compare.options import Choices, JsonModel, comparison
+from mto_tools.launch.command import Launch
+from mto_tools.upstreams.recipe import Logs, Recipe, Score
 
 ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")
@@ -35,13 +35,11 @@ class Plan(Choices):
     schema_version: int = VERSION
     upstream: str
     log_every: int
-    eval_every: int
-    grad_every: int
     cwd: str
     data: str
-    scores: list[Score]
+    scores: tuple[Score, ...]
     moving_target: bool = False
-    logs: LogSpec
+    logs: Logs
     runs: list[Run]
     made_by: str  # the command line that made this plan
     versions: dict[str, str]
@@ -53,7 +51,7 @@ class Plan(Choices):
 
 
 def make_plan(
-    launch: Launch,
+    recipe: Recipe,
     choices: Choices,
     *,
     upstream: str,
@@ -70,69 +68,68 @@ def make_plan(
     same machine; every run gets the same number of threads.
 
     Args:
-        launch: How the recipe is run.
+        recipe: How the upstream is run.
         choices: What `resolve` returns, in whole epochs.
         upstream: Name of the recipe.
         checkout: Where its scripts are.
         out: Folder of the comparison.
         data: The data set.
-        cwd: Where it is started, by default in the checkout.
-        gpu: Whether torch sees a GPU; `launch = "run"` runs CUDA-only code on the CPU without.
+        cwd: Where the scripts are started, by default in the checkout.
+        gpu: Whether torch sees a GPU; without one, CUDA-only scripts run on the CPU.
         versions: What the numbers come from.
     """
-    log_every, eval_every = max(1, choices.steps // 90), max(1, choices.steps // 9)
-    grad_every = 5 * log_every  # a ratio is logged on the lines that are logged anyway
-    fields = {
-        "data": str(data),
-        "steps": str(choices.steps),
-        "style": choices.style,
-        "preset": choices.preset,
-        "log_every": str(log_every),
-        "eval_every": str(eval_every),
-        "grad_every": str(grad_every),
-        "affinity_steps": str(choices.steps),
-        "batch": str(choices.batch),
-        "epochs": str(choices.epochs),
-        "warmup": str((choices.epochs or 0) // 10),
+    compare = comparison(recipe, upstream)
+    steps, epochs = choices.steps, choices.epochs
+    log_every = max(1, steps // 90)
+    measures = {"log_every": log_every, "grad_every": 5 * log_every}  # on lines logged anyway
+    if recipe.styles[choices.style].maps:
+        measures["affinity_steps"] = steps
+    values = {
+        "checkout": checkout,
+        "data": data,
+        "steps": steps,
+        "middle": steps,
+        "epochs": epochs,
+        "save": epochs,
+        "warmup": (epochs or 0) // 10,
+        "batch": choices.batch,
+        "total": choices.batch,
+        "log_every": log_every,
+        "eval_every": max(1, steps // 9),
+        "workers": 0,
     }
-    starter = _starter(launch, upstream, checkout, cpu=not gpu)
-    own = launch.values.get(choices.style, {})
     runs = []
     for seed in choices.seeds:
         for arm in ARMS:
-            here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
-            here |= {name: value.format(**here) for name, value in own.items()}
-            chosen = launch.baseline if arm == "baseline" else launch.mto
-            templates = [*starter, *launch.arguments, *chosen, *launch.measures]
-            more = [*choices.shared_options, *(choices.mto_options if arm == "mto" else [])]
-            command = [sys.executable, *(part.format(**here) for part in templates), *more]
-            runs.append(Run(arm=arm, seed=seed, command=command))
+            run = Run(arm=arm, seed=seed, command=[])
+            # The baseline measures the same things and adds nothing: all its weights are 0.
+            preset = "observe" if arm == "baseline" else choices.preset
+            arguments = [
+                *recipe.words(
+                    recipe.arguments,
+                    choices.style,
+                    **values,
+                    seed=seed,
+                    out=out / "runs" / run.name,
+                ),
+                *recipe.options.mto({"preset": preset, **measures}),
+                *choices.shared_options,
+                *(choices.mto_options if arm == "mto" else []),
+            ]
+            script = (checkout / recipe.pretrain).absolute()
+            launch = Launch(upstream, recipe, script, arguments, cpu=not gpu, seed=seed)
+            run.command = launch.argv()
+            runs.append(run)
     return Plan(
         **choices.model_dump(),
         upstream=upstream,
         log_every=log_every,
-        eval_every=eval_every,
-        grad_every=grad_every,
         cwd=str(cwd or checkout),
         data=str(data),
-        scores=launch.scores,
-        moving_target=launch.moving_target,
-        logs=launch.logs,
+        scores=compare.scores,
+        moving_target=compare.moving_target,
+        logs=recipe.logs,
         runs=runs,
         made_by=shlex.join(["mto", *sys.argv[1:]]),
         versions=versions or {},
     )
-
-
-def _starter(launch: Launch, upstream: str, checkout: Path, *, cpu: bool) -> list[str]:
-    """What follows `python`, up to the script.
-
-    `mto run` starts the script itself on a GPU; here it is always its worker, which seeds Python's
-    own generator as well. BootMAE and ConMIM leave that alone, and the arms would see other images.
-    """
-    if launch.launch == "python":
-        return [launch.entry]
-    alone = upstream not in ALWAYS_DISTRIBUTED
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    worker = ["-m", "mto_tools.launch.worker", *(["--cpu"] if cpu else []), "--seed={seed}"]
-    return [*([] if alone else torchrun), *worker, str((checkout / launch.entry).absolute())]

@@ -10,7 +10,7 @@ from mto_tools.compare.collect import Record, by_seed, collect
 from mto_tools.compare.fairness import Check, fairness
 from mto_tools.compare.options import JsonModel
 from mto_tools.compare.plan import VERSION, Plan
-from mto_tools.compare.run import ended
+from mto_tools.compare.run import read_end
 from mto_tools.compare.verdict import Verdict, judge
 from mto_tools.errors import MissingError
 
@@ -36,7 +36,7 @@ def build(plan: Plan, folder: Path) -> Report:
     Raises:
         MissingError: There is no such seed.
     """
-    ends = {run.name: ended(run, folder) for run in plan.runs}
+    ends = {run.name: read_end(run, folder) for run in plan.runs}
     failed = [name for name, end in ends.items() if end is None or end.exit_code != 0]
     records: list[Record] = []
     for seed in plan.seeds:

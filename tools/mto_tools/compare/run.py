@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,15 +15,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mto_tools.compare import guard
 from mto_tools.compare.folder import write
 from mto_tools.compare.options import JsonModel
 from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
+from mto_tools.launch.command import OF_ONE_RUN
+from mto_tools.launch.process import Started, end, start
 
 POLL = 0.2  # seconds between looks at the logs
 ENDED = "ended.json"  # file in the folder of a run that ended by itself
-TAIL = 15  # lines of a failed run's output that are shown
 
 
 class Ended(JsonModel):
@@ -35,7 +33,7 @@ class Ended(JsonModel):
     seconds: float
 
 
-def ended(run: Run, out: Path) -> Ended | None:
+def read_end(run: Run, out: Path) -> Ended | None:
     """How the run in `out/runs` ended, if it did."""
     path = out / "runs" / run.name / ENDED
     return Ended.model_validate_json(path.read_bytes()) if path.is_file() else None
@@ -45,24 +43,16 @@ def ended(run: Run, out: Path) -> Ended | None:
 class _Child:
     run: Run
     folder: Path
-    process: subprocess.Popen[bytes]
-    started: float
+    process: Started
     offset: int = 0  # bytes of mto.jsonl that were read
     step: int = 0
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of every run: the same threads for all, and no file written to the clone."""
-    count = str(threads)
-    inherited = {k: v for k, v in os.environ.items() if k != "MTO_SETTINGS"}  # arms have their own
-    return {
-        **inherited,
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ would make the checkout look edited
-    }
+    """The environment of every run: the same threads, and nothing of a run around this process."""
+    inherited = {k: v for k, v in os.environ.items() if k not in (*OF_ONE_RUN, "SLURM_PROCID")}
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return inherited | dict.fromkeys(names, str(threads))
 
 
 def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False) -> None:
@@ -97,54 +87,32 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                 time.sleep(POLL)
                 progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
                 for child in list(running):
-                    done = child.process.poll() is not None
+                    code = child.process.returncode
                     _show(child, progress, tasks, plan)
-                    if not done:
+                    if code is None:
                         continue
                     running.remove(child)
-                    _end([child])
-                    seconds = round(time.monotonic() - child.started, 2)
-                    end = Ended(exit_code=child.process.returncode, seconds=seconds)
-                    write(child.folder / ENDED, end.model_dump_json())
+                    end([child.process])
+                    seconds = round(time.monotonic() - child.process.began, 2)
+                    ended = Ended(exit_code=code, seconds=seconds)
+                    write(child.folder / ENDED, ended.model_dump_json())
                     progress.stop_task(tasks[child.run.name])
-                    if end.exit_code == 0:
+                    if code == 0:
                         continue
-                    error = _failure(child, out)
+                    error = _failure(child, code, out)
                     if not keep_going:
                         raise error
                     console.print(f"failed: {error.message}", markup=False, highlight=False)
         finally:
-            _end(running)
+            end(child.process for child in running)
 
 
 def _start(run: Run, plan: Plan, out: Path) -> _Child:
     folder = out / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(guard.__file__), *run.command],
-            cwd=plan.cwd,
-            env=environment(plan.threads),
-            stdin=subprocess.PIPE,  # held open for as long as the run may live
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return _Child(run, folder, process, time.monotonic())
-
-
-def _end(children: list[_Child]) -> None:
-    for child in children:
-        assert child.process.stdin is not None
-        child.process.stdin.close()  # the guard ends its group
-    deadline = time.monotonic() + guard.GRACE + 5  # the guard itself needs GRACE + 1
-    for child in children:
-        try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
+    log = folder / "output.txt"
+    started = start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
+    return _Child(run, folder, started)
 
 
 class _Terminated(BaseException):
@@ -169,19 +137,17 @@ def _sigterm_is_an_exception() -> Any:
         signal.signal(signal.SIGTERM, before)
 
 
-def _failure(child: _Child, out: Path) -> MtoError:
-    log = child.folder / "output.txt"
-    code = child.process.returncode
+def _failure(child: _Child, code: int, out: Path) -> MtoError:
     how, hint = f"with exit status {code}", "mend the cause and start again"
     if code > 128:  # as the guard passes on a death by signal
         how = f"by signal {code - 128}"
         if code - 128 == signal.SIGKILL:
             hint = "if memory ran out, run fewer at once with --jobs 1"
-    last = log.read_text("utf-8", "replace").strip().splitlines()[-TAIL:]
-    words = "\n".join(f"  | {line}" for line in last) or "  | (it printed nothing)"
+    words = child.process.cause() or "(it printed nothing)"
     return MtoError(
         f"{_title(child.run)} ended {how} at step {child.step}; its last lines:\n"
-        f"{words}\nAll of it is in {log}",
+        + "".join(f"  | {line}\n" for line in words.splitlines())
+        + f"All of it is in {child.process.log}",
         hint=f"{hint}; what was done so far is kept in {out}",
     )
 

@@ -24,7 +24,7 @@ import numpy as np
 from mto_tools.compare.collect import Curve, Record
 from mto_tools.compare.curves import average, rauc_or_none, share_of_steps, smooth
 from mto_tools.compare.plan import JsonModel
-from mto_tools.compare.spec import Score
+from mto_tools.upstreams.recipe import Score
 
 CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
 DECISION_CONFIDENCE = 1 - (1 - CONFIDENCE) / 2  # of each of the two decisions
@@ -153,7 +153,7 @@ def holds_zero(low: float | None, high: float | None) -> bool:
 
 def judge(
     pairs: list[tuple[Record, Record]],
-    scores: list[Score],
+    scores: Sequence[Score],
     *,
     moving_target: bool = False,
     lost: int = 0,
