@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare import figures, svg
+from mto_tools.compare import svg
 from mto_tools.compare.collect import by_seed
 from mto_tools.compare.command import redraw
+from mto_tools.compare.figures import draw, weighted
 from mto_tools.compare.folder import open_folder, read, write
-from mto_tools.compare.page import draw, render, write_report
+from mto_tools.compare.page import render, write_report
 from mto_tools.compare.plan import VERSION
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
@@ -26,7 +27,7 @@ from mto_tools.upstreams.recipe import Logs
 
 from .conftest import fake_plan, quiet
 
-FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards", "time"]
+FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "source", "image", "use", "path"}
 
 
@@ -118,7 +119,7 @@ def test_weighted_is_the_value_times_the_weight_of_that_step(report: Report) -> 
     curve, weight = record.terms["sparsity"], record.weights["sparsity"]
     weight.values[:2] = [0.0, 0.5]  # as in a warm-up
     del weight.steps[-1], weight.values[-1]
-    found = figures.weighted(record, "sparsity", "terms")
+    found = weighted(record, "sparsity", "terms")
     assert found.steps == curve.steps[:-1]
     assert found.values[:3] == pytest.approx([0, 0.5 * curve.values[1], 0.01 * curve.values[2]])
 
@@ -193,7 +194,7 @@ def test_page_says_what_decides_and_how_surely(report: Report) -> None:
     assert "its target comes, in whole or in part, from a moving copy" in caption
     assert "MTO is lower at" not in caption
     assert re.findall(r'<div class="tile">.*?<span>(.*?)</span>', page) == [
-        "step time, MTO / baseline"
+        "step time, MTO / baseline, roughly: runs share the machine"
     ]
     for record in report.records:
         record.step_ms.values = []

@@ -30,9 +30,6 @@ def compare(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of every run.")] = None,
     preset: Annotated[str | None, typer.Option(help="MTO preset in place of the default.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set; default: the built-in one.")] = None,
-    report_name: Annotated[
-        str | None, typer.Option("--name", help="Folder under reports/; default: the upstream.")
-    ] = None,
     reports: Annotated[Path | None, typer.Option(help="Folder of the reports.")] = None,
     batch: Annotated[
         int | None, typer.Option(help="Images of a step, for a recipe that counts epochs.")
@@ -62,7 +59,6 @@ def compare(
         batch=batch,
         extra=extra or [],
         data=data,
-        name=report_name,
         reports=reports,
         keep_going=keep_going,
         allow_edited=allow_edited,

@@ -6,7 +6,6 @@ is NaN where a line holds null: it was not measured, or it was not finite.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -59,7 +58,6 @@ class Record(JsonModel):
     scores: dict[str, Curve]
     terms: dict[str, Curve]
     weights: dict[str, Curve]
-    initial_weights: str  # digest; "" where the recipe saves none
     grad_ratio: dict[str, Curve]
     diagonal_mass: Curve
     masked_mass: Curve
@@ -106,7 +104,6 @@ def collect(run: Run, folder: Path, plan: Plan, *, seconds: float, affinity: boo
         terms={term: _curve(measured, term) for term in TERMS},
         weights={term: _curve(measured, "weights", term) for term in TERMS},
         grad_ratio={term: _curve(measured, "grad_ratio", term) for term in TERMS},
-        initial_weights=_digest(folder / logs.initial) if logs.initial else "",
         diagonal_mass=_curve(measured, "diagonal_mass"),
         masked_mass=_curve(measured, "masked_mass"),
         heterogeneity=_rows(measured, "heterogeneity"),
@@ -167,17 +164,3 @@ def _affinity(folder: Path, plan: Plan) -> AffinityMap | None:
 def _rounded(maps: np.ndarray[Any, Any]) -> list[list[list[float]]]:
     """Three digits: more than a picture shows, and the report stays small."""
     return [[[float(f"{v:.3g}") for v in row] for row in depth] for depth in maps.tolist()]
-
-
-def _digest(path: Path) -> str:
-    """Digest of the tensors under "model" in a checkpoint; "" where there is none."""
-    if not path.is_file():
-        return ""
-    import torch
-
-    model = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    digest = hashlib.sha256()
-    for name in sorted(model):
-        digest.update(name.encode())
-        digest.update(model[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

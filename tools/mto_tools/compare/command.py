@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
 from mto_tools.compare.versions import versions
-from mto_tools.errors import MtoError
 from mto_tools.home import find_home
 from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import load_upstream
@@ -34,12 +32,6 @@ def compare(name: str, options: Options) -> int:
     recipe = load_recipe(load_upstream(home, name))
     gpu = _has_gpu()
     choices = resolve(options, recipe, name, cores=usable_cores(), gpu=gpu)
-    report_name = options.name or name
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", report_name):
-        raise MtoError(
-            f"--name {report_name!r} must be a plain folder name of letters, digits, dots, dashes",
-            hint=f"mto compare {name} --name {name}",
-        )
     data = options.data and options.data.expanduser().absolute()
     if data is not None:
         check_data(recipe.data, data, name)
@@ -50,7 +42,7 @@ def compare(name: str, options: Options) -> int:
     if choices.batch is not None:
         choices = in_whole_epochs(choices, count_images(recipe.data, data, cwd, name), name)
     need_mb = 2 * options.seeds * comparison(recipe, name).disk_mb_per_run + 50
-    folder = open_folder(options.reports or home / "reports", report_name, need_mb)
+    folder = open_folder(options.reports or home / "reports", name, need_mb)
     plan = make_plan(
         recipe,
         choices,

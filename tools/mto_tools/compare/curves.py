@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,6 +19,13 @@ def smooth(curve: Curve) -> Curve:
     ends = np.arange(1, len(curve.values) + 1)
     starts = np.maximum(0, ends - width)
     return Curve(steps=curve.steps, values=((sums[ends] - sums[starts]) / (ends - starts)).tolist())
+
+
+def combined(a: Curve, b: Curve, operation: Callable[[float, float], float]) -> Curve:
+    """The values of two curves put together, at the steps that both have."""
+    known = dict(zip(b.steps, b.values, strict=True))
+    points = [(s, v) for s, v in zip(a.steps, a.values, strict=True) if s in known]
+    return Curve(steps=[s for s, _ in points], values=[operation(v, known[s]) for s, v in points])
 
 
 def average(curve: Curve) -> float:

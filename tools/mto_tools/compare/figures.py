@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter, mul, sub
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mto_tools.compare import summary
 from mto_tools.compare.collect import TERMS, AffinityMap, Curve, Record, Rows, by_seed, of_arm
-from mto_tools.compare.curves import smooth
+from mto_tools.compare.curves import combined, smooth
 from mto_tools.compare.plan import ARMS
+from mto_tools.compare.report import Report
 from mto_tools.compare.svg import COLOURS, DASHES, INK, NAMES, Figure, lines, mean_curve, profile
 from mto_tools.upstreams.recipe import Score
 
@@ -19,31 +21,48 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SYMBOLS = {"sparsity": "L_spa", "singularity": "L_e", "ranking": "L_r"}
-WIDE = (5.2, 3.1)  # inches, for two panels side by side
+NORMAL = (4.3, 3.0)  # inches, for three panels side by side
+WIDE = (5.2, 3.1)  # for two
 
 
-def draw(
-    records: list[Record], scores: Sequence[Score], *, moving_target: bool = False
-) -> list[Figure]:
+def draw(report: Report) -> list[Figure]:
     """Draw all figures in the order of the page, without panels that show one constant."""
+    records = report.records
     drawn = [
-        _scores(records, scores),
-        _loss(records, moving_target),
+        _scores(records, report.plan.scores),
+        _loss(records, report.verdict.moving_target),
         _heterogeneity(records),
         _affinity(records),
         _terms(records),
         _gradients(records),
         _guards(records),
-        _time(records),
     ]
     return [figure for figure in drawn if figure.panels]
 
 
-def varies(curves: list[Curve]) -> bool:
+def varies(curves: Iterable[Curve]) -> bool:
     """Whether the values of some curves are more than one constant."""
-    values = np.concatenate([np.asarray(c.values, float) for c in curves] or [np.zeros(0)])
+    values = np.asarray([value for curve in curves for value in curve.values])
     values = values[np.isfinite(values)]
     return values.size > 0 and bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+
+
+def _add(
+    figure: Figure,
+    title: str,
+    records: list[Record],
+    pick: Callable[[Record], Curve],
+    *,
+    size: tuple[float, float] = NORMAL,
+    markers: bool = False,
+    more: Callable[[Axes], None] = lambda axes: None,
+) -> None:
+    """Add a panel with a curve of every run, unless all are one constant; `more` draws on."""
+    if varies(map(pick, records)):
+        with figure.panel(title, size) as (axes,):
+            lines(axes, records, pick, markers=markers)
+            more(axes)
+            axes.legend(loc="best")
 
 
 def _scores(records: list[Record], scores: Sequence[Score]) -> Figure:
@@ -55,11 +74,8 @@ def _scores(records: list[Record], scores: Sequence[Score]) -> Figure:
         }
         ends = [f"{NAMES[arm]} {summary.show(last[arm], score.percent)}" for arm in ARMS]
         seen.append(f"{score.label}: {', '.join(ends)}.")
-        if varies([record.scores[score.key] for record in records]):
-            unit = " (%)" if score.percent else ""
-            with figure.panel(score.label + unit, WIDE) as (axes,):
-                lines(axes, records, partial(_score, score=score), markers=True)
-                axes.legend(loc="best")
+        title = score.label + (" (%)" if score.percent else "")
+        _add(figure, title, records, partial(_score, score=score), size=WIDE, markers=True)
     figure.caption = (
         f"Scores of the frozen encoder while it is pre-trained. At the end: {' '.join(seen)}"
         + _thin(records)
@@ -90,7 +106,7 @@ def _loss(records: list[Record], moving_target: bool) -> Figure:
             room = 0.1 * (max(late) - min(late))
             axes.set_ylim(min(late) - room, max(late) + room)
         axes.legend(loc="upper right")
-    gaps = [_difference(smooth(b.loss), smooth(m.loss)) for b, m in by_seed(records)]
+    gaps = [combined(smooth(m.loss), smooth(b.loss), sub) for b, m in by_seed(records)]
     mean = mean_curve(gaps)
     with figure.panel("Difference: MTO − baseline", WIDE) as (axes,):
         for gap in gaps if len(gaps) > 1 else []:
@@ -110,13 +126,6 @@ def _loss(records: list[Record], moving_target: bool) -> Figure:
         "Smoothed: mean of the last fifteenth of the run before each point." + _thin(records)
     )
     return figure
-
-
-def _difference(baseline: Curve, mto: Curve) -> Curve:
-    known = dict(zip(baseline.steps, baseline.values, strict=True))
-    pairs = zip(mto.steps, mto.values, strict=True)
-    shared = [(step, value - known[step]) for step, value in pairs if step in known]
-    return Curve(steps=[step for step, _ in shared], values=[value for _, value in shared])
 
 
 def _heterogeneity(records: list[Record]) -> Figure:
@@ -201,13 +210,10 @@ def _terms(records: list[Record]) -> Figure:
         weights = [w for r in of_arm(records, "mto") for w in r.weights[term].values[-1:]]
         weight = f" (weight {np.mean(weights):g})" if weights else ""
         seen.append(f"{SYMBOLS[term]}{weight} {', '.join(ends)}")
-        if varies([pick(record) for record in records]):
-            with figure.panel(f"{SYMBOLS[term]}, before weighting") as (axes,):
-                lines(axes, records, pick)
-                axes.legend(loc="best")
+        _add(figure, f"{SYMBOLS[term]}, before weighting", records, pick)
     mto = of_arm(records, "mto")
     added = {term: mean_curve([weighted(r, term, "terms") for r in mto]) for term in TERMS}
-    if varies(list(added.values())):
+    if varies(added.values()):
         with figure.panel("Weighted terms, MTO") as (axes,):
             for (term, curve), dash in zip(
                 added.items(), ("solid", "dashed", "dotted"), strict=True
@@ -230,32 +236,16 @@ def _term(record: Record, term: str, of: str = "terms") -> Curve:
 
 def weighted(record: Record, term: str, of: str) -> Curve:
     """`of`, times the weight that the run used at the same step."""
-    curve, weight = _term(record, term, of), _term(record, term, "weights")
-    known = dict(zip(weight.steps, weight.values, strict=True))
-    points = [
-        (s, v * known[s]) for s, v in zip(curve.steps, curve.values, strict=True) if s in known
-    ]
-    return Curve(steps=[step for step, _ in points], values=[value for _, value in points])
+    return combined(_term(record, term, of), _term(record, term, "weights"), mul)
 
 
 def _gradients(records: list[Record]) -> Figure:
     figure = Figure("gradients", "Gradients relative to L_ss")
     for term in TERMS:
+        pull = mean_curve([weighted(r, term, "grad_ratio") for r in of_arm(records, "mto")])
         pick = partial(_term, term=term, of="grad_ratio")
-        if not varies([pick(record) for record in records]):
-            continue
-        with figure.panel(f"{SYMBOLS[term]}: gradient norm / L_ss") as (axes,):
-            means = lines(axes, records, pick, markers=True)
-            pull = mean_curve([weighted(r, term, "grad_ratio") for r in of_arm(records, "mto")])
-            axes.plot(
-                pull.steps, pull.values, color=COLOURS["mto"], ls=":", lw=2, label="MTO × weight"
-            )
-            axes.axhline(1, color=INK, lw=0.8)
-            if all(value > 0 for mean in (*means.values(), pull) for value in mean.values):
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("")
-            axes.legend(loc="best")
+        title = f"{SYMBOLS[term]}: gradient norm / L_ss"
+        _add(figure, title, records, pick, markers=True, more=partial(_pull, pull=pull))
     figure.caption = (
         "Gradient norm of each term relative to that of L_ss, at the first block's input (line at "
         "1: as large). Dotted: times the term's weight, as the MTO arm adds it."
@@ -263,17 +253,21 @@ def _gradients(records: list[Record]) -> Figure:
     return figure
 
 
+def _pull(axes: Axes, pull: Curve) -> None:
+    """Draw the weighted ratio, and scale logarithmically where all is above 0."""
+    axes.plot(pull.steps, pull.values, color=COLOURS["mto"], ls=":", lw=2, label="MTO × weight")
+    axes.axhline(1, color=INK, lw=0.8)
+    if all(np.min(line.get_ydata(), initial=1) > 0 for line in axes.lines):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
 def _guards(records: list[Record]) -> Figure:
     figure = Figure("guards", "Guards")
     for name in ("diagonal_mass", "masked_mass"):
-        if not varies([getattr(record, name) for record in records]):
-            continue
-        with figure.panel(f"{name.replace('_', ' ').capitalize()} at depth 0") as (axes,):
-            lines(axes, records, partial(_mass, name=name))
-            low, high = axes.get_ylim()
-            if high - low < 0.02:  # shares in 0..1: such a change is nothing
-                axes.set_ylim(low - 0.002, low + 0.018)
-            axes.legend(loc="best")
+        title = f"{name.replace('_', ' ').capitalize()} at depth 0"
+        _add(figure, title, records, attrgetter(name), more=_flat)
     if all(record.token_norm.steps for record in records):
         with figure.panel("Token norm at the end") as (axes,):
             profile(axes, records, partial(_row, index=-1, of="token_norm"))
@@ -285,42 +279,8 @@ def _guards(records: list[Record]) -> Figure:
     return figure
 
 
-def _mass(record: Record, name: str) -> Curve:
-    curve: Curve = getattr(record, name)
-    return curve
-
-
-def _time(records: list[Record]) -> Figure:
-    figure = Figure("time", "Step time")
-    if not all(record.step_ms.values for record in records):
-        return figure
-    with figure.panel("Median step time of each run (ms)", (WIDE[0], 1.9)) as (axes,):
-        for place, arm in enumerate(ARMS):
-            times = [float(np.median(r.step_ms.values)) for r in of_arm(records, arm)]
-            axes.plot(times, [place] * len(times), "o", color=COLOURS[arm], ms=8)
-            at = (float(np.mean(times)), place)
-            text = f"{np.mean(times):.1f} ms"
-            axes.annotate(text, at, (0, 9), textcoords="offset points", ha="center")
-        axes.set(yticks=[0, 1], yticklabels=[NAMES[arm] for arm in ARMS], ylim=(-0.5, 1.8))
-        axes.set_xlim(0, 1.2 * axes.get_xlim()[1])
-    ratios = step_time_ratios(records)
-    with figure.panel("MTO / baseline, by seed", (WIDE[0], 1.9)) as (axes,):
-        axes.axvline(1, color=COLOURS["baseline"], lw=1.5, ls=DASHES["baseline"])
-        axes.plot(ratios, [0] * len(ratios), "D", color=COLOURS["mto"], ms=7)
-        axes.set(yticks=[], ylim=(-1, 1))
-        axes.spines["left"].set_visible(False)
-        axes.set_xlim(min(0.9, min(ratios) - 0.05), max(1.1, max(ratios) + 0.05))
-    figure.caption = (
-        f"A step with MTO takes {summary.show_shares(ratios)} of the baseline's time (median of "
-        "each run, mean over seeds). Both arms measure the same diagnostics, and runs side by side "
-        "share the machine: a rough figure. benchmarks/ measures the cost of the loss itself."
-    )
-    return figure
-
-
-def step_time_ratios(records: list[Record]) -> list[float]:
-    """MTO's median step time over the baseline's, by seed."""
-    medians = [
-        (np.median(b.step_ms.values), np.median(m.step_ms.values)) for b, m in by_seed(records)
-    ]
-    return [float(mto / baseline) for baseline, mto in medians]
+def _flat(axes: Axes) -> None:
+    """Widen a narrow scale: of shares in 0..1, such a change is nothing."""
+    low, high = axes.get_ylim()
+    if high - low < 0.02:
+        axes.set_ylim(low - 0.002, low + 0.018)

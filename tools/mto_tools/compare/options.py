@@ -33,7 +33,6 @@ class Options(BaseModel):
     batch: int | None = None
     extra: list[str] = []  # arguments after `--`
     data: Path | None = None
-    name: str | None = None  # of the report
     reports: Path | None = None
     keep_going: bool = False
     allow_edited: bool = False

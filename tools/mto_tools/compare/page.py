@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mto_tools.compare import figures, summary
+from mto_tools.compare.collect import by_seed
 from mto_tools.compare.folder import saying_disk_full, write
 from mto_tools.compare.plan import Run
 from mto_tools.compare.report import Report
@@ -22,13 +23,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write `report.json` and `report.html` into `folder`; return the page's path."""
     with saying_disk_full(folder):
         write(folder / "report.json", report.model_dump_json())
-        return write(folder / "report.html", render(report, draw(report)))
-
-
-def draw(report: Report) -> list[Figure]:
-    """Draw all figures of a report, which takes seconds."""
-    moving = report.verdict.moving_target
-    return figures.draw(report.records, report.plan.scores, moving_target=moving)
+        return write(folder / "report.html", render(report, figures.draw(report)))
 
 
 def render(report: Report, drawn: list[Figure]) -> str:
@@ -47,7 +42,7 @@ def render(report: Report, drawn: list[Figure]) -> str:
         rows=[_quantity(report, index) for index in range(len(verdict.quantities))],
         rule=_rule(report),
         seeds=[record.seed for record in report.records if record.arm == "mto"],
-        by_seed=list(_by_seed(report)),
+        by_seed=list(_shares(report)),
         runs=list(_runs(report)),
         facts={
             "made by": plan.made_by,
@@ -75,8 +70,9 @@ def _tiles(report: Report) -> Iterator[tuple[str, str]]:
         text = f"{np.mean(known):.2f}" if known else "undefined"
         yield text, f"RAUC of {summary.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"
     if all(record.step_ms.values for record in report.records):
-        ratio = np.mean(figures.step_time_ratios(report.records))
-        yield f"{ratio:.2f} ×", "step time, MTO / baseline"
+        medians = [[float(np.median(r.step_ms.values)) for r in p] for p in by_seed(report.records)]
+        ratio = np.mean([mto / baseline for baseline, mto in medians])
+        yield f"{ratio:.2f} ×", "step time, MTO / baseline, roughly: runs share the machine"
 
 
 def _comparable(report: Report, key: str) -> bool:
@@ -98,12 +94,10 @@ def _quantity(report: Report, index: int) -> list[str]:
     """Cells of a row; only the first two quantities decide. Without comparison, levels alone."""
     quantity: Quantity = report.verdict.quantities[index]
     percent = quantity.percent
-    decision = quantity.interval_975 if index < 2 else None
-    shown = None if quantity.low is None or quantity.high is None else (quantity.low, quantity.high)
+    intervals = (quantity.interval_95, quantity.interval_975 if index < 2 else None)
     compared = [
         summary.gap(quantity),
-        summary.span(shown, percent) if shown else "–",
-        summary.span(decision, percent) if decision else "–",
+        *(summary.span(ends, percent) if ends else "–" for ends in intervals),
         f"{quantity.better} of {len(quantity.differences)}",
     ]
     return [
@@ -127,7 +121,7 @@ def _rule(report: Report) -> str:
     )
 
 
-def _by_seed(report: Report) -> Iterator[tuple[str, list[str]]]:
+def _shares(report: Report) -> Iterator[tuple[str, list[str]]]:
     for reach in report.verdict.reach:
         if _comparable(report, reach.key):
             label = f"Share of the baseline's steps to its final {summary.lower(reach.label)}"

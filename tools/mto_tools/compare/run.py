@@ -59,7 +59,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     """Run everything in `plan`, at most `plan.jobs` at a time.
 
     The output of a run goes to `out/runs/ARM-SEED/output.txt`, its end to `ended.json` beside it.
-    However this ends (Ctrl-C, an error, the parent's death), no process is left.
+    However this ends (Ctrl-C, an error, a signal), the guards leave no process.
 
     Args:
         plan: The runs, in order.
@@ -72,7 +72,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     """
     waiting = deque(plan.runs)
     running: list[_Child] = []
-    with _progress(console) as progress, _sigterm_is_an_exception():
+    with _progress(console) as progress:
         tasks = {
             run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
             for run in plan.runs
@@ -113,28 +113,6 @@ def _start(run: Run, plan: Plan, out: Path) -> _Child:
     log = folder / "output.txt"
     started = start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
     return _Child(run, folder, started)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that it takes the same way out as Ctrl-C."""
-
-
-@contextlib.contextmanager
-def _sigterm_is_an_exception() -> Any:
-    def stop(number: int, frame: object) -> None:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread; the guards still see our death
-        yield
-        return
-    try:
-        yield
-    except _Terminated:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _failure(child: _Child, code: int, out: Path) -> MtoError:

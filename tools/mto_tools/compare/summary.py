@@ -9,10 +9,9 @@ import numpy as np
 
 from mto_tools.compare.verdict import (
     LOSS,
-    RAUC_FROM,
     Finding,
+    Interval,
     Quantity,
-    Rauc,
     StepsToBaseline,
     Verdict,
     holds_zero,
@@ -105,7 +104,7 @@ def _evidence(quantity: Quantity) -> str:
     """Difference, interval and count; also the 97.5 % interval where that alone holds zero."""
     text = f"{gap(quantity)}, {interval(quantity)}"
     wide = quantity.interval_975
-    if wide and not holds_zero(quantity.low, quantity.high) and holds_zero(*wide):
+    if wide and holds_zero(wide) and not holds_zero(quantity.interval_95):
         text += f" but 97.5 % interval {span(wide, quantity.percent)}"
     return f"{text}, {count(quantity)}"
 
@@ -115,22 +114,17 @@ def _seeds(differences: Sequence[float]) -> str:
 
 
 def secondary(verdict: Verdict) -> str:
-    """The secondary quantities, which decide nothing, in one line."""
+    """What L_ss says besides, in one line; it decides only where the recipe logs no score."""
     loss = verdict.loss_at_the_end()
-    comparable = [r for r in verdict.rauc if not (verdict.moving_target and r.key == LOSS.key)]
-    raucs = f"RAUC: {show_raucs(comparable)}."
-    tune = "good what was learnt is, which fine-tuning both arms would"
+    tune = "good the representation is: fine-tuning both arms would"
     if verdict.finding is Finding.NOT_COMPARABLE:
-        return f"The recipe logs no score while it pre-trains; nothing here says how {tune}."
+        return f"The recipe logs no score while it pre-trains. Nothing here says how {tune}."
     if loss is verdict.quantities[0]:
-        return (
-            "L_ss decides, as the recipe logs no score while it pre-trains; it does not say how "
-            f"{tune}. {raucs}"
-        )
+        return f"L_ss decides, as the recipe logs no score. It does not say how {tune}."
     if verdict.moving_target:
-        return f"L_ss says nothing about that: {NOT_COMPARABLE}. {raucs}"
+        return f"L_ss says nothing about that: {NOT_COMPARABLE}."
     sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
-    return f"L_ss {_levels(loss)} ({gap(loss)}{sure}){speed(verdict.reach[-1])}. {raucs}"
+    return f"L_ss {_levels(loss)} ({gap(loss)}{sure}){speed(verdict.reach[-1])}."
 
 
 def show(values: Sequence[float], percent: bool = False) -> str:
@@ -145,23 +139,6 @@ def show_difference(value: float, percent: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def show_raucs(raucs: Sequence[Rauc]) -> str:
-    """RAUC of each curve over the wider range, mean over the seeds in which it is defined."""
-    wide = raucs[:: len(RAUC_FROM)]
-    known = {rauc.label: [v for v in rauc.values if v is not None] for rauc in wide}
-    count = max((len(rauc.values) for rauc in wide), default=0)
-    parts = [
-        f"{lower(label)} {np.mean(values):.2f}"
-        + (f" in {len(values)} of {count} seeds" if len(values) < count else "")
-        for label, values in known.items()
-        if values
-    ]
-    without = [lower(label) for label, values in known.items() if not values]
-    if without:
-        parts.append(f"undefined for {', '.join(without)}, where the baseline hardly improves")
-    return "; ".join(parts)
-
-
 def gap(quantity: Quantity) -> str:
     """Mean paired difference."""
     unit = " points" if quantity.percent else ""
@@ -170,12 +147,12 @@ def gap(quantity: Quantity) -> str:
 
 def interval(quantity: Quantity) -> str:
     """The t-interval of the mean difference."""
-    if quantity.low is None or quantity.high is None:
+    if quantity.interval_95 is None:
         return "no interval, as all seeds differ equally"
-    return f"95 % interval {span((quantity.low, quantity.high), quantity.percent)}"
+    return f"95 % interval {span(quantity.interval_95, quantity.percent)}"
 
 
-def span(ends: tuple[float, float], percent: bool) -> str:
+def span(ends: Interval, percent: bool) -> str:
     """An interval as text."""
     low, high = (show_difference(value, percent) for value in ends)
     return f"{low} to {high}"

@@ -29,6 +29,7 @@ from mto_tools.upstreams.recipe import Score
 CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
 DECISION_CONFIDENCE = 1 - (1 - CONFIDENCE) / 2  # of each of the two decisions
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
+Interval = tuple[float, float]
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
 
 
@@ -58,9 +59,8 @@ class Quantity(JsonModel):
     mto: list[float]
     differences: list[float]
     mean: float
-    low: float | None  # of the 95 % interval; None for one seed or no spread
-    high: float | None
-    interval_975: tuple[float, float] | None = None  # the 97.5 % interval, which a decision takes
+    interval_95: Interval | None  # None for one seed or no spread
+    interval_975: Interval | None  # the one that decides
     better: int
     worse: int
 
@@ -115,7 +115,6 @@ def paired(
 ) -> Quantity:
     """Differences MTO - baseline over seeds, their mean and its t-interval."""
     differences = [m - b for b, m in zip(baseline, mto, strict=True)]
-    low, high = t_interval(differences, CONFIDENCE) or (None, None)
     sign = 1 if higher_is_better else -1
     return Quantity(
         key=key,
@@ -126,15 +125,14 @@ def paired(
         mto=list(mto),
         differences=differences,
         mean=float(np.mean(differences)) if differences else math.nan,
-        low=low,
-        high=high,
+        interval_95=t_interval(differences, CONFIDENCE),
         interval_975=t_interval(differences, DECISION_CONFIDENCE),
         better=sum(sign * d > 1e-12 for d in differences),
         worse=sum(sign * d < -1e-12 for d in differences),
     )
 
 
-def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float], confidence: float) -> Interval | None:
     """Student's interval of the mean; None for one value, or where some are not finite."""
     # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
     if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) <= 1e-12:
@@ -146,9 +144,9 @@ def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def holds_zero(low: float | None, high: float | None) -> bool:
+def holds_zero(interval: Interval | None) -> bool:
     """Whether an interval does; one that is not there says nothing against zero."""
-    return low is None or high is None or low <= 0 <= high
+    return interval is None or interval[0] <= 0 <= interval[1]
 
 
 def judge(
@@ -244,6 +242,6 @@ def find(end: Quantity, mean: Quantity, *, failures: bool = False) -> Finding:
 
 def _proven(quantity: Quantity) -> int:
     """1: better, -1: worse, 0: the 97.5 % interval holds zero, or there is none."""
-    if quantity.interval_975 is None or holds_zero(*quantity.interval_975):
+    if holds_zero(quantity.interval_975):
         return 0
     return 1 if (quantity.mean > 0) == quantity.higher_is_better else -1

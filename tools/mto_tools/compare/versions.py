@@ -1,4 +1,4 @@
-"""What the numbers depend on besides the command: software, commits, hardware."""
+"""What the numbers depend on besides the command: software and hardware."""
 
 from __future__ import annotations
 
@@ -10,33 +10,25 @@ PACKAGES = ("torch", "timm", "numpy", "scikit-learn", "mto-core")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software and the names of the processors."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    found["CPU"] = _cpu()
-    found["GPU"] = _gpu()
-    return found
+    """Versions of the software and names of the processors."""
+    import torch
+
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    gpus = torch.cuda.device_count()
+    return {
+        "python": platform.python_version(),
+        **{name: installed.get(name, "not installed") for name in PACKAGES},
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "CPU": _cpu(),
+        "GPU": f"{gpus} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
+        if gpus
+        else "none",
+    }
 
 
 def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "none"
-    count = torch.cuda.device_count()
-    return f"{count} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"

@@ -112,14 +112,12 @@ class Logs(Table):
         affinity: Affinity maps of a step.
         train: The recipe's own JSON lines, with the field `step`: scores, checksums of the data.
         data: Their field with a checksum of the images of a step.
-        initial: Checkpoint of the weights before the first step, where one is asked for.
     """
 
     measures: str = "mto.jsonl"
     affinity: str = "mto-affinity-{step:06d}.npz"
     train: str = ""
     data: str = ""
-    initial: str = ""
 
 
 class Score(Table):
