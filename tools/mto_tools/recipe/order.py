@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def warn_of_order(tokens: Tensor, mask: Tensor, num_prefix_tokens: int) -> None:
+def warn_of_order(tokens: Tensor, mask: Tensor) -> None:
     """Warn where a decoder is traced whose visible tokens stand first (UM-MAE, say).
 
     The token of a masked patch is the mask token plus its position, so two images that both mask
@@ -16,13 +16,12 @@ def warn_of_order(tokens: Tensor, mask: Tensor, num_prefix_tokens: int) -> None:
     places of the other, the mask is in another order than the tokens.
 
     Args:
-        tokens: `[B, P + N, D]`, the input of the first block.
+        tokens: `[B, N, D]`, the patch tokens that enter the first block.
         mask: `[B, N]`, bool, True = masked.
-        num_prefix_tokens: P.
     """
-    if tokens.ndim != 3 or len(tokens) < 2 or tokens.shape[1] != num_prefix_tokens + mask.shape[1]:
+    if tokens.ndim != 3 or len(tokens) < 2 or tokens.shape[:2] != mask.shape:
         return
-    first, second = tokens[:2, num_prefix_tokens:].detach()
+    first, second = tokens[:2].detach()
     both = mask[0] & mask[1]
     equal = (first == second).all(1)
     if not both.any() or bool(equal[both].all()):

@@ -40,7 +40,6 @@ class Run:
         device = next(model.parameters()).device
         groups = [list(group) for group in blocks]
         self.depths = len(groups[0]) + 1
-        self.num_prefix_tokens = num_prefix_tokens
         self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
         self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
         self.hooks = [
@@ -86,9 +85,7 @@ class Run:
         mask = mask.detach() != 0
         if self.step is None:
             step = self._start(step, micro_batches, batches_per_epoch, loss.device)
-            warn_of_order(
-                self.traces[0].tokens_by_depth[0], mask.flatten(1), self.num_prefix_tokens
-            )
+            warn_of_order(self.traces[0].tokens_by_depth[0], mask.flatten(1))
         else:
             step += self.offset
         if step != self.step:
