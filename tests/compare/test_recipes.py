@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mto_tools.compare import words
+from mto_tools.compare import summary
 from mto_tools.compare.command import default_data
 from mto_tools.compare.data import count_images, start_folder
-from mto_tools.compare.plan import Options, Plan, fill, make_plan, whole_epochs
+from mto_tools.compare.plan import Options, Plan, make_plan, whole_epochs, with_defaults
 from mto_tools.compare.spec import load_launch
-from mto_tools.compare.verdict import LOSS, Reach
+from mto_tools.compare.verdict import LOSS, StepsToBaseline
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
 
@@ -131,9 +131,9 @@ def test_whole_epochs_are_the_least_that_hold_the_steps(
 def test_a_recipe_that_counts_steps() -> None:
     assert whole_epochs(Options(steps=7), 0, "mini") == (None, 7)
     with pytest.raises(MtoError, match="mini counts steps"):
-        fill(Options(batch=4), load_launch(HOME, "mini"), "mini", 2)
+        with_defaults(Options(batch=4), load_launch(HOME, "mini"), "mini", 2)
     with pytest.raises(MtoError, match="--batch must be at least 1, not 0"):
-        fill(Options(batch=0), load_launch(HOME, "mae"), "mae", 2)
+        with_defaults(Options(batch=0), load_launch(HOME, "mae"), "mae", 2)
 
 
 def test_last_logged_step() -> None:
@@ -203,6 +203,7 @@ def test_broken_compare_toml(tmp_path: Path, before: str, after: str, message: s
         load_launch(tmp_path, "toy")
 
 
-def test_the_loss_is_not_called_a_score() -> None:
-    assert "final loss in 50 %" in words.speed(Reach(key=LOSS.key, label="L_ss", shares=[0.5]))
-    assert "final score in 50 %" in words.speed(Reach(key="knn", label="k-NN", shares=[0.5]))
+@pytest.mark.parametrize(("key", "noun"), [(LOSS.key, "loss"), ("knn", "score")])
+def test_the_loss_is_not_called_a_score(key: str, noun: str) -> None:
+    reach = StepsToBaseline(key=key, label="label", shares=[0.5])
+    assert f"final {noun} in 50 %" in summary.speed(reach)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mto_tools.compare import words
+from mto_tools.compare import summary
 from mto_tools.compare.collect import Curve, Record, Rows
 from mto_tools.compare.curves import (
     average,
@@ -66,7 +66,7 @@ def verdict_of(*gains: list[float] | float, lost: int = 0) -> Verdict:
 
 def said(*gains: list[float] | float) -> tuple[Finding, str]:
     verdict = verdict_of(*gains)
-    return verdict.finding, words.sentence(verdict)
+    return verdict.finding, summary.sentence(verdict)
 
 
 WAY = [0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0]  # better on the way, equal at the end
@@ -134,11 +134,11 @@ def test_an_interval_that_is_shown_but_proves_nothing_is_explained() -> None:
     quantity = verdict_of(*gains).quantities[0]
     narrow, wide = (stats.ttest_1samp(gains, 0).confidence_interval(c) for c in (0.95, 0.975))
     assert (quantity.low, quantity.high) == pytest.approx(narrow)
-    assert quantity.sure == pytest.approx(wide)
+    assert quantity.interval_975 == pytest.approx(wide)
     assert narrow[0] > 0 > wide[0]
     found, text = said(*gains)
     assert found is Finding.LEANS_BETTER
-    shown = [f"{words.show_difference(v, True)}" for v in (*narrow, *wide)]
+    shown = [f"{summary.show_difference(v, True)}" for v in (*narrow, *wide)]
     assert "95 % interval {} to {} but 97.5 % interval {} to {},".format(*shown) in text
     assert "97.5" not in said(0.05, 0.06, 0.055)[1], "only where the two differ"
 
@@ -146,16 +146,16 @@ def test_an_interval_that_is_shown_but_proves_nothing_is_explained() -> None:
 def test_seeds_that_mto_failed_in_are_no_gain() -> None:
     verdict = verdict_of(0.05, 0.06, 0.055, lost=2)
     assert verdict.finding is Finding.LEANS_BETTER
-    text = words.sentence(verdict)
+    text = summary.sentence(verdict)
     assert text.startswith("MTO may have helped, but 3 seeds do not prove it: over 3 seeds ")
     left_out = "; 2 of 5 seeds are left out because the MTO arm failed"
     assert text.endswith(f"{left_out}, so nothing is proven.")
     verdict = verdict_of(-0.05, -0.06, -0.055, lost=1)
     assert verdict.finding is Finding.HARMED
-    assert words.sentence(verdict).endswith(
+    assert summary.sentence(verdict).endswith(
         "; 1 of 4 seeds is left out because the MTO arm failed."
     )
-    assert "in the one seed that is left:" in words.sentence(verdict_of(0.05, lost=1))
+    assert "in the one seed that is left:" in summary.sentence(verdict_of(0.05, lost=1))
 
 
 def test_sentence_carries_the_numbers() -> None:
@@ -174,9 +174,10 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
     pairs = [(record("baseline", 0, flat), record("mto", 0, flat))]
     verdict = judge(pairs, SCORES)
     assert verdict.reach[0].shares == [None]
-    assert "final score" not in words.sentence(verdict)
-    assert "RAUC: undefined for linear probe accuracy, −L_ss, where the baseline" in words.also(
-        verdict
+    assert "final score" not in summary.sentence(verdict)
+    assert (
+        "RAUC: undefined for linear probe accuracy, −L_ss, where the baseline"
+        in summary.secondary(verdict)
     )
 
 
@@ -203,27 +204,29 @@ def test_without_scores_the_loss_decides() -> None:
         pairs.append((record("baseline", seed, RISING, loss), record("mto", seed, RISING, mto)))
     verdict = judge(pairs, [])
     assert verdict.finding is Finding.HELPED
-    assert words.sentence(verdict).startswith("MTO helped: over 3 seeds L_ss ended at 0.235 with")
+    assert summary.sentence(verdict).startswith("MTO helped: over 3 seeds L_ss ended at 0.235 with")
     # Nor does it where each arm is measured against its own teacher.
     verdict = judge(pairs, [], moving_target=True)
     assert verdict.finding is Finding.NOT_COMPARABLE
-    text = words.sentence(verdict)
+    text = summary.sentence(verdict)
     assert text.startswith("Whether MTO helped cannot be decided by L_ss: its target comes, in ")
     assert text.endswith("(it ended at 0.235 with MTO and 0.29 without).")
-    assert words.also(verdict).endswith("fine-tuning both arms would.")
-    assert "decides" not in words.also(verdict)
+    assert summary.secondary(verdict).endswith("fine-tuning both arms would.")
+    assert "decides" not in summary.secondary(verdict)
     # A score decides as ever, and the loss beside it is not compared.
     verdict = judge(pairs, SCORES, moving_target=True)
     assert verdict.finding is Finding.NO_DIFFERENCE
-    assert words.also(verdict).startswith("L_ss says nothing about that: its target comes, in ")
-    assert "−L_ss" not in words.also(verdict)
+    assert summary.secondary(verdict).startswith(
+        "L_ss says nothing about that: its target comes, in "
+    )
+    assert "−L_ss" not in summary.secondary(verdict)
 
 
 def test_missing_score_is_undefined_not_a_crash() -> None:
     pairs = [(record("baseline", 0, [], [1.0, 0.9]), record("mto", 0, [], [1.0, 0.8]))]
     verdict = judge(pairs, SCORES)
     assert verdict.finding is Finding.UNDEFINED
-    assert words.also(verdict)
+    assert summary.secondary(verdict)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))

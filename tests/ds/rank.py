@@ -6,13 +6,16 @@
 torchrun is the real one, and starts client.py for every rank. Each rank writes its pid to
 FOLDER/RANK.pid.
 
+With KILL=RANK:STEP in the environment, this rank kills itself at this step of DeepSpeed's engine.
 With ORDERED in the environment, gradients are summed in the order of the ranks. gloo's ring starts
 elsewhere for every part of a buffer: with more than two ranks a sum depends on where in its bucket
 a gradient stands, which is not the same in DDP and ZeRO.
 """
 
+import itertools
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from torch.distributed.run import main as torchrun
 from torch.nn.parallel import DistributedDataParallel
 
 from mto_tools.ds import optimizer
+from mto_tools.ds.engine import Engine
 
 optimizer.PIECE = 100  # so that these small shards travel in several pieces
 gloo_sum, plain_init = dist.all_reduce, DistributedDataParallel.__init__
@@ -51,6 +55,18 @@ def ordered_init(self: Any, *args: Any, **more: Any) -> None:
     self.register_comm_hook(None, ordered_hook)
 
 
+def kill_at(step: int) -> None:
+    """Make the engine's step number `step` a SIGKILL of this process."""
+    own, steps = Engine.step, itertools.count(1)
+
+    def counted(self: Engine) -> None:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        own(self)
+
+    Engine.step = counted  # type: ignore[method-assign]
+
+
 def main(folder: str, *argv: str) -> None:
     if folder == "torchrun":
         ranks, folder, server, *argv = argv
@@ -62,6 +78,9 @@ def main(folder: str, *argv: str) -> None:
     if "ORDERED" in os.environ:
         dist.all_reduce = ordered_sum
         DistributedDataParallel.__init__ = ordered_init  # type: ignore[method-assign]
+    rank, _, step = os.environ.get("KILL", "").partition(":")
+    if rank == os.environ["RANK"]:
+        kill_at(int(step))
     sys.argv = list(argv)
     sys.path.insert(0, str(Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")

@@ -80,25 +80,27 @@ def batch(step: int, part: int, rank: int) -> Tensor:
     return torch.randn(4, 5, generator=generator) * (1 + part)
 
 
-def config(folder: Path, world: int, stage: int = 1, micro: int = 1, clip: float = 0.0) -> Path:
-    """A configuration as `mto plan` writes it."""
-    file = folder / f"ds-{world}-{stage}-{micro}-{clip}.json"
+def configure(folder: Path, stage: int, micro: int, clip: float | None) -> list[str]:
+    """The flag with a configuration as `mto plan` writes it; none at stage 0, which is DDP."""
+    if not stage:
+        return []
+    world = dist.get_world_size()
     content = {
         "train_batch_size": 4 * micro * world,
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": micro,
-        "gradient_clipping": clip,
+        "gradient_clipping": clip or 0.0,
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 100},
         "zero_allow_untested_optimizer": True,
     }
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(content))
-    part.replace(file)
-    return file
+    file = folder / f"ds-{dist.get_rank()}.json"
+    file.write_text(json.dumps(content))
+    return ["--deepspeed_config", str(file)]
 
 
 def train(
-    file: Path | None,
+    folder: Path,
+    stage: int,
     *,
     micro: int = 1,
     clip: float | None = None,
@@ -112,14 +114,14 @@ def train(
     load_late: bool = True,
     style: str = "native",
 ) -> dict[str, Any]:
-    """The toy recipe, with DeepSpeed where `file` is given; everything it leaves behind."""
+    """The toy recipe, under DDP at stage 0; everything it leaves behind."""
     from mto_tools import ds
 
     rank = dist.get_rank()
     torch.manual_seed(rank)  # as in the recipes: DDP makes the weights alike
     parser = argparse.ArgumentParser()
     ds.add_arguments(parser)
-    args = parser.parse_args([] if file is None else ["--deepspeed_config", str(file)])
+    args = parser.parse_args(configure(folder, stage, micro, clip))
     assert vars(args) == {}
     raw = Model()
     taps: list[Tensor] = []
@@ -158,7 +160,7 @@ def train(
         if load_late:
             optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-    if file is not None:
+    if stage:
         assert list(model.parameters()) == [], "gradients of one rank must not be clipped"
         assert model.state_dict().keys() == {f"module.{name}" for name in raw.state_dict()}
     losses, norms, scales = [], [], []
@@ -178,17 +180,16 @@ def train(
                 loss = loss * torch.inf
             losses.append(loss.item())
             if own_accumulation:  # as ConMIM's loop, which has none of its own
-                if file is None:
-                    loss = loss / micro
-                if file is None and part < micro - 1:
+                loss = loss if stage else loss / micro
+                if not stage and part < micro - 1:
                     loss.backward()
                     continue
                 if ds.accumulate(loss):
                     continue
-                if file is not None:
+                if stage:
                     optimizer.zero_grad()  # before every backward
                 norms.append(float(backward(style, scaler, loss, optimizer, model, clip, True)))
-                if file is None:
+                if not stage:
                     optimizer.zero_grad()
                 continue
             last = part == micro - 1
@@ -197,15 +198,12 @@ def train(
                 norms.append(float(ds.grad_norm(norm)))
                 optimizer.zero_grad()
         scales.append(scaler.state_dict().get("scale"))
-    kept = optimizer.state_dict()
-    if file is None:
-        kept = copy.deepcopy(kept)
     return {
         "losses": losses,
         "norms": norms,
         "scales": scales,
         "model": raw.state_dict(),
-        "optimizer": kept,
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
         "scaler": scaler.state_dict(),
     }
 
@@ -265,8 +263,7 @@ def main() -> None:
     import cases as known
 
     for case in cases:
-        found = getattr(known, case)(Path(folder), int(world))
-        torch.save(found, f"{folder}/{case}-{rank}.pt")
+        torch.save(known.run(case, Path(folder)), f"{folder}/{case}-{rank}.pt")
     dist.destroy_process_group()
 
 

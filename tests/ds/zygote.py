@@ -1,6 +1,6 @@
-"""A process that has imported torch and DeepSpeed once and forks a rank for who asks at its socket.
+"""A process that has imported torch and DeepSpeed once and forks a rank for each client.
 
-What it imports costs twelve CPU-seconds, and there are up to eight ranks in a run. It has a single
+These imports cost twelve CPU-seconds, and a run has up to eight ranks. The process has a single
 thread, since a fork while another thread holds a lock leaves that lock closed for ever.
 
 A client sends one JSON object, {"argv": [...], "env": {...}}, with its stdout and stderr, and gets
@@ -53,7 +53,9 @@ def fork(job: dict, fds: list[int], inherited: list[socket.socket]) -> int:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
-        code = 1
+        sys.exit(
+            1
+        )  # with an interpreter's own shutdown, which lasts: torchrun sees a killed rank first
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

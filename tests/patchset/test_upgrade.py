@@ -19,8 +19,8 @@ from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.scan import scan
 from mto_tools.patchset.trees import NotAdditiveError
 from mto_tools.patchset.upgrade import Rehearsal, rehearse
-from mto_tools.upstreams.upstream import load_upstream
 from mto_tools.patchset.workshop import open_workshop
+from mto_tools.upstreams.upstream import load_upstream
 
 
 def mute(line: str) -> None:

@@ -1,4 +1,4 @@
-"""One process that stands for a rank of eight, asked once for all tests."""
+"""Recipes of this clone, and one process that stands for a rank of eight."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
+sys.path.insert(0, str(HERE))  # for plans.py
 PATCHES = HERE.parents[1] / "patches"
 
 
 @pytest.fixture(scope="session")
 def rank_of_eight() -> dict[str, Any]:
-    """What `rank_of_eight.py` says of all committed configurations, and of ZeRO's memory."""
+    """DeepSpeed's reading of all committed configurations, and ZeRO's memory."""
     pytest.importorskip("deepspeed")
     files = sorted(str(file) for file in PATCHES.glob("*/deepspeed/*.json"))
     done = subprocess.run(

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from mto_tools.compare.plan import ArmName, Data, Plan, Run
+from mto_tools.compare.plan import ArmName, JsonModel, Plan, Run
 from mto_tools.compare.spec import LogSpec
 from mto_tools.errors import CorruptError, MissingError
 
 TERMS = ("sparsity", "singularity", "ranking")
 
 
-class Curve(Data):
+class Curve(JsonModel):
     """Values over optimizer steps, in ascending order of the steps."""
 
     steps: list[int] = Field(default_factory=list)
     values: list[float] = Field(default_factory=list)
 
 
-class Rows(Data):
+class Rows(JsonModel):
     """Lists of one number per depth, over optimizer steps."""
 
     steps: list[int] = Field(default_factory=list)
     values: list[list[float]] = Field(default_factory=list)
 
 
-class AffinityMap(Data):
+class AffinityMap(JsonModel):
     """Affinity maps of one image, `[L+1][N][N]`, masked tokens first, then visible ones."""
 
     step: int
@@ -39,7 +39,7 @@ class AffinityMap(Data):
     maps: list[list[list[float]]]
 
 
-class Record(Data):
+class Record(JsonModel):
     """All that was logged by one run."""
 
     arm: ArmName

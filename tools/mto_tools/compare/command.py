@@ -13,11 +13,19 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from mto_tools.compare import checkout, words
+from mto_tools.compare import checkout, summary
 from mto_tools.compare.collect import Record, by_seed, collect, unfinished
 from mto_tools.compare.data import check_data, count_images, start_folder
 from mto_tools.compare.fairness import fairness
-from mto_tools.compare.plan import Options, Plan, fill, make_plan, usable_cores, whole_epochs
+from mto_tools.compare.page import write_report
+from mto_tools.compare.plan import (
+    Options,
+    Plan,
+    make_plan,
+    usable_cores,
+    whole_epochs,
+    with_defaults,
+)
 from mto_tools.compare.report import (
     Report,
     close_folder,
@@ -25,7 +33,6 @@ from mto_tools.compare.report import (
     read_report,
     saying_disk_full,
     write,
-    write_report,
 )
 from mto_tools.compare.run import FAILED, environment, execute
 from mto_tools.compare.spec import Launch, load_launch
@@ -58,7 +65,7 @@ def compare(
     gpu = _has_gpu()
     if options.jobs is None and gpu:
         options = options.model_copy(update={"jobs": 2})  # a seed's two arms share the GPU
-    options = fill(options, launch, name, usable_cores())
+    options = with_defaults(options, launch, name, usable_cores())
     report_name = report_name or name
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", report_name):
         raise MtoError(
@@ -89,11 +96,11 @@ def compare(
         gpu=gpu,
         versions=facts,
     )
-    epochs = f" ({words.number(plan.epochs, 'epoch')})" if plan.epochs else ""
+    epochs = f" ({summary.number(plan.epochs, 'epoch')})" if plan.epochs else ""
     console.print(
-        f"{name}, style {plan.style}: {words.number(len(plan.seeds), 'seed')} x 2 arms x "
+        f"{name}, style {plan.style}: {summary.number(len(plan.seeds), 'seed')} x 2 arms x "
         f"{plan.steps} steps{epochs}; {plan.jobs} at once, "
-        f"{words.number(plan.threads, 'thread')} each",
+        f"{summary.number(plan.threads, 'thread')} each",
     )
     report = train(plan, work, final, report_name, console, keep_going=keep_going)
     page = close_folder(work, final) / "report.html"
@@ -180,8 +187,8 @@ def build(
     return Report(
         name=name,
         made=datetime.now().astimezone().isoformat(timespec="seconds"),
-        sentence=words.sentence(verdict),
-        also=words.also(verdict),
+        sentence=summary.sentence(verdict),
+        secondary=summary.secondary(verdict),
         fair=all(check.passed for check in checks),
         checks=checks,
         failed=failed,

@@ -43,7 +43,7 @@ def first_reach(curve: Curve, target: float, higher_is_better: bool = True) -> f
 
 
 def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -> float | None:
-    """MTO's steps to the baseline's final value over the baseline's own; see `Reach`."""
+    """MTO's steps to the baseline's final value over the baseline's own; see `StepsToBaseline`."""
     if len(baseline.steps) < 2 or not mto.steps:
         return None
     target = baseline.values[-1]

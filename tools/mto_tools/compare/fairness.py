@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from mto_tools.compare.collect import Record
-from mto_tools.compare.plan import Data, Plan
+from mto_tools.compare.plan import JsonModel, Plan
 from mto_tools.compare.spec import Score
 
 
-class Check(Data):
+class Check(JsonModel):
     """One condition of a fair comparison, over all seeds."""
 
     name: str

@@ -1,71 +1,69 @@
-"""The report's figures; captions say what is seen and no more."""
+"""The report's figures; each caption states only what its figure shows."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mto_tools.compare import words
-from mto_tools.compare.canvas import (
-    COLOURS,
-    DASHES,
-    INK,
-    NAMES,
-    WIDTH,
-    Figure,
-    finish,
-    lines,
-    mean_curve,
-    panels,
-    profile,
-    style,
-)
-from mto_tools.compare.collect import TERMS, Curve, Record, Rows, by_seed, of_arm
+from mto_tools.compare import summary
+from mto_tools.compare.collect import TERMS, AffinityMap, Curve, Record, Rows, by_seed, of_arm
 from mto_tools.compare.curves import smooth
-from mto_tools.compare.plan import ARMS, ArmName
+from mto_tools.compare.plan import ARMS
 from mto_tools.compare.spec import Score
+from mto_tools.compare.svg import COLOURS, DASHES, INK, NAMES, Figure, lines, mean_curve, profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SYMBOLS = {"sparsity": "L_spa", "singularity": "L_e", "ranking": "L_r"}
+WIDE = (5.2, 3.1)  # inches, for two panels side by side
 
 
 def draw(
     records: list[Record], scores: list[Score], *, moving_target: bool = False
 ) -> list[Figure]:
-    """Draw all figures of a report in the order of the page; those without numbers are left out."""
-    with style():
-        drawn = [
-            _scores(records, scores),
-            _loss(records, moving_target),
-            _heterogeneity(records),
-            _affinity(records),
-            _terms(records),
-            _gradients(records),
-            _guards(records),
-            _time(records),
-        ]
-    return [figure for figure in drawn if figure is not None]
+    """Draw all figures in the order of the page, without panels that show one constant."""
+    drawn = [
+        _scores(records, scores),
+        _loss(records, moving_target),
+        _heterogeneity(records),
+        _affinity(records),
+        _terms(records),
+        _gradients(records),
+        _guards(records),
+        _time(records),
+    ]
+    return [figure for figure in drawn if figure.panels]
 
 
-def _scores(records: list[Record], scores: list[Score]) -> Figure | None:
-    if not scores:
-        return None
-    canvas, axes = panels(max(2, len(scores)))
-    seen = []
-    for panel, score in zip(axes, scores, strict=False):
-        lines(panel, records, partial(_score, score=score), markers=True)
-        panel.set_title(score.label + (" (%)" if score.percent else ""))
-        ends = {
+def varies(curves: list[Curve]) -> bool:
+    """Whether the values of some curves are more than one constant."""
+    values = np.concatenate([np.asarray(c.values, float) for c in curves] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    return values.size > 0 and bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+
+
+def _scores(records: list[Record], scores: list[Score]) -> Figure:
+    figure, seen = Figure("scores", "Scores against steps"), []
+    for score in scores:
+        last = {
             arm: [v for r in of_arm(records, arm) for v in r.scores[score.key].values[-1:]]
             for arm in ARMS
         }
-        text = ", ".join(f"{NAMES[a]} {words.show(ends[a], score.percent)}" for a in ARMS)
-        seen.append(f"{score.label}: {text}.")
-    for panel in axes[len(scores) :]:
-        panel.set_axis_off()
-    axes[0].legend(loc="best")
-    caption = f"Scores of the frozen encoder while it is pre-trained. At the end: {' '.join(seen)}"
-    return finish("scores", "Scores against steps", caption + _thin(records), canvas)
+        ends = [f"{NAMES[arm]} {summary.show(last[arm], score.percent)}" for arm in ARMS]
+        seen.append(f"{score.label}: {', '.join(ends)}.")
+        if varies([record.scores[score.key] for record in records]):
+            unit = " (%)" if score.percent else ""
+            with figure.panel(score.label + unit, WIDE) as (axes,):
+                lines(axes, records, partial(_score, score=score), markers=True)
+                axes.legend(loc="best")
+    figure.caption = (
+        f"Scores of the frozen encoder while it is pre-trained. At the end: {' '.join(seen)}"
+        + _thin(records)
+    )
+    return figure
 
 
 def _score(record: Record, score: Score) -> Curve:
@@ -79,38 +77,38 @@ def _thin(records: list[Record]) -> str:
 
 
 def _loss(records: list[Record], moving_target: bool) -> Figure:
-    canvas, (left, right) = panels(2)
-    for record in records:
-        colour = COLOURS[record.arm]
-        left.plot(record.loss.steps, record.loss.values, color=colour, lw=0.6, alpha=0.4)
-    means = lines(left, records, lambda record: smooth(record.loss))
-    left.set_title("L_ss: raw (faint) and smoothed")
-    # The first drop would flatten all that matters: the scale begins after a quarter of the run.
-    shown = [v for m in means.values() for v in m.values[len(m.values) // 4 :] if np.isfinite(v)]
-    if shown and max(shown) > min(shown):
-        room = max(shown) - min(shown)
-        left.set_ylim(min(shown) - 0.1 * room, max(shown) + 0.1 * room)
-    left.legend(loc="upper right")
+    figure = Figure("loss", "The recipe's own loss against steps")
+    with figure.panel("L_ss: raw (faint) and smoothed", WIDE) as (axes,):
+        for record in records:
+            colour = COLOURS[record.arm]
+            axes.plot(record.loss.steps, record.loss.values, color=colour, lw=0.6, alpha=0.4)
+        means = lines(axes, records, lambda record: smooth(record.loss))
+        # The first drop would flatten the rest: the scale begins after a quarter of the run.
+        late = [v for m in means.values() for v in m.values[len(m.values) // 4 :] if np.isfinite(v)]
+        if late and max(late) > min(late):
+            room = 0.1 * (max(late) - min(late))
+            axes.set_ylim(min(late) - room, max(late) + room)
+        axes.legend(loc="upper right")
     gaps = [_difference(smooth(b.loss), smooth(m.loss)) for b, m in by_seed(records)]
-    for gap in gaps if len(gaps) > 1 else []:
-        right.plot(gap.steps, gap.values, color=COLOURS["mto"], lw=0.7, alpha=0.4)
     mean = mean_curve(gaps)
-    right.axhline(0, color=COLOURS["baseline"], lw=1.5, ls=DASHES["baseline"])
-    right.plot(mean.steps, mean.values, color=COLOURS["mto"], lw=2)
-    right.set_title("Difference: MTO − baseline")
-    right.set_xlabel("step")
+    with figure.panel("Difference: MTO − baseline", WIDE) as (axes,):
+        for gap in gaps if len(gaps) > 1 else []:
+            axes.plot(gap.steps, gap.values, color=COLOURS["mto"], lw=0.7, alpha=0.4)
+        axes.axhline(0, color=COLOURS["baseline"], lw=1.5, ls=DASHES["baseline"])
+        axes.plot(mean.steps, mean.values, color=COLOURS["mto"], lw=2)
+        axes.set_xlabel("step")
     below = sum(value < 0 for value in mean.values)
     seen = (
-        f"MTO is lower at {below} of {len(mean.values)} logged steps (right: below the dashed "
-        f"line) and ends {words.show_difference(mean.values[-1] if mean.values else np.nan)} from "
-        "the baseline"
+        f"MTO is lower at {below} of {len(mean.values)} logged steps (second panel: below the "
+        f"dashed line). At the end MTO − baseline is "
+        f"{summary.show_difference(mean.values[-1] if mean.values else np.nan)}"
     )
-    caption = (
-        "The recipe's own loss, without the MTO terms, on the same batches with the same masks; "
-        f"{words.NOT_COMPARABLE if moving_target else seen}. "
-        "Smoothed: mean of the last fifteenth of the run before each point."
+    figure.caption = (
+        "The recipe's own loss, without the MTO terms, on the same batches with the same masks. "
+        f"{summary.NOT_COMPARABLE if moving_target else seen}. "
+        "Smoothed: mean of the last fifteenth of the run before each point." + _thin(records)
     )
-    return finish("loss", "The recipe's own loss against steps", caption + _thin(records), canvas)
+    return figure
 
 
 def _difference(baseline: Curve, mto: Curve) -> Curve:
@@ -120,32 +118,38 @@ def _difference(baseline: Curve, mto: Curve) -> Curve:
     return Curve(steps=[step for step, _ in shared], values=[value for _, value in shared])
 
 
-def _heterogeneity(records: list[Record]) -> Figure | None:
+def _heterogeneity(records: list[Record]) -> Figure:
+    figure = Figure("heterogeneity", "Heterogeneity by depth")
     if not all(record.heterogeneity.steps for record in records):
-        return None
-    canvas, axes = panels(3)
+        return figure
     steps = records[0].heterogeneity.steps
-    means: dict[ArmName, list[float]] = {}
-    for panel, name, index in zip(
-        axes, ("start", "middle", "end"), (0, len(steps) // 2, -1), strict=True
-    ):
-        means = profile(panel, records, partial(_row, index=index))
-        panel.set_title(f"{name} (step {steps[index]})")
-    top = max(panel.get_ylim()[1] for panel in axes)
-    for panel in axes:
-        panel.set_ylim(-0.04 * top, top)
-    axes[0].set_ylabel("H (nat)")
-    axes[0].legend(loc="upper right")
+    bound = _most_heterogeneity(records)
+    rows = [row for record in records for row in record.heterogeneity.values]
+    top = 1.06 * float(np.nanmax([*np.ravel(rows), bound or 0.0]))
+    for name, index in zip(("start", "middle", "end"), (0, len(steps) // 2, -1), strict=True):
+        with figure.panel(f"H (nat), {name}: step {steps[index]}") as (axes,):
+            means = profile(axes, records, partial(_row, index=index))
+            if bound is not None:
+                axes.axhline(bound, color=INK, lw=0.8, ls=":", label="ln |V|")
+            axes.set_ylim(-0.04 * top, top)
+            axes.legend(loc="best")
     falls = "; ".join(
         f"{NAMES[arm]} from {means[arm][0]:.3g} at depth 0 to {means[arm][-1]:.3g} at depth "
         f"{len(means[arm]) - 1}"
         for arm in ARMS
     )
-    caption = (
-        "Heterogeneity H (eq. 2) of the masked tokens; depth 0 is what enters the first block. "
+    figure.caption = (
+        "Heterogeneity H (eq. 2) of the masked tokens; depth 0 is the input of the first block. "
+        "Dotted: ln |V|, the entropy of equal attention to all visible tokens. "
         f"At the end: {falls}." + _thin(records)
     )
-    return finish("heterogeneity", "Heterogeneity by depth", caption, canvas)
+    return figure
+
+
+def _most_heterogeneity(records: list[Record]) -> float | None:
+    """ln |V| of the image whose affinity was saved; None where none was."""
+    first = next((record.affinity[0] for record in records if record.affinity), None)
+    return None if first is None else float(np.log(len(first.maps[0]) - first.num_masked))
 
 
 def _row(record: Record, index: int, of: str = "heterogeneity") -> list[float]:
@@ -153,53 +157,77 @@ def _row(record: Record, index: int, of: str = "heterogeneity") -> list[float]:
     return rows.values[index]
 
 
-def _affinity(records: list[Record]) -> Figure | None:
+def _affinity(records: list[Record]) -> Figure:
+    figure = Figure("affinity", "Affinity maps by depth", small=True)
     found = {a: [r.affinity[-1] for r in of_arm(records, a) if r.affinity][:1] for a in ARMS}
     if not all(found.values()):
-        return None
-    depths = len(found["mto"][0].maps)
-    canvas, axes = panels(depths, min(2 * WIDTH / depths + 0.3, 6.2), rows=2)
-    for row, arm in enumerate(ARMS):
-        first = found[arm][0]
-        for depth, values in enumerate(first.maps):
-            panel, image = axes[row * depths + depth], np.asarray(values)
-            image = (image - image.min()) / (np.ptp(image) or 1.0)
-            panel.imshow(image, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-            panel.axhline(first.num_masked - 0.5, color="white", lw=0.8)
-            panel.axvline(first.num_masked - 0.5, color="white", lw=0.8)
-            panel.set(xticks=[], yticks=[])
-            panel.grid(False)
-            if row == 0:
-                panel.set_title(f"depth {depth}")
-            if depth == 0:
-                panel.set_ylabel(NAMES[arm])
+        return figure
     first = found["mto"][0]
-    caption = (
-        f"softmax(X Xᵀ) of one image (seed {of_arm(records, 'mto')[0].seed}, step {first.step}), "
-        "each map min-max normalised: dark 0, bright 1. Rows and columns hold the "
-        f"{first.num_masked} masked tokens, then the {len(first.maps[0]) - first.num_masked} "
-        "visible ones, parted by white lines; H is taken from the upper right part."
+    for arm in ARMS:
+        for depth in range(len(first.maps)):
+            with figure.panel(f"{NAMES[arm]}, depth {depth}", (2.5, 4.6), rows=2) as axes:
+                _maps(axes, found[arm][0], depth)
+    figure.caption = (
+        f"One image (seed {of_arm(records, 'mto')[0].seed}, step {first.step}). Above: softmax(X "
+        f"Xᵀ), with the {first.num_masked} masked tokens before the "
+        f"{len(first.maps[0]) - first.num_masked} visible ones, parted by white lines. Below: "
+        "softmax(X_M X_Vᵀ), the map of which H is the mean row entropy. Colours are scaled from "
+        "each map's least to its largest value, and the numbers of the scale are probabilities. "
+        "Blank below: the saved float16 affinity is 0 there."
     )
-    return finish("affinity", "Affinity maps by depth", caption, canvas)
+    return figure
+
+
+def _maps(axes: list[Axes], image: AffinityMap, depth: int) -> None:
+    """Draw the affinity of one depth, and below it its quadrant from masked to visible tokens."""
+    masked, full = image.num_masked, np.asarray(image.maps[depth])
+    quadrant = full[:masked, masked:]
+    total = quadrant.sum(1, keepdims=True)
+    # float16 underflows where masked tokens attend to masked ones alone: such rows stay blank.
+    conditional = np.divide(quadrant, total, out=np.full_like(quadrant, np.nan), where=total > 0)
+    for place, values, name in zip(axes, (full, conditional), ("X Xᵀ", "X_M X_Vᵀ"), strict=True):
+        place.set(xticks=[], yticks=[], ylabel=f"softmax({name})")
+        place.grid(False)
+        known = values[np.isfinite(values)]
+        if not known.size:
+            place.text(0.5, 0.5, "all underflow", ha="center", transform=place.transAxes)
+            continue
+        shown = place.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto")
+        scale = place.figure.colorbar(shown, ax=place, orientation="horizontal", format="{x:.2g}")
+        scale.set_ticks(sorted({float(known.min()), float(known.max())}))
+    axes[0].axhline(masked - 0.5, color="white", lw=0.8)
+    axes[0].axvline(masked - 0.5, color="white", lw=0.8)
 
 
 def _terms(records: list[Record]) -> Figure:
-    canvas, axes = panels(3)
-    seen = []
-    for panel, term in zip(axes, TERMS, strict=True):
-        means = lines(panel, records, partial(_term, term=term))
-        panel.set_title(SYMBOLS[term])
+    figure, seen = Figure("terms", "MTO terms against steps"), []
+    for term in TERMS:
+        pick = partial(_term, term=term)
+        means = {arm: mean_curve([pick(r) for r in of_arm(records, arm)]) for arm in ARMS}
         ends = [f"{NAMES[a]} {means[a].values[-1]:.3g}" for a in ARMS if means[a].values]
         weights = [w for r in of_arm(records, "mto") for w in r.weights[term].values[-1:]]
         weight = f" (weight {np.mean(weights):g})" if weights else ""
         seen.append(f"{SYMBOLS[term]}{weight} {', '.join(ends)}")
-    axes[0].legend(loc="best")
-    caption = (
-        "The three terms before weighting: only measured in the baseline, optimised with MTO. "
-        f"At the end: {'; '.join(seen)}. A low L_spa or a falling H is no success in itself; "
-        "see the guards."
+        if varies([pick(record) for record in records]):
+            with figure.panel(f"{SYMBOLS[term]}, before weighting") as (axes,):
+                lines(axes, records, pick)
+                axes.legend(loc="best")
+    mto = of_arm(records, "mto")
+    added = {term: mean_curve([_weighted(r, term, "terms") for r in mto]) for term in TERMS}
+    if varies(list(added.values())):
+        with figure.panel("Weighted terms, MTO") as (axes,):
+            for (term, curve), dash in zip(
+                added.items(), ("solid", "dashed", "dotted"), strict=True
+            ):
+                axes.plot(curve.steps, curve.values, color=INK, ls=dash, label=SYMBOLS[term])
+            axes.set_xlabel("step")
+            axes.legend(loc="best")
+    figure.caption = (
+        "The three terms: only measured in the baseline, optimised with MTO. Weighted terms are "
+        f"the addends of the loss beside L_ss. At the end, before weighting: {'; '.join(seen)}. "
+        "A low L_spa or a falling H is no success in itself; see the guards."
     )
-    return finish("terms", "MTO terms against steps", caption, canvas)
+    return figure
 
 
 def _term(record: Record, term: str, of: str = "terms") -> Curve:
@@ -207,48 +235,61 @@ def _term(record: Record, term: str, of: str = "terms") -> Curve:
     return curves[term]
 
 
-def _gradients(records: list[Record]) -> Figure | None:
-    if not any(record.grad_ratio[term].steps for record in records for term in TERMS):
-        return None
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _weighted(record: Record, term: str, of: str) -> Curve:
+    """`of`, times the weight that the run used at the same step."""
+    curve, weight = _term(record, term, of), _term(record, term, "weights")
+    known = dict(zip(weight.steps, weight.values, strict=True))
+    points = [
+        (s, v * known[s]) for s, v in zip(curve.steps, curve.values, strict=True) if s in known
+    ]
+    return Curve(steps=[step for step, _ in points], values=[value for _, value in points])
 
-    canvas, axes = panels(3)
-    for panel, term in zip(axes, TERMS, strict=True):
-        means = lines(panel, records, partial(_term, term=term, of="grad_ratio"), markers=True)
-        if all(value > 0 for mean in means.values() for value in mean.values):
-            panel.set_yscale("log")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.axhline(1, color=INK, lw=0.8)
-        panel.set_title(SYMBOLS[term])
-    axes[0].set_ylabel("gradient norm / that of L_ss")
-    axes[0].legend(loc="best")
-    caption = (
-        "Gradient norm of each term before weighting, relative to that of L_ss, at the first "
-        "block's input (line at 1: as large). A term pulls with this times its weight."
+
+def _gradients(records: list[Record]) -> Figure:
+    figure = Figure("gradients", "Gradients relative to L_ss")
+    for term in TERMS:
+        pick = partial(_term, term=term, of="grad_ratio")
+        if not varies([pick(record) for record in records]):
+            continue
+        with figure.panel(f"{SYMBOLS[term]}: gradient norm / L_ss") as (axes,):
+            means = lines(axes, records, pick, markers=True)
+            pull = mean_curve([_weighted(r, term, "grad_ratio") for r in of_arm(records, "mto")])
+            axes.plot(
+                pull.steps, pull.values, color=COLOURS["mto"], ls=":", lw=2, label="MTO × weight"
+            )
+            axes.axhline(1, color=INK, lw=0.8)
+            if all(value > 0 for mean in (*means.values(), pull) for value in mean.values):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
+            axes.legend(loc="best")
+    figure.caption = (
+        "Gradient norm of each term relative to that of L_ss, at the first block's input (line at "
+        "1: as large). Dotted: times the term's weight, as the MTO arm adds it."
     )
-    return finish("gradients", "Gradients relative to L_ss", caption, canvas)
+    return figure
 
 
 def _guards(records: list[Record]) -> Figure:
-    canvas, axes = panels(3)
-    for panel, name in zip(axes, ("diagonal_mass", "masked_mass"), strict=False):
-        lines(panel, records, partial(_mass, name=name))
-        panel.set_title(name.replace("_", " ").capitalize())
-        low, high = panel.get_ylim()
-        if high - low < 0.02:  # shares in 0..1: less than this is nothing
-            panel.set_ylim(low - 0.002, low + 0.018)
+    figure = Figure("guards", "Guards")
+    for name in ("diagonal_mass", "masked_mass"):
+        if not varies([getattr(record, name) for record in records]):
+            continue
+        with figure.panel(f"{name.replace('_', ' ').capitalize()} at depth 0") as (axes,):
+            lines(axes, records, partial(_mass, name=name))
+            low, high = axes.get_ylim()
+            if high - low < 0.02:  # shares in 0..1: such a change is nothing
+                axes.set_ylim(low - 0.002, low + 0.018)
+            axes.legend(loc="best")
     if all(record.token_norm.steps for record in records):
-        profile(axes[2], records, partial(_row, index=-1, of="token_norm"))
-        axes[2].set_title("Token norm at the end")
-    axes[0].legend(loc="best")
-    caption = (
-        "What the paper leaves out, of softmax(X Xᵀ) at depth 0. Diagonal mass: what visible "
-        "tokens give to themselves. Masked mass: what they give to masked ones. Token norm: with "
-        "raw dot products, longer tokens alone sharpen every row."
+        with figure.panel("Token norm at the end") as (axes,):
+            profile(axes, records, partial(_row, index=-1, of="token_norm"))
+    figure.caption = (
+        "Quantities that the paper leaves out, of softmax(X Xᵀ). Diagonal mass: the attention of "
+        "visible tokens to themselves. Masked mass: their attention to masked ones. Token norm: "
+        "with raw dot products, longer tokens alone sharpen every row."
     )
-    return finish("guards", "Guards", caption, canvas)
+    return figure
 
 
 def _mass(record: Record, name: str) -> Curve:
@@ -256,33 +297,32 @@ def _mass(record: Record, name: str) -> Curve:
     return curve
 
 
-def _time(records: list[Record]) -> Figure | None:
+def _time(records: list[Record]) -> Figure:
+    figure = Figure("time", "Step time")
     if not all(record.step_ms.values for record in records):
-        return None
-    canvas, (left, right) = panels(2, height=1.8)
-    for place, arm in enumerate(ARMS):
-        times = [float(np.median(r.step_ms.values)) for r in of_arm(records, arm)]
-        left.plot(times, [place] * len(times), "o", color=COLOURS[arm], ms=8)
-        text = f"{np.mean(times):.1f} ms"
-        left.annotate(
-            text, (float(np.mean(times)), place), (0, 9), textcoords="offset points", ha="center"
-        )
-    left.set(yticks=[0, 1], yticklabels=[NAMES[arm] for arm in ARMS], ylim=(-0.5, 1.8))
-    left.set_xlim(0, 1.2 * left.get_xlim()[1])
-    left.set_title("Median step time of each run (ms)")
+        return figure
+    with figure.panel("Median step time of each run (ms)", (WIDE[0], 1.9)) as (axes,):
+        for place, arm in enumerate(ARMS):
+            times = [float(np.median(r.step_ms.values)) for r in of_arm(records, arm)]
+            axes.plot(times, [place] * len(times), "o", color=COLOURS[arm], ms=8)
+            at = (float(np.mean(times)), place)
+            text = f"{np.mean(times):.1f} ms"
+            axes.annotate(text, at, (0, 9), textcoords="offset points", ha="center")
+        axes.set(yticks=[0, 1], yticklabels=[NAMES[arm] for arm in ARMS], ylim=(-0.5, 1.8))
+        axes.set_xlim(0, 1.2 * axes.get_xlim()[1])
     ratios = step_time_ratios(records)
-    right.axvline(1, color=COLOURS["baseline"], lw=1.5, ls=DASHES["baseline"])
-    right.plot(ratios, [0] * len(ratios), "D", color=COLOURS["mto"], ms=7)
-    right.set(yticks=[], ylim=(-1, 1))
-    right.spines["left"].set_visible(False)
-    right.set_title("MTO / baseline, by seed")
-    right.set_xlim(min(0.9, min(ratios) - 0.05), max(1.1, max(ratios) + 0.05))
-    caption = (
-        f"A step with MTO takes {words.show_shares(ratios)} of the baseline's time (median of each "
-        "run, mean over seeds). Both arms measure the same diagnostics, and runs side by side "
+    with figure.panel("MTO / baseline, by seed", (WIDE[0], 1.9)) as (axes,):
+        axes.axvline(1, color=COLOURS["baseline"], lw=1.5, ls=DASHES["baseline"])
+        axes.plot(ratios, [0] * len(ratios), "D", color=COLOURS["mto"], ms=7)
+        axes.set(yticks=[], ylim=(-1, 1))
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(min(0.9, min(ratios) - 0.05), max(1.1, max(ratios) + 0.05))
+    figure.caption = (
+        f"A step with MTO takes {summary.show_shares(ratios)} of the baseline's time (median of "
+        "each run, mean over seeds). Both arms measure the same diagnostics, and runs side by side "
         "share the machine: a rough figure. benchmarks/ measures the cost of the loss itself."
     )
-    return finish("time", "Step time", caption, canvas)
+    return figure
 
 
 def step_time_ratios(records: list[Record]) -> list[float]:

@@ -1,110 +1,86 @@
-"""`report.html`: one file without network, scripts or a missing piece."""
+"""`report.html`: one file from a Jinja2 template, without network or scripts."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Iterator
 from pathlib import Path
-from string import Template
-from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mto_tools.compare import figures, words
-from mto_tools.compare.canvas import NAMES, Figure
-from mto_tools.compare.collect import Curve
+from mto_tools.compare import figures, summary
 from mto_tools.compare.plan import Run
-from mto_tools.compare.report import Report
-from mto_tools.compare.verdict import LOSS, Quantity, Reach
+from mto_tools.compare.report import Report, saying_disk_full, write
+from mto_tools.compare.svg import NAMES
+from mto_tools.compare.verdict import LOSS, Quantity, StepsToBaseline
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `report.json` and `report.html` into `folder`; return the page's path."""
+    with saying_disk_full(folder):
+        write(folder / "report.json", report.model_dump_json())
+        return write(folder / "report.html", render(report))
 
 
 def render(report: Report) -> str:
     """Return the whole page."""
-    drawn = _draw(report) if report.records else []
-    body = [
-        _head(report),
-        _tiles(report) if report.records else "",
-        *(_figure(figure) for figure in drawn),
-        _numbers(report),
-        _checks(report),
-        _runs(report),
-        _how(report),
-    ]
-    template = files("mto_tools.compare").joinpath("template.html").read_text("utf-8")
-    title = escape(f"{report.plan.upstream} with and without MTO")
-    return Template(template).substitute(title=title, body="\n".join(body))
+    plan, verdict = report.plan, report.verdict
+    loader = PackageLoader("mto_tools.compare", ".")
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return page.get_template("template.html").render(
+        report=report,
+        plan=plan,
+        number=summary.number,
+        wrong=[f"{check.name}: {check.detail}" for check in report.checks if not check.passed],
+        tiles=list(_tiles(report)) if report.records else [],
+        figures=figures.draw(report.records, plan.scores, moving_target=verdict.moving_target)
+        if report.records
+        else [],
+        decides=_comparable(report, verdict.quantities[0].key),
+        rows=[_quantity(report, index) for index in range(len(verdict.quantities))],
+        rule=_rule(report),
+        seeds=[record.seed for record in report.records if record.arm == "mto"],
+        by_seed=list(_by_seed(report)),
+        runs=list(_runs(report)),
+        facts={
+            "made by": plan.made_by,
+            "when": report.made,
+            "data": plan.data,
+            "at once": f"{plan.jobs} runs, {summary.number(plan.threads, 'thread')} each",
+            **plan.versions,
+        },
+        commands=[_command(run) for run in plan.runs],
+    )
 
 
-def _draw(report: Report) -> list[Figure]:
-    moving = report.verdict.moving_target
-    return figures.draw(report.records, report.plan.scores, moving_target=moving)
-
-
-def _head(report: Report) -> str:
-    plan = report.plan
-    seeds = words.number(len(plan.seeds), "seed")
-    when = report.made[:16].replace("T", " ")
-    over = f"{plan.upstream} · style {plan.style} · {plan.steps} steps · {seeds} · {when}"
-    banner = ""
-    wrong = [check for check in report.checks if not check.passed]
-    if not report.fair:
-        items = "".join(f"<li>{escape(c.name)}: {escape(c.detail)}</li>" for c in wrong)
-        banner = (
-            '<div class="banner" role="alert">This comparison is not fair: the arms did not meet '
-            f"the same conditions. Do not use its numbers.<ul>{items}</ul></div>"
-        )
-    if report.failed:
-        items = "".join(f"<li>{escape(name)}</li>" for name in report.failed)
-        banner += (
-            '<div class="banner" role="alert">Runs that failed, and whose seeds are left out:'
-            f"<ul>{items}</ul></div>"
-        )
-    return f"""<header>
-<p class="over">{escape(over)}</p>
-{banner}<h1>{escape(report.sentence)}</h1>
-<p class="also">{escape(report.also)}</p>
-<p class="arms"><span><i class="key baseline"></i>baseline</span>
-<span><i class="key mto"></i>MTO, preset {escape(plan.preset)}</span></p>
-</header>"""
-
-
-def _tiles(report: Report) -> str:
+def _tiles(report: Report) -> Iterator[tuple[str, str]]:
+    """Value and label of each large number: the deciding score, and a loss that is comparable."""
     verdict = report.verdict
     end, loss = verdict.quantities[0], verdict.loss_at_the_end()
-    # What decides and the loss, which may be one; never a loss that cannot be compared.
     shown = [q for q in ([end] if end is loss else [end, loss]) if _comparable(report, q.key)]
-    tiles = [(words.gap(quantity), f"{quantity.label}, MTO − baseline") for quantity in shown]
-    tiles += [
-        _reach_tile(reach)
-        for reach in verdict.reach
-        if reach.key in [quantity.key.removesuffix("_end") for quantity in shown]
-    ]
+    for quantity in shown:
+        yield summary.gap(quantity), f"{quantity.label}, MTO − baseline"
+    for reach in verdict.reach:
+        if f"{reach.key}_end" in [quantity.key for quantity in shown]:
+            yield _reach_tile(reach)
     for rauc in verdict.rauc[: len(shown[:1])]:
         known = [v for v in rauc.values if v is not None]
         text = f"{np.mean(known):.2f}" if known else "undefined"
-        tiles.append((text, f"RAUC of {words.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"))
+        yield text, f"RAUC of {summary.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"
     if all(record.step_ms.values for record in report.records):
         ratio = np.mean(figures.step_time_ratios(report.records))
-        tiles.append((f"{ratio:.2f} ×", "step time, MTO / baseline"))
-    cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-        for value, label in tiles
-    )
-    return f'<div class="tiles">{cells}</div>' if cells else ""
+        yield f"{ratio:.2f} ×", "step time, MTO / baseline"
 
 
 def _comparable(report: Report, key: str) -> bool:
     """False for all that is made of an L_ss whose target moves with each arm's own model."""
-    return not (
-        report.verdict.moving_target and key.removesuffix("_end").removesuffix("_mean") == LOSS.key
-    )
+    return not (report.verdict.moving_target and key.startswith(LOSS.key))
 
 
-def _reach_tile(reach: Reach) -> tuple[str, str]:
-    final = f"final {words.lower(reach.label)}"
+def _reach_tile(reach: StepsToBaseline) -> tuple[str, str]:
+    final = f"final {summary.lower(reach.label)}"
     known = [share for share in reach.shares if share is not None]
     finite = [share for share in known if math.isfinite(share)]
     if finite and len(finite) < len(known):
@@ -113,142 +89,75 @@ def _reach_tile(reach: Reach) -> tuple[str, str]:
     return text if known else "undefined", f"of the baseline's steps to its {final}"
 
 
-def _figure(figure: Figure) -> str:
-    return f"""<section class="figure" id="{figure.key}"><h2>{escape(figure.title)}</h2>
-<figure>{figure.svg}<figcaption>{escape(figure.caption)}</figcaption></figure></section>"""
-
-
-def _numbers(report: Report) -> str:
-    head = "<tr><th></th><th>baseline</th><th>MTO</th><th>difference</th><th>95 % interval</th>"
-    head += "<th>97.5 %, decides</th><th>better in</th></tr>"
-    rows = "".join(
-        _quantity_row(quantity, index, comparable=_comparable(report, quantity.key))
-        for index, quantity in enumerate(report.verdict.quantities)
-    )
-    more = [
-        "<tr><td>Share of the baseline's steps to its final "
-        f"{escape(words.lower(reach.label))}</td>"
-        f"<td>{_each(reach.shares, lambda v: f'{100 * v:.0f} %' if math.isfinite(v) else 'never')}"
-        "</td></tr>"
-        for reach in report.verdict.reach
-        if _comparable(report, reach.key)
+def _quantity(report: Report, index: int) -> list[str]:
+    """Cells of a row; only the first two quantities decide. Without comparison, levels alone."""
+    quantity: Quantity = report.verdict.quantities[index]
+    percent = quantity.percent
+    decision = quantity.interval_975 if index < 2 else None
+    shown = None if quantity.low is None or quantity.high is None else (quantity.low, quantity.high)
+    compared = [
+        summary.gap(quantity),
+        summary.span(shown, percent) if shown else "–",
+        summary.span(decision, percent) if decision else "–",
+        f"{quantity.better} of {len(quantity.differences)}",
     ]
-    more += [
-        f"<tr><td>RAUC of {escape(words.lower(rauc.label))}, {_range(rauc.start, rauc.stop)}</td>"
-        f"<td>{_each(rauc.values, lambda v: f'{v:.2f}')}</td></tr>"
-        for rauc in report.verdict.rauc
-        if _comparable(report, rauc.key)
+    return [
+        quantity.label,
+        summary.show(quantity.baseline, percent),
+        summary.show(quantity.mto, percent),
+        *(compared if _comparable(report, quantity.key) else ["–"] * len(compared)),
     ]
-    return f"""<section class="plain" id="numbers"><h2>Numbers</h2>
-<div class="scroll"><table>{head}{rows}</table></div>
-<p class="note">Means over seeds; differences are MTO − baseline, paired by seed, with the
-t-interval of their mean. {_rule(report)} All else is reported and decides nothing.</p>
-<div class="scroll"><table><tr><th>by seed</th><th>{_each(_seeds(report), str)}</th></tr>
-{"".join(more)}</table></div>
-<p class="note">L_ss is smoothed here (mean of the last fifteenth of the run before each point).
-The baseline's steps count to where it first stood at its own final value. RAUC (eq. 8) is the area
-gained over the baseline's score at the start of the range, relative to the baseline's own; it is
-undefined where the baseline hardly improves.</p></section>"""
 
 
 def _rule(report: Report) -> str:
-    """What decides, and how often that goes wrong."""
-    first = report.verdict.quantities[0]
-    if not _comparable(report, first.key):
-        return f"Nothing decides: L_ss could, but {words.NOT_COMPARABLE}."
-    label = escape(words.lower(report.verdict.reach[0].label))
+    """The deciding quantity, and how often a decision is false."""
+    if not _comparable(report, report.verdict.quantities[0].key):
+        return f"Nothing decides: L_ss could, but {summary.NOT_COMPARABLE}."
+    label = summary.lower(report.verdict.reach[0].label)
     return (
-        f"What decides was fixed beforehand: {label} at the end (bold); if its 97.5 % interval "
-        "holds zero, that of its mean over the run. With 97.5 % for each of these two decisions, "
-        "at most 5 % of comparisons say that MTO helped or harmed where it does nothing. The 95 % "
+        f"The rule was fixed beforehand: {label} at the end decides (bold); if its 97.5 % interval "
+        "holds zero, its mean over the run does. Two tests are made, so each uses a 97.5 % "
+        "interval (Bonferroni): at most 5 % false verdicts where MTO does nothing. The 95 % "
         "intervals are for reading."
     )
 
 
-def _seeds(report: Report) -> list[int]:
-    return [record.seed for record in report.records if record.arm == "mto"]
+def _by_seed(report: Report) -> Iterator[tuple[str, list[str]]]:
+    for reach in report.verdict.reach:
+        if _comparable(report, reach.key):
+            label = f"Share of the baseline's steps to its final {summary.lower(reach.label)}"
+            yield label, [_share(share) for share in reach.shares]
+    for rauc in report.verdict.rauc:
+        if _comparable(report, rauc.key):
+            label = f"RAUC of {summary.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"
+            yield label, ["undefined" if v is None else f"{v:.2f}" for v in rauc.values]
 
 
-def _quantity_row(quantity: Quantity, index: int, *, comparable: bool) -> str:
-    """A row; the first quantity decides, then the second. Without comparison, levels alone."""
-    sure = quantity.sure if index < 2 else None
-    compared = [
-        words.gap(quantity),
-        words.interval(quantity).removeprefix("95 % interval ")
-        if quantity.low is not None
-        else "–",
-        words.span(sure, quantity.percent) if sure else "–",
-        f"{quantity.better} of {len(quantity.differences)}",
-    ]
-    cells = [
-        escape(quantity.label),
-        words.show(quantity.baseline, quantity.percent),
-        words.show(quantity.mto, quantity.percent),
-        *(compared if comparable else ["–"] * len(compared)),
-    ]
-    mark = ' class="decides"' if index == 0 and comparable else ""
-    return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _each(values: Sequence[Any], show: Callable[[Any], str]) -> str:
-    return ", ".join("undefined" if value is None else show(value) for value in values) or "–"
+def _share(share: float | None) -> str:
+    if share is None:
+        return "undefined"
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "never"
 
 
 def _range(start: float, stop: float) -> str:
     return f"steps {start:.0f} to {stop:.0f}"
 
 
-def _checks(report: Report) -> str:
-    items = "".join(
-        f'<li class="{"yes" if check.passed else "no"}">{escape(check.name)} '
-        f"<small>{escape(check.detail)}</small></li>"
-        for check in report.checks
-    )
-    verdict = "The comparison is fair" if report.fair else "The comparison is not fair"
-    return f"""<section class="plain" id="fairness"><h2>{verdict}</h2>
-<ul class="checks">{items}</ul></section>"""
-
-
-def _runs(report: Report) -> str:
-    rows = []
+def _runs(report: Report) -> Iterator[list[str]]:
     for record in report.records:
-        scores = "".join(
-            f"<td>{words.show(record.scores[s.key].values[-1:], s.percent)}</td>"
-            for s in report.plan.scores
-        )
-        rows.append(
-            f"<tr><td>{NAMES[record.arm]}</td><td>{record.seed}</td>"
-            f"<td>{record.loss.values[-1]:.4g}</td>{scores}<td>{_median(record.step_ms)}"
-            f"</td><td>{record.seconds:.0f} s</td><td>{record.bytes / 1e6:.1f} MB</td></tr>"
-        )
-    labels = "".join(f"<th>{escape(s.label)}</th>" for s in report.plan.scores)
-    return f"""<section class="plain" id="runs"><h2>Runs</h2><div class="scroll"><table>
-<tr><th>arm</th><th>seed</th><th>last L_ss</th>{labels}<th>step, ms</th><th>duration</th>
-<th>folder</th></tr>{"".join(rows)}</table></div>
-<p class="note">Logs, output and checkpoints are in runs/ beside this page.</p></section>"""
-
-
-def _median(curve: Curve) -> str:
-    return f"{np.median(curve.values):.1f}" if curve.values else "–"
-
-
-def _how(report: Report) -> str:
-    plan = report.plan
-    facts = {
-        "made by": plan.made_by,
-        "when": report.made,
-        "data": plan.data,
-        "at once": f"{plan.jobs} runs, {words.number(plan.threads, 'thread')} each",
-        **plan.versions,
-    }
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
-    commands = "\n".join(_command(run) for run in plan.runs)
-    return f"""<section class="plain" id="reproduce"><h2>How to repeat it</h2>
-<div class="scroll"><table class="words">{rows}</table></div>
-<details><summary>The exact command of every run</summary>
-<p class="note">Run in {escape(plan.cwd)} with OMP_NUM_THREADS={plan.threads}.</p>
-<pre>{escape(commands)}</pre></details></section>
-<footer>Every number of this page stands in report.json beside it.</footer>"""
+        times = record.step_ms.values
+        yield [
+            NAMES[record.arm],
+            str(record.seed),
+            summary.show(record.loss.values[-1:]),
+            *(
+                summary.show(record.scores[score.key].values[-1:], score.percent)
+                for score in report.plan.scores
+            ),
+            f"{np.median(times):.1f}" if times else "–",
+            f"{record.seconds:.0f} s",
+            f"{record.bytes / 1e6:.1f} MB",
+        ]
 
 
 def _command(run: Run) -> str:

@@ -18,13 +18,13 @@ ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")
 
 
-class Data(BaseModel):
+class JsonModel(BaseModel):
     """What is written to JSON and read back: NaN and infinity survive, as strings."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
-class Run(Data):
+class Run(JsonModel):
     """One training run: an arm and a seed."""
 
     arm: ArmName
@@ -37,7 +37,7 @@ class Run(Data):
         return f"{self.arm}-{self.seed}"
 
 
-class Plan(Data):
+class Plan(JsonModel):
     """Everything that decides the numbers, written down before the first run starts."""
 
     schema_version: int = 1
@@ -83,7 +83,7 @@ class Options(BaseModel):
     extra: list[str] = []
 
 
-def fill(options: Options, launch: Launch, upstream: str, cores: int) -> Options:
+def with_defaults(options: Options, launch: Launch, upstream: str, cores: int) -> Options:
     """Put defaults in.
 
     Raises:
@@ -126,7 +126,7 @@ def whole_epochs(options: Options, images: int, upstream: str) -> tuple[int | No
     Every recipe that counts epochs drops the images left over from its last batch.
 
     Args:
-        options: As `fill` returns them.
+        options: As `with_defaults` returns them.
         images: Images of one epoch.
         upstream: Name of the recipe.
 
@@ -179,7 +179,7 @@ def make_plan(
         versions: What the numbers come from.
     """
     cores = cores or usable_cores()
-    options = fill(options, launch, upstream, cores)
+    options = with_defaults(options, launch, upstream, cores)
     epochs, steps = whole_epochs(options, images, upstream)
     style, preset, jobs = options.style, options.preset, options.jobs
     assert style is not None

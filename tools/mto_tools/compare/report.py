@@ -13,21 +13,21 @@ from pydantic import ValidationError
 
 from mto_tools.compare.collect import Record
 from mto_tools.compare.fairness import Check
-from mto_tools.compare.plan import Data, Plan
+from mto_tools.compare.plan import JsonModel, Plan
 from mto_tools.compare.verdict import Verdict
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
 UNFINISHED = ".unfinished"
 
 
-class Report(Data):
+class Report(JsonModel):
     """`report.json`: all that `report.html` shows."""
 
     schema_version: int = 1
     name: str
     made: str  # ISO time with zone
     sentence: str
-    also: str
+    secondary: str
     fair: bool
     checks: list[Check]
     failed: list[str]  # runs that did not end well, under --keep-going
@@ -52,15 +52,6 @@ def read_report(folder: Path) -> Report:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise CorruptError(f"{path} is not a report: {where}: {first['msg']}") from None
-
-
-def write_report(report: Report, folder: Path) -> Path:
-    """Write `report.json` and `report.html` into `folder`; return the page's path."""
-    from mto_tools.compare.page import render
-
-    with saying_disk_full(folder):
-        write(folder / "report.json", report.model_dump_json())
-        return write(folder / "report.html", render(report))
 
 
 def write(path: Path, text: str) -> Path:

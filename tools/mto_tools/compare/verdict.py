@@ -5,9 +5,8 @@
    said only where it excludes zero.
 2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
    show that training was faster or slower.
-3. Two chances to decide are two chances to be wrong: both take the 97.5 % interval (Bonferroni), so
-   that where MTO does nothing, at most 5 % of comparisons say otherwise. What is shown for reading
-   are 95 % intervals.
+3. Two tests are made, so each uses a 97.5 % interval (Bonferroni): at most 5 % false verdicts where
+   MTO does nothing. The 95 % intervals are for reading.
 4. L_ss decides nothing where its target moves with the arm's own model, for then the arms are
    measured against different things. And nothing is proven in favour of an arm that failed in
    seeds which its baseline could finish: those that are left are not a fair choice.
@@ -24,11 +23,11 @@ import numpy as np
 
 from mto_tools.compare.collect import Curve, Record
 from mto_tools.compare.curves import average, rauc_or_none, share_of_steps, smooth
-from mto_tools.compare.plan import Data
+from mto_tools.compare.plan import JsonModel
 from mto_tools.compare.spec import Score
 
 CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
-SURE = 1 - (1 - CONFIDENCE) / 2  # of the interval that each of the two decisions takes
+DECISION_CONFIDENCE = 1 - (1 - CONFIDENCE) / 2  # of each of the two decisions
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
 
@@ -48,7 +47,7 @@ class Finding(str, Enum):
     UNDEFINED = "undefined"
 
 
-class Quantity(Data):
+class Quantity(JsonModel):
     """One number per run and arm, with its paired differences (MTO - baseline) over seeds."""
 
     key: str
@@ -61,12 +60,12 @@ class Quantity(Data):
     mean: float
     low: float | None  # of the 95 % interval; None for one seed or no spread
     high: float | None
-    sure: tuple[float, float] | None = None  # the 97.5 % interval, which a decision takes
+    interval_975: tuple[float, float] | None = None  # the 97.5 % interval, which a decision takes
     better: int
     worse: int
 
 
-class Reach(Data):
+class StepsToBaseline(JsonModel):
     """Where MTO reaches the baseline's final value of a curve, as a share of the baseline's steps.
 
     The baseline's steps are counted to its own first passage of that value, not to the end of the
@@ -79,7 +78,7 @@ class Reach(Data):
     shares: list[float | None]
 
 
-class Rauc(Data):
+class Rauc(JsonModel):
     """RAUC (eq. 8) per seed from `start` to `stop`; None: undefined, the baseline hardly rises."""
 
     key: str
@@ -89,12 +88,12 @@ class Rauc(Data):
     values: list[float | None]
 
 
-class Verdict(Data):
-    """What can be said and the numbers behind it; `words.sentence` says it."""
+class Verdict(JsonModel):
+    """What can be said and the numbers behind it; `summary.sentence` says it."""
 
     finding: Finding
     quantities: list[Quantity]  # the first two are those that decide
-    reach: list[Reach]
+    reach: list[StepsToBaseline]
     rauc: list[Rauc]
     moving_target: bool = False  # of L_ss, which then cannot be compared between the arms
     lost: int = 0  # seeds left out because the MTO arm failed, and the baseline did not
@@ -129,7 +128,7 @@ def paired(
         mean=float(np.mean(differences)) if differences else math.nan,
         low=low,
         high=high,
-        sure=t_interval(differences, SURE),
+        interval_975=t_interval(differences, DECISION_CONFIDENCE),
         better=sum(sign * d > 1e-12 for d in differences),
         worse=sum(sign * d < -1e-12 for d in differences),
     )
@@ -140,7 +139,7 @@ def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float
     # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
     if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) <= 1e-12:
         return None
-    from scipy.stats import t  # half a second of import, needed only here
+    from scipy.stats import t  # type: ignore[import-untyped]  # a slow import, needed only here
 
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1))
     half *= float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -162,7 +161,7 @@ def judge(
 ) -> Verdict:
     """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
     quantities: list[Quantity] = []
-    reach: list[Reach] = []
+    reach: list[StepsToBaseline] = []
     raucs: list[Rauc] = []
     for score in (*scores, LOSS):
         curves = [(_curve(b, score), _curve(m, score)) for b, m in pairs]
@@ -182,7 +181,7 @@ def judge(
             )
             quantities.append(quantity)
         shares = [share_of_steps(b, m, higher) for b, m in curves]
-        reach.append(Reach(key=score.key, label=score.label, shares=shares))
+        reach.append(StepsToBaseline(key=score.key, label=score.label, shares=shares))
         sign = 1.0 if higher else -1.0
         rising = [(_times(b, sign), _times(m, sign)) for b, m in curves]
         raucs += _raucs(score.key, score.label if higher else f"−{score.label}", rising)
@@ -245,6 +244,6 @@ def find(end: Quantity, mean: Quantity, *, failures: bool = False) -> Finding:
 
 def _proven(quantity: Quantity) -> int:
     """1: better, -1: worse, 0: the 97.5 % interval holds zero, or there is none."""
-    if quantity.sure is None or holds_zero(*quantity.sure):
+    if quantity.interval_975 is None or holds_zero(*quantity.interval_975):
         return 0
     return 1 if (quantity.mean > 0) == quantity.higher_is_better else -1

@@ -9,38 +9,56 @@
 
 Without `--deepspeed_config` every call is the identity and DeepSpeed is not imported.
 
-With it, ZeRO 1 or 2 shards optimizer state and gradients, and all else stays what it was: the
-recipe's optimizer, schedules, EMA, autocast and loss scale, and its checkpoints, which go on under
-DDP and the other way round, on any number of GPUs. What the configuration says of batch,
-accumulation and clipping must agree with the recipe, or `start` refuses.
+With it, ZeRO 1 or 2 shards optimizer state and gradients. All else stays what it was: the recipe's
+optimizer, schedules, EMA, autocast and loss scale, and its checkpoints, which go on under DDP and
+the other way round, on any number of GPUs. The configuration's batch, accumulation and clipping
+must agree with the recipe, or `start` refuses.
+
+The process that parses the flag exports it as `MTO_DEEPSPEED_CONFIG`, for processes that never
+parse a command line: submitit's jobs, spawned workers. A process that parses its own decides for
+itself. An optimizer that steps where DeepSpeed was asked for and `start` never called is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mto_tools.ds.config import Config, read_config
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.flags import add_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mto_tools.ds.config import Config
     from mto_tools.ds.engine import Engine
 
-_file: Path | None = None
+VARIABLE = "MTO_DEEPSPEED_CONFIG"
+
 _config: Config | None = None
 _engine: Engine | None = None
+_guard: Any = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--deepspeed_config FILE`; the value never reaches the recipe's namespace."""
-    _forget()
+    """Add `--deepspeed_config FILE`; the value never reaches the recipe's namespace.
+
+    A file that is missing or refused is an error of the command line.
+    """
+
+    def keep(file: Path) -> None:
+        try:
+            _ask(file)
+        except MtoError as error:
+            parser.error(str(error))
+
+    _ask(None)
     group = parser.add_argument_group("DeepSpeed")
     text = "run under DeepSpeed with this configuration, as `mto plan` writes it"
-    add_kept(group, "--deepspeed_config", _use, type=Path, metavar="FILE", help=text)
+    add_kept(group, "--deepspeed_config", keep, type=Path, metavar="FILE", help=text)
     text = "accepted, and without effect: --deepspeed_config says it all"
     add_kept(group, "--deepspeed", lambda _: None, nargs=0, help=text)
 
@@ -60,7 +78,7 @@ def start(
     clip_grad: float | None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Put the recipe on DeepSpeed; return what takes the place of the three objects given.
+    """Put the recipe on DeepSpeed; return replacements for the three objects given.
 
     Call it when the model is wrapped in DDP (which has given all ranks the same weights, and is
     dropped here), and the optimizer and the loss scaler are made.
@@ -68,7 +86,7 @@ def start(
     Args:
         model: The model, in DDP or not.
         optimizer: The recipe's own; elementwise, as the Adam family is.
-        scaler: What scales its loss: the `NativeScalerWithGradNormCount` of MAE and its kin, a
+        scaler: The recipe's loss scaler: the `NativeScalerWithGradNormCount` of MAE and its kin, a
             `torch.amp.GradScaler`, or the module `apex.amp`.
         batch_size: Images per GPU and micro batch.
         accumulation: Micro batches per step, by which the recipe divides its loss itself; `None`
@@ -80,29 +98,50 @@ def start(
         RefusedError: The configuration would change the recipe, or asks for what is not supported.
         MissingError: No such file, no DeepSpeed, or no process group.
     """
-    global _engine, _file
+    global _engine
     if settings is not None:
-        _file = Path(settings["CONFIG"]) if settings["CONFIG"] else None
-    config = _read()
+        _ask(Path(settings["CONFIG"]) if settings["CONFIG"] else None)
+    config = _asked()
     if config is None:
         return model, optimizer, scaler
-    from mto_tools.ds.engine import Engine
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
 
-    _engine = Engine(model, optimizer, scaler, config)
+    from mto_tools.ds.engine import Engine, Model, world_size
+    from mto_tools.ds.optimizer import Optimizer
+    from mto_tools.ds.scale import LossScale
+    from mto_tools.ds.scaler import scaler_adapter
+
+    world = world_size()
+    adapter = scaler_adapter(scaler)
     config.agree(
         batch_size=batch_size,
         accumulation=accumulation,
         clip_grad=clip_grad or 0.0,
-        world_size=_engine.world_size,
+        world_size=world,
     )
-    _engine.begin(divide=accumulation is None)
-    return _engine.model, _engine.optimizer, _engine.scaler
+    module: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    state = optimizer.state_dict()
+    scale = LossScale(scaler)
+    _engine = Engine(module, optimizer, scale, config, divide=accumulation is None)
+    sharded = Optimizer(_engine)
+    if state["state"]:  # a recipe that has loaded its checkpoint already
+        sharded.load_state_dict(state)
+    _refuse_steps(None)
+    if dist.get_rank() == 0:
+        print(
+            f"DeepSpeed is on: ZeRO {config.stage}, {config.batch_size} images x "
+            f"{config.accumulation} micro batches x {world} processes = {config.total} a step "
+            f"({config.file})",
+            flush=True,
+        )
+    return Model(module), sharded, adapter(scaler, _engine)
 
 
 def gather(optimizer: Any) -> None:
     """Bring the optimizer's state to rank 0; all ranks call it, where rank 0 alone will save."""
     if _engine is not None:
-        _engine.optimizer.gather()
+        optimizer.gather()
 
 
 def grad_norm(value: Any) -> Any:
@@ -113,7 +152,7 @@ def grad_norm(value: Any) -> Any:
 
 def accumulation() -> int:
     """Micro batches per step that the configuration asks for; 1 without one."""
-    config = _read()
+    config = _asked()
     return 1 if config is None else config.accumulation
 
 
@@ -139,25 +178,52 @@ class _WholeSteps:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterable[Any]:
+    def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(self.loader, start=1):
             if number > self.length:
                 return
             yield batch
 
 
-def _use(file: Path) -> None:
-    global _file
-    _file = file
+def _ask(file: Path | None) -> None:
+    """Take a configuration, or none, as this process's and that of its children."""
+    global _config, _engine
+    _engine = None
+    _config = None
+    os.environ.pop(VARIABLE, None)
+    if file is not None:
+        from mto_tools.ds.config import read_config
+
+        _config = read_config(file.absolute())
+        os.environ[VARIABLE] = str(_config.file)
+    _refuse_steps(file)
 
 
-def _read() -> Config | None:
-    global _config
-    if _file is not None and (_config is None or _config.file != _file):
-        _config = read_config(_file)
-    return None if _file is None else _config
+def _asked() -> Config | None:
+    """The configuration that was asked for here, or by the process that started this one."""
+    if _config is None and VARIABLE in os.environ:
+        _ask(Path(os.environ[VARIABLE]))
+    return _config
 
 
-def _forget() -> None:
-    global _file, _config, _engine
-    _file = _config = _engine = None
+def _refuse_steps(file: Path | str | None) -> None:
+    """Stop an optimizer that steps without DeepSpeed though `file` asks for it."""
+    global _guard
+    if _guard is not None:
+        _guard.remove()
+        _guard = None
+    if file is None:
+        return
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def refuse(*_: Any) -> None:
+        raise RefusedError(
+            f"DeepSpeed was asked for with {file}, but the script never called ds.start",
+            hint=f"mto status   (is layer deepspeed applied?); without DeepSpeed: unset {VARIABLE}",
+        )
+
+    _guard = register_optimizer_step_pre_hook(refuse)
+
+
+# A process that never parses a command line is guarded from this import on.
+_refuse_steps(os.environ.get(VARIABLE))

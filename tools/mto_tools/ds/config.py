@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
-# What a configuration may hold: numbers that must agree with the recipe, and how ZeRO works. All
-# other keys are refused, known to change the recipe (with the reason) or not.
-COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-KEYS = (
-    *COUNTS,
-    *("gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "comms_logger"),
-)
-ZERO_KEYS = (
-    *("stage", "reduce_bucket_size", "allgather_bucket_size", "overlap_comm"),
-    *("contiguous_gradients", "reduce_scatter", "allgather_partitions"),
-)
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+HINT = "mto plan NAME --gpus N --gpu-mem GB   (writes the configuration and the command for it)"
+EXPECTED = {
+    "gradient_clipping": "expected a number, 0.0 for none; left out, DeepSpeed clips at 1.0",
+    "zero_optimization.stage": "expected 1 or 2; stage 3 shards the weights, which EMA, teachers "
+    "and MTO's hooks read",
+}
 AUTOCAST = "the recipe's own autocast and loss scale count"
 REASONS = {
     "optimizer": "the recipe's own optimizer counts",
@@ -32,78 +29,89 @@ REASONS = {
     "zero_optimization.offload_optimizer": "offload is not supported",
     "zero_optimization.offload_param": "offload is not supported",
 }
-STAGES = (1, 2)
 
 
-@dataclass(frozen=True)
+class _Strict(BaseModel):
+    """No key but these, and no number as text: "auto" is a guess that may change the recipe."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Zero(_Strict):
+    """Keys that say how ZeRO works, and nothing of the recipe."""
+
+    stage: Annotated[int, Field(ge=1, le=2)]
+    reduce_bucket_size: PositiveInt | None = None
+    allgather_bucket_size: PositiveInt | None = None
+    overlap_comm: bool | None = None
+    contiguous_gradients: bool | None = None
+    reduce_scatter: bool | None = None
+    allgather_partitions: bool | None = None
+
+
+class Content(_Strict):
+    """Numbers that must agree with the recipe, ZeRO, and what DeepSpeed prints."""
+
+    train_batch_size: PositiveInt
+    train_micro_batch_size_per_gpu: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    gradient_clipping: Annotated[float, Field(ge=0)]
+    zero_optimization: Zero
+    zero_allow_untested_optimizer: bool = False
+    steps_per_print: PositiveInt | None = None
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    comms_logger: dict[str, Any] | None = None
+
+
 class Config:
     """A configuration that has been read and checked by itself.
 
     Attributes:
-        file: Where it stands.
+        file: Its file.
+        batch_size: Images per GPU and micro batch.
+        accumulation: Micro batches per step.
+        total: Images per step on all GPUs.
+        clip_grad: Largest gradient norm; 0 does not clip.
+        stage: ZeRO stage.
         content: The JSON object.
     """
 
-    file: Path
-    content: dict[str, Any]
-
-    @property
-    def batch_size(self) -> int:
-        """Images per GPU and micro batch."""
-        return int(self.content["train_micro_batch_size_per_gpu"])
-
-    @property
-    def accumulation(self) -> int:
-        """Micro batches per step."""
-        return int(self.content["gradient_accumulation_steps"])
-
-    @property
-    def total(self) -> int:
-        """Images per step on all GPUs."""
-        return int(self.content["train_batch_size"])
-
-    @property
-    def clip_grad(self) -> float:
-        """Largest gradient norm; 0 does not clip."""
-        return float(self.content["gradient_clipping"])
-
-    @property
-    def stage(self) -> int:
-        """ZeRO stage."""
-        return int(self.content["zero_optimization"]["stage"])
+    def __init__(self, file: Path, content: Content) -> None:
+        self.file = file
+        self.batch_size = content.train_micro_batch_size_per_gpu
+        self.accumulation = content.gradient_accumulation_steps
+        self.total = content.train_batch_size
+        self.clip_grad = content.gradient_clipping
+        self.stage = content.zero_optimization.stage
+        self.content: dict[str, Any] = content.model_dump(exclude_unset=True)
 
     def agree(
         self, *, batch_size: int, accumulation: int | None, clip_grad: float, world_size: int
     ) -> None:
-        """Compare with what the recipe was started with.
+        """Compare with the recipe's own options.
 
         Raises:
             RefusedError: They differ.
         """
         recipe = {
             "train_micro_batch_size_per_gpu": (self.batch_size, batch_size),
-            "gradient_accumulation_steps": (
-                self.accumulation,
-                self.accumulation if accumulation is None else accumulation,
-            ),
+            "gradient_accumulation_steps": (self.accumulation, accumulation or self.accumulation),
             "gradient_clipping": (self.clip_grad, clip_grad),
         }
         for key, (ours, theirs) in recipe.items():
             if ours != theirs:
                 raise RefusedError(
                     f"{self.file}: {key} is {ours:g}, but the recipe was started with {theirs:g}",
-                    hint=_HINT,
+                    hint=HINT,
                 )
         product = self.batch_size * self.accumulation * world_size
         if product != self.total:
             raise RefusedError(
                 f"{self.file}: train_batch_size is {self.total}, but {self.batch_size} images x "
                 f"{self.accumulation} micro batches x {world_size} processes = {product}",
-                hint=_HINT,
+                hint=HINT,
             )
-
-
-_HINT = "mto plan NAME --gpus N --gpu-mem GB   (writes the configuration and the command for it)"
 
 
 def read_config(file: Path) -> Config:
@@ -116,60 +124,22 @@ def read_config(file: Path) -> Config:
             default would change the recipe, or asks for what is not supported.
     """
     try:
-        content = json.loads(file.read_text())
+        return Config(file, Content.model_validate_json(file.read_bytes()))
     except OSError as error:
         raise MissingError(
             f"--deepspeed_config {file}: {error.strerror}; it must be a file on this machine",
-            hint=_HINT,
+            hint=HINT,
         ) from None
-    except ValueError as error:
-        raise CorruptError(f"{file}: not JSON: {error}", hint=_HINT) from None
-    if not isinstance(content, dict):
-        raise CorruptError(f"{file}: expected a JSON object", hint=_HINT)
-    for reason in _objections(content):
-        raise RefusedError(f"{file}: {reason}", hint=_HINT)
-    return Config(file, content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise CorruptError(f"{file}: not a JSON object: {first['msg']}", hint=HINT) from None
+        raise RefusedError(f"{file}: {_objection(first)}", hint=HINT) from None
 
 
-def _objections(content: dict[str, Any]) -> list[str]:
-    found = [
-        f"{path} is {value!r}; write the number, since a guess may change the recipe"
-        for path, value in _leaves(content)
-        if value == "auto"
-    ]
-    for key in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-    ):
-        if not _count(content.get(key)):
-            found.append(f"{key} must be a positive whole number, not {content.get(key)!r}")
-    clip = content.get("gradient_clipping")
-    if isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip < 0:
-        found.append(
-            f"gradient_clipping must be a number (0.0 for none), not {clip!r}: "
-            "left out, DeepSpeed clips at 1.0"
-        )
-    zero = content.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    if not isinstance(zero, dict) or isinstance(stage, bool) or stage not in STAGES:
-        found.append(
-            f"zero_optimization.stage must be 1 or 2, not {stage!r}: stage 3 shards the weights, "
-            "which EMA, teachers and MTO's hooks read"
-        )
-        zero = {}
-    unknown = [key for key in content if key not in KEYS]
-    unknown += [f"zero_optimization.{key}" for key in zero if key not in ZERO_KEYS]
-    for key in unknown:
-        found.append(f"{key} must go: {REASONS.get(key, 'it may change the recipe')}")
-    return found
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [leaf for k, v in value.items() for leaf in _leaves(v, f"{path}.{k}".strip("."))]
-    return [(path, value)]
+def _objection(error: ErrorDetails) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{key} must go: {REASONS.get(key, 'it may change the recipe')}"
+    found = "is left out" if error["type"] == "missing" else f"is {error['input']!r}"
+    return f"{key} {found}: {EXPECTED.get(key, error['msg'])}"

@@ -1,4 +1,4 @@
-"""The engine behind `mto_tools.ds`: who runs forward and backward, and when a step is due."""
+"""The engine behind `mto_tools.ds`: it runs every backward, and the step when it is due."""
 
 from __future__ import annotations
 
@@ -9,73 +9,78 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mto_tools.ds.config import Config
-from mto_tools.ds.optimizer import Optimizer
-from mto_tools.ds.peers import give_way
-from mto_tools.ds.scaler import LossScale, kind
+from mto_tools.ds.scale import LossScale
+from mto_tools.ds.unused import UnusedParameters
 from mto_tools.errors import MissingError, RefusedError
 
 
+def world_size() -> int:
+    """Number of ranks.
+
+    Raises:
+        MissingError: DeepSpeed is not installed, or there is no process group.
+    """
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError:
+        raise MissingError(
+            "--deepspeed_config was given, but DeepSpeed is not installed",
+            hint="pip install -e '.[deepspeed]'   (in your clone of mto)",
+        ) from None
+    if not dist.is_initialized():
+        raise MissingError(
+            "--deepspeed_config needs a process group, also for one GPU",
+            hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
+        )
+    return dist.get_world_size()
+
+
 class Engine:
-    """A recipe's model, optimizer and scaler on DeepSpeed.
+    """A recipe's model and optimizer under ZeRO.
 
     Attributes:
-        model: Takes the place of the recipe's DDP model.
-        optimizer: Takes the place of its optimizer.
-        scaler: Takes the place of its loss scaler.
+        config: The configuration.
+        scale: The recipe's loss scale.
+        groups: The parameters of each group of the optimizer, in the recipe's order.
+        zero: DeepSpeed's sharded optimizer.
+        unused: Parameters without gradient so far.
+        micro: Micro batches of the current step whose backward is done.
+        divisor: Division of the loss that the recipe leaves to the engine.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any, scaler: Any, config: Config) -> None:
-        try:
-            import deepspeed
-        except ImportError:
-            raise MissingError(
-                "--deepspeed_config was given, but DeepSpeed is not installed",
-                hint="pip install deepspeed",
-            ) from None
-        if not dist.is_initialized():
-            raise MissingError(
-                "--deepspeed_config needs a process group, also for one GPU",
-                hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
-            )
-        self.config, self.world_size = config, dist.get_world_size()
-        raw: Any = model.module if isinstance(model, DistributedDataParallel) else model
-        if next(raw.parameters()).device.type == "cpu":
-            # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self._make = deepspeed.initialize
-        self._raw, self._client, self._recipe_scaler = raw, optimizer, scaler
-        self._adapter = kind(scaler)
-        self.scale = LossScale(scaler)
-        self.model = Model(raw)
-        self.micro = 0
-        self.divisor = 1
-
-    def begin(self, divide: bool) -> None:
-        """Hand the recipe's objects to DeepSpeed.
+    def __init__(
+        self, module: nn.Module, optimizer: Any, scale: LossScale, config: Config, *, divide: bool
+    ) -> None:
+        """Hand the recipe's objects to DeepSpeed; the optimizer's state is dropped.
 
         Args:
-            divide: Whether accumulation is ours, and so the division of the loss.
+            module: The model, without DDP.
+            optimizer: The recipe's own.
+            scale: The recipe's loss scale.
+            config: The configuration, which agrees with the recipe.
+            divide: Whether accumulation is the engine's, and so the division of the loss.
         """
-        self.divisor = self.config.accumulation if divide else 1
-        gc.collect()  # the DDP wrapper that the recipe drops holds buckets of the model's size
-        groups = [list(group["params"]) for group in self._client.param_groups]
-        state = self._client.state_dict()
-        self._client.state.clear()  # or the whole of it would stay on every rank
-        self.engine = self._make(
-            model=_LossOnly(self._raw),
-            optimizer=self._client,
-            config=self.config.content,
+        import deepspeed
+
+        if next(module.parameters()).device.type == "cpu":
+            # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.config, self.scale = config, scale
+        self.divisor = config.accumulation if divide else 1
+        self.micro = 0
+        self.groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.unused = UnusedParameters([p for group in self.groups for p in group])
+        optimizer.state.clear()  # or the whole of it would stay on every rank
+        self._engine = deepspeed.initialize(
+            model=_LossOnly(module),
+            optimizer=optimizer,
+            config=config.content,
             dist_init_required=False,
         )[0]
-        self.zero: Any = self.engine.optimizer
-        self.optimizer = Optimizer(self, groups)
-        if state["state"]:  # a recipe that has loaded its checkpoint already
-            self.optimizer.load_state_dict(state)
-        self.scaler = self._adapter(self._recipe_scaler, self)
-        give_way()
+        self.zero: Any = self._engine.optimizer
+        self._ddp_is_gone = False
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro batch, reduced over ranks with the last of a step."""
@@ -84,12 +89,15 @@ class Engine:
                 f"{self.config.file}: more than {self.micro} backward passes without a step; "
                 "gradient_accumulation_steps must be what the recipe does"
             )
+        if not self._ddp_is_gone:
+            gc.collect()  # the recipe has dropped its DDP wrapper, whose buckets hold the gradients
+            self._ddp_is_gone = True
         self.micro += 1
-        self.engine.set_gradient_accumulation_boundary(self.micro == self.config.accumulation)
+        self._engine.set_gradient_accumulation_boundary(self.micro == self.config.accumulation)
         if self.scale.enabled:
             self.zero.override_loss_scale(self.scale.value)
         # The recipe has divided its loss already.
-        self.engine.backward(self.engine(loss / self.divisor), scale_wrt_gas=False)
+        self._engine.backward(self._engine(loss / self.divisor), scale_wrt_gas=False)
 
     def accumulate(self, loss: Tensor) -> bool:
         """Whether this was not the last micro batch of a step, and its backward is done."""
@@ -107,8 +115,8 @@ class Engine:
             )
         # ZeRO steps on copies of the weights: without this, a step undoes what has been loaded.
         self.zero.refresh_fp32_params()
-        with self.optimizer.unused_kept():
-            self.engine.step()
+        with self.unused.restored():
+            self._engine.step()
         self.micro = 0
         overflow = bool(self.zero.overflow)
         if overflow and not self.scale.enabled:
@@ -127,7 +135,7 @@ class Engine:
 
     def grad_norm(self) -> Tensor | None:
         """Norm of the last step's gradients before clipping, inf where they overflowed."""
-        norm = self.engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm()
         return None if norm is None else torch.as_tensor(norm)
 
 

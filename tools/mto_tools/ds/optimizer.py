@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mto_tools.ds.engine import Engine
+from mto_tools.ds.engine import Engine
 
 PIECE = 1 << 24  # elements that a rank sends at once, 64 MiB
 
@@ -22,14 +19,12 @@ class Optimizer:
     A checkpoint therefore goes on under DDP, or on another number of GPUs.
 
     Args:
-        engine: Who steps.
-        groups: The parameters of each group, in the recipe's order.
+        engine: Runs the step.
     """
 
-    def __init__(self, engine: Engine, groups: list[list[nn.Parameter]]) -> None:
-        self._engine, self._groups = engine, groups
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._groups = engine, engine.groups
         self._gathered: dict[str, Any] | None = None
-        self._unused = _Unused([p for group in groups for p in group])
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -48,10 +43,6 @@ class Optimizer:
     def step(self, closure: None = None) -> None:
         """One step, as `Engine.step`."""
         self._engine.step()
-
-    def unused_kept(self) -> contextlib.AbstractContextManager[None]:
-        """Keep ZeRO from decaying parameters without gradient, which an optimizer passes over."""
-        return self._unused.kept()
 
     def gather(self) -> None:
         """Collect the state for the next `state_dict()`; a collective call."""
@@ -83,7 +74,9 @@ class Optimizer:
         ):
             live.update({k: v for k, v in group.items() if k != "params"})
             entries = [state["state"].get(index) for index in group["params"]]
-            self._unused.seen(index for index in group["params"] if state["state"].get(index))
+            self._engine.unused.mark_used(
+                index for index in group["params"] if state["state"].get(index)
+            )
             self._scatter(flat, parameters, entries)
         self._engine.zero.refresh_fp32_params()
 
@@ -100,7 +93,7 @@ class Optimizer:
     def _collect(self) -> dict[str, Any]:
         first = dist.get_rank() == 0
         inner = self._engine.zero.optimizer.state
-        unused = self._unused.everywhere()
+        unused = self._engine.unused.on_all_ranks()
         state: dict[int, dict[str, Any]] = {}
         groups, index = [], 0
         for live, flat, parameters in zip(
@@ -152,49 +145,6 @@ class Optimizer:
                     there, here = place
                     shard[key][there] = value.flatten()[here].to(flat)
         inner[flat] = shard
-
-
-class _Unused:
-    """Parameters that have had no gradient on any rank so far.
-
-    torch's optimizers pass over them; in a flat shard they have a gradient of zero, by which Adam
-    leaves them where they are, but for weight decay.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._waiting = dict(enumerate(parameters))
-        self._settled = False
-        for number, parameter in self._waiting.items():
-            if parameter.requires_grad:
-                parameter.register_hook(lambda grad, number=number: self.seen([number]))
-
-    def everywhere(self) -> list[bool]:
-        """By parameter, whether no rank has had a gradient for it; a collective call."""
-        device = self._parameters[0].device
-        seen = torch.ones(len(self._parameters), dtype=torch.int32, device=device)
-        seen[list(self._waiting)] = 0
-        dist.all_reduce(seen)
-        return [not number for number in seen.tolist()]
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put them back as they were before the step inside."""
-        unused: list[nn.Parameter] = []
-        if not self._settled:
-            flags = self.everywhere()
-            unused = [p for p, flag in zip(self._parameters, flags, strict=True) if flag]
-            self._settled = not unused
-        before = [p.detach().clone() for p in unused]
-        yield
-        with torch.no_grad():
-            for parameter, value in zip(unused, before, strict=True):
-                parameter.copy_(value)
-
-    def seen(self, numbers: Iterable[int]) -> None:
-        """These have had one."""
-        for number in numbers:
-            self._waiting.pop(number, None)
 
 
 def _place(parameter: nn.Parameter) -> tuple[slice, slice] | None:

@@ -5,70 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mto_tools.ds.engine import Engine
 from mto_tools.errors import RefusedError
 
-if TYPE_CHECKING:
-    from mto_tools.ds.engine import Engine
 
-
-class LossScale:
-    """The dynamic scale of `torch.amp.GradScaler`, its numbers and its state.
-
-    Up by `growth` after `interval` good steps in a row, down by `backoff` on overflow, where the
-    step is left out. DeepSpeed's own handling of float16 under autocast (0.19) is not used: it
-    updates the scale once per parameter group, and clips gradients that are still scaled.
-    """
-
-    def __init__(self, scaler: Any) -> None:
-        """Take over the scale of a recipe's scaler, whichever kind it is."""
-        self.value, self.good_steps = 1.0, 0
-        self.growth, self.backoff, self.interval = 2.0, 0.5, 2000
-        if isinstance(scaler, ModuleType):
-            ApexAmp.read(scaler.state_dict(), self)
-            self.enabled = self.value != 1.0
-        else:
-            inner = scaler if isinstance(scaler, torch.amp.GradScaler) else scaler._scaler
-            self.enabled = inner.is_enabled()
-            self.load_state_dict(inner.state_dict())
-
-    def update(self, overflow: bool) -> None:
-        """Learn from a step."""
-        if not self.enabled:
-            return
-        self.good_steps += 1
-        if overflow:
-            self.value, self.good_steps = self.value * self.backoff, 0
-        elif self.good_steps == self.interval:
-            self.value, self.good_steps = self.value * self.growth, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """As `GradScaler.state_dict`."""
-        return {
-            "scale": self.value,
-            "growth_factor": self.growth,
-            "backoff_factor": self.backoff,
-            "growth_interval": self.interval,
-            "_growth_tracker": self.good_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `GradScaler.load_state_dict`; the state of a scaler without scale changes nothing."""
-        if self.enabled and "_growth_tracker" in state:
-            self.value = float(state["scale"])
-            self.growth, self.backoff = (
-                float(state["growth_factor"]),
-                float(state["backoff_factor"]),
-            )
-            self.interval = int(state["growth_interval"])
-            self.good_steps = int(state["_growth_tracker"])
-
-
-class _Scaler:
+class ScalerAdapter:
     """Common to the three kinds."""
 
     def __init__(self, scaler: Any, engine: Engine) -> None:
@@ -84,7 +30,7 @@ class _Scaler:
         self._engine.scale.load_state_dict(state)
 
 
-class NativeScaler(_Scaler):
+class NativeScaler(ScalerAdapter):
     """In the place of `NativeScalerWithGradNormCount` (MAE, BootMAE, ConMIM)."""
 
     def __call__(
@@ -106,7 +52,7 @@ class NativeScaler(_Scaler):
         return self._engine.grad_norm()
 
 
-class GradScaler(_Scaler):
+class GradScaler(ScalerAdapter):
     """In the place of `torch.amp.GradScaler`."""
 
     def scale(self, loss: Tensor) -> Loss:
@@ -132,7 +78,7 @@ class GradScaler(_Scaler):
         return self._engine.scale.enabled
 
 
-class ApexAmp(_Scaler):
+class ApexAmp(ScalerAdapter):
     """In the place of the module `apex.amp`, after `initialize`.
 
     SimMIM names that module in two files, so its functions are replaced, and not the module.
@@ -160,13 +106,7 @@ class ApexAmp(_Scaler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read what `state_dict`, or apex, has saved."""
         if self._engine.scale.enabled:
-            self.read(state, self._engine.scale)
-
-    @staticmethod
-    def read(state: dict[str, Any], scale: LossScale) -> None:
-        """Put apex's numbers into `scale`."""
-        saved = state["loss_scaler0"]
-        scale.value, scale.good_steps = float(saved["loss_scale"]), int(saved["unskipped"])
+            self._engine.scale.load_apex(state)
 
 
 class Loss:
@@ -183,7 +123,7 @@ class Loss:
         return getattr(self._loss, name)
 
 
-def kind(scaler: Any) -> type[_Scaler]:
+def scaler_adapter(scaler: Any) -> type[ScalerAdapter]:
     """The adapter that looks like `scaler`.
 
     Raises:

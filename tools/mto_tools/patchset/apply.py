@@ -24,8 +24,8 @@ from mto_tools.patchset.switch import (
     switch,
     write_record,
 )
-from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.worktree import Change, Version, changes, states
+from mto_tools.upstreams.upstream import Upstream
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ def read_journal(git: Git) -> Journal | None:
     try:
         table = json.loads(file.read_bytes())
         files = {
-            path: tuple(Version(**v) if v else None for v in change)
-            for path, change in table.pop("files").items()
+            path: (Version(**before) if before else None, Version(**after) if after else None)
+            for path, (before, after) in table.pop("files").items()
         }
         return Journal(files=files, **table)
     except FileNotFoundError:

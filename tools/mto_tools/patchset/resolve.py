@@ -24,8 +24,8 @@ from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source
 from mto_tools.patchset.trees import NotAdditiveError, file_patches
 from mto_tools.patchset.upgrade import accept, load_series, name_culprits, refuse_upstream_text
-from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.workshop import Workshop, complete, make_borrower
+from mto_tools.upstreams.upstream import Upstream
 
 _STATE = "mto-upgrade.json"
 _MARKERS = (b"<<<<<<< ", b"||||||| ", b">>>>>>> ")

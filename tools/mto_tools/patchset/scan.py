@@ -10,8 +10,8 @@ from mto_tools.errors import MissingError
 from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.replay import VERDICTS, replay
 from mto_tools.patchset.upgrade import load_series
-from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.workshop import Workshop, resolve_target
+from mto_tools.upstreams.upstream import Upstream
 
 
 @dataclass(frozen=True)

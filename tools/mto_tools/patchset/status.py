@@ -13,8 +13,8 @@ from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import Lock, read_lock, verify
 from mto_tools.patchset.sources import missing_files
 from mto_tools.patchset.switch import edited_files, read_record
-from mto_tools.upstreams.upstream import LAYERS, Upstream
 from mto_tools.patchset.worktree import Change, Version, states
+from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 ABSENT = "absent"
 PRISTINE = "pristine"

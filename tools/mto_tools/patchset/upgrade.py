@@ -25,8 +25,8 @@ from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source
 from mto_tools.patchset.trees import file_patches, read_blobs
-from mto_tools.upstreams.upstream import Upstream
 from mto_tools.patchset.workshop import Workshop, bring, resolve_target
+from mto_tools.upstreams.upstream import Upstream
 
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice)\b.*", re.IGNORECASE)
 

@@ -1,1 +1,1 @@
-"""How a recipe fits on given GPUs: micro batch, accumulation, ZeRO stage, memory, traffic."""
+"""How a recipe fits on given GPUs: micro batch, accumulation, ZeRO stage and memory."""

@@ -17,9 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    name: Annotated[
-        str, typer.Argument(help="the recipe: mae, simmim, bootmae, conmim, mini", metavar="NAME")
-    ] = "",
+    name: Annotated[str, typer.Argument(help="the recipe, such as mae", metavar="NAME")] = "",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node")] = 8,
     gpu_mem: Annotated[float, typer.Option(min=1.0, help="GB of each GPU, of 2^30 bytes")] = 24.0,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
@@ -36,20 +34,14 @@ def plan(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="length of the schedule; default: the recipe's")
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, help="images/s of one GPU, as you measured it")
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s a GPU sends at, as you measured it")
-    ] = None,
     mto: Annotated[bool, typer.Option("--mto", help="switch MTO on in the command")] = False,
     launcher: Annotated[
-        str, typer.Option(help="whose command stdout gets: torchrun or deepspeed")
+        str, typer.Option(help="the launcher in the command: torchrun or deepspeed")
     ] = "torchrun",
     data: Annotated[str, typer.Option(help="folder of the images")] = "$IMAGENET",
     output: Annotated[str, typer.Option(help="the run's output folder; default: MODEL")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="the configuration; default: MODEL-NODESxGPUSxMEMgb.json")
+        Path | None, typer.Option(help="the configuration; default: named by recipe and content")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write over another file")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="the whole plan on stdout")] = False,
@@ -61,15 +53,17 @@ def plan(
     """Plan NAME for DeepSpeed: write its configuration, print the command, estimate the memory.
 
     The recipe's total batch and learning rate are kept. stdout gets the command, stderr the rest.
-    Exit status 4: it does not fit, the total cannot be shared out evenly, or --epochs is too few.
+    Exit status 3: recipe.toml lacks a fact. 4: the model does not fit, the total cannot be shared
+    out evenly, --epochs is too few, or another configuration would be overwritten.
 
     Example: mto plan mae --gpus 8 --gpu-mem 24 --model mae_vit_large_patch16 --mto
     """
+    from mto_tools.errors import MissingError
     from mto_tools.home import find_home
-    from mto_tools.upstreams.upstream import load_upstream
     from mto_tools.plan import config, report
     from mto_tools.plan.committed import write_all as write_committed
     from mto_tools.plan.planner import Request, make_plan
+    from mto_tools.upstreams.upstream import load_upstream
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     home = find_home()
@@ -78,40 +72,24 @@ def plan(
             console.print(f"wrote {file.relative_to(home)}")
         return
     if not name:
-        raise typer.BadParameter("which recipe? mto plan --help lists them", param_hint="NAME")
-    if launcher not in ("torchrun", "deepspeed"):
+        raise typer.BadParameter("name a recipe; mto status lists them", param_hint="NAME")
+    if launcher not in config.LAUNCHERS:
         raise typer.BadParameter(f"{launcher!r} is neither torchrun nor deepspeed")
-    made = make_plan(
-        Request(
-            name=name,
-            gpus=gpus,
-            gpu_mem=gpu_mem,
-            nodes=nodes,
-            model=model,
-            precision=precision,
-            stage=zero,
-            batch=batch,
-            epochs=epochs,
-            rate=rate,
-            bandwidth=bandwidth,
-        )
-    )
-    file = out or Path(config.file_name(made))
     upstream = load_upstream(home, name)
-    place = config.Place(
-        checkout=_from_here(upstream.checkout),
-        script=upstream.entry[0],
-        config=str(file),
-        data=data,
-        output=output,
-    )
+    request = Request(gpus, gpu_mem, nodes, model, precision, zero, batch, epochs)
+    made = make_plan(upstream, request)
+    file = out or Path(f"{name}-{config.file_name(made)}")
+    if not upstream.entry:
+        raise MissingError(f"{upstream.folder / 'upstream.toml'}: names no script (key entry)")
+    checkout, script = _from_here(upstream.checkout), upstream.entry[0]
+    place = config.Place(checkout, script, str(file), data, output)
     changed = config.write(made, file, force=force)
     if as_json:
-        print(json.dumps(report.as_json(made, place, mto=mto), indent=2))
+        print(json.dumps(report.as_json(made, place, mto=mto, launcher=launcher), indent=2))
         return
     console.print(f"{'wrote' if changed else 'there already:'} {file}\n")
     report.show(made, place, console, mto=mto, launcher=launcher)
-    print(config.commands(made, place, mto=mto)[launcher])
+    print(config.command(made, place, mto=mto, launcher=launcher))
 
 
 def _from_here(folder: Path) -> str:

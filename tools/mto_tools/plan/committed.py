@@ -1,5 +1,4 @@
-"""What the planner writes into this repository: the configurations in `patches/NAME/deepspeed/`,
-for every model, on the machines people have; and two tables of the documentation."""
+"""Files of this repository that the planner writes: `patches/NAME/deepspeed/`, tables in docs/."""
 
 from __future__ import annotations
 
@@ -7,67 +6,87 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mto_tools.errors import RefusedError
-from mto_tools.plan import config, ddp
-from mto_tools.plan.estimate import GIB
+from mto_tools.plan import config, memory
+from mto_tools.plan.facts import Facts, load_facts
+from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan, Request, make_plan
-from mto_tools.plan.recipes import RECIPES
+from mto_tools.upstreams.upstream import Upstream, all_upstreams
 
 MACHINES = tuple((8, memory) for memory in (24.0, 40.0, 80.0))  # GPUs, GB each
 
 
-def plans() -> Iterator[tuple[Request, Plan | RefusedError]]:
-    """Every recipe's models on every machine, and why not where one does not fit."""
-    for recipe in RECIPES.values():
-        for model in recipe.models:
-            for gpus, memory in MACHINES:
-                request = Request(recipe.name, gpus=gpus, gpu_mem=memory, model=model)
+def recipes(home: Path) -> list[tuple[Upstream, Facts]]:
+    """Every upstream that has a `recipe.toml`."""
+    found = [up for up in all_upstreams(home) if (up.folder / "recipe.toml").is_file()]
+    return [(upstream, load_facts(upstream)) for upstream in found]
+
+
+def plans(home: Path) -> Iterator[tuple[str, Request, Plan | RefusedError]]:
+    """Every counted model on every machine; the refusal where it does not fit."""
+    for upstream, facts in recipes(home):
+        for model in facts.memory:
+            for gpus, gpu_mem in MACHINES:
+                request = Request(gpus=gpus, gpu_mem=gpu_mem, model=model)
                 try:
-                    yield request, make_plan(request)
+                    yield upstream.name, request, make_plan(upstream, request)
                 except RefusedError as error:
-                    yield request, error
+                    yield upstream.name, request, error
 
 
-def files() -> dict[str, str]:
-    """What stands in each file, by its path under `patches/`."""
+def files(home: Path) -> dict[str, str]:
+    """Content of each configuration, by its path under `patches/`."""
     return {
-        f"{request.name}/deepspeed/{config.file_name(plan)}": config.text(plan)
-        for request, plan in plans()
+        f"{name}/deepspeed/{config.file_name(plan)}": config.text(plan)
+        for name, _, plan in plans(home)
         if isinstance(plan, Plan)
     }
 
 
-def table() -> str:
+def plan_table(home: Path) -> str:
     """The plans as a Markdown table: images x micro batches, ZeRO 2 where it is, memory."""
-    header = ["model", *(f"{gpus} x {memory:g} GB" for gpus, memory in MACHINES)]
     rows: dict[str, list[str]] = {}
-    for request, plan in plans():
-        row = rows.setdefault(f"{request.name} `{request.model}`", [])
+    for name, request, plan in plans(home):
+        cell = "does not fit"
         if isinstance(plan, Plan):
             zero = ", ZeRO 2" if plan.stage == 2 else ""
-            taken = plan.memory.total / GIB
-            row.append(f"{plan.micro} x {plan.accumulation}{zero}, {taken:.1f} GiB")
-        else:
-            row.append("does not fit")
-    lines = [header, ["---"] * len(header), *([name, *cells] for name, cells in rows.items())]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            cell = f"{plan.micro} x {plan.accumulation}{zero}, {plan.memory.total / GIB:.1f} GiB"
+        rows.setdefault(f"{name} `{request.model}`", []).append(cell)
+    header = ["model", *(f"{gpus} x {gpu_mem:g} GB" for gpus, gpu_mem in MACHINES)]
+    return _markdown([header, *([model, *cells] for model, cells in rows.items())])
 
 
-# Pages under docs/: the name of their table, and what writes it.
-PAGES = {"deepspeed.md": ("plans", table), "recipes.md": ("memory", ddp.table)}
+def ddp_table(home: Path) -> str:
+    """Memory under upstream's own DDP, for the micro batches in docs/recipes.md."""
+    rows = [["model", "state", "per image", "images", "together", "card of"]]
+    for upstream, facts in recipes(home):
+        images = {s.model: s.images_per_gpu for s in reversed(facts.schedules) if s.images_per_gpu}
+        for model in (model for model in facts.models if model in images):
+            counts = facts.memory[model]
+            state = memory.ddp_state(counts, facts.bytes_beside)
+            each, count = memory.ddp_per_image(counts), images[model]
+            taken = state + count * each
+            cells = [f"{state / GIB:.1f} GiB", f"{each / 2**20:.0f} MiB", str(count)]
+            cells += [f"{taken / GIB:.1f} GiB", f"{memory.ddp_card(taken)} GB"]
+            rows.append([f"{upstream.name} `{model}`", *cells])
+    return _markdown(rows)
 
 
-def documented(page: str, text: str) -> str:
+# Pages under docs/: the name of their table, and the function that makes it.
+PAGES = {"deepspeed.md": ("plans", plan_table), "recipes.md": ("memory", ddp_table)}
+
+
+def documented(home: Path, page: str, text: str) -> str:
     """The text of a page of `PAGES` with the table of today."""
-    name, write = PAGES[page]
+    name, table = PAGES[page]
     begin, end = f"<!-- {name}: mto plan --write-all -->\n", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    return f"{before}{begin}{write()}{end}{after}"
+    return f"{before}{begin}{table(home)}{end}{after}"
 
 
 def write_all(home: Path) -> list[Path]:
-    """Write these files, and no other into the folders, and the tables; return the files."""
-    wanted = {home / "patches" / path: text for path, text in files().items()}
+    """Write the configurations and tables, and delete other configurations; return the files."""
+    wanted = {home / "patches" / path: text for path, text in files(home).items()}
     for file in (home / "patches").glob("*/deepspeed/*.json"):
         if file not in wanted:
             file.unlink()
@@ -77,5 +96,10 @@ def write_all(home: Path) -> list[Path]:
     for page in PAGES:
         file = home / "docs" / page
         if file.exists():
-            file.write_text(documented(page, file.read_text()))
+            file.write_text(documented(home, page, file.read_text()))
     return list(wanted)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from mto_tools.errors import RefusedError
-from mto_tools.plan.estimate import bucket_size
+from mto_tools.plan.memory import bucket_size
 from mto_tools.plan.planner import Plan
 
+LAUNCHERS = ("torchrun", "deepspeed")
 PORT = 29500  # where torchrun's ranks meet, on the first node
 
 
 def content(plan: Plan) -> dict[str, Any]:
-    """What DeepSpeed is told: numbers only, and nothing that belongs to the recipe."""
-    bucket = bucket_size(plan.footprint.trainable)
+    """The keys of DeepSpeed's configuration: numbers only, and nothing that is the recipe's."""
+    bucket = bucket_size(plan.counts.trainable)
     return {
-        "train_batch_size": plan.size.total,
+        "train_batch_size": plan.total,
         "train_micro_batch_size_per_gpu": plan.micro,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": plan.recipe.clip_grad,  # DeepSpeed's default is 1.0
+        "gradient_clipping": plan.facts.clip_grad,  # DeepSpeed's default is 1.0
         "zero_allow_untested_optimizer": True,  # the recipe's own AdamW
         "zero_optimization": {
             "stage": plan.stage,
@@ -42,10 +43,8 @@ def text(plan: Plan) -> str:
 
 
 def file_name(plan: Plan) -> str:
-    """Name of the file, such as `mae_vit_base_patch16-8x24gb.json`."""
-    request = plan.request
-    nodes = f"{request.nodes}x" if request.nodes > 1 else ""
-    return f"{plan.size.model}-{nodes}{request.gpus}x{request.gpu_mem:g}gb.json"
+    """Name by content: images x micro batches x GPUs and stage, such as `256x2x8-zero1.json`."""
+    return f"{plan.micro}x{plan.accumulation}x{plan.request.world}-zero{plan.stage}.json"
 
 
 def write(plan: Plan, file: Path, *, force: bool = False) -> bool:
@@ -69,7 +68,7 @@ def write(plan: Plan, file: Path, *, force: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are when the command is started.
+    """Paths as seen from the folder in which the command is started.
 
     Attributes:
         checkout: The patched upstream.
@@ -86,48 +85,48 @@ class Place:
     output: str = ""
 
 
-def commands(plan: Plan, place: Place, *, mto: bool) -> dict[str, str]:
-    """The command that starts the run, by launcher: "torchrun" and "deepspeed"."""
-    request, recipe, size = plan.request, plan.recipe, plan.size
-    words = recipe.arguments.replace("{flags}", size.flags).split()
+def command(plan: Plan, place: Place, *, mto: bool, launcher: str = "torchrun") -> str:
+    """The command that starts the run, by one of `LAUNCHERS`."""
+    request, schedule = plan.request, plan.schedule
+    words = plan.facts.arguments.replace("{flags}", schedule.flags).split()
     values = {
         "checkout": place.checkout,
-        "model": size.model,
-        "total": size.total,
+        "model": schedule.model,
+        "total": plan.total,
         "micro": plan.micro,
         "accumulation": plan.accumulation,
-        "epochs": size.epochs,
-        "warmup": recipe.warmup,
-        "rate": size.rate,
+        "epochs": schedule.epochs,
+        "warmup": plan.facts.warmup_epochs,
+        "rate": schedule.rate,
         "amp": {"float32": "none"}.get(plan.precision, plan.precision),
         "config": place.config,
         "data": place.data,
-        "output": place.output or f"{size.model}{'-mto' if mto else ''}",
+        "output": place.output or f"{schedule.model}{'-mto' if mto else ''}",
         "arm": "mto" if mto else "baseline",
     }
-    arguments = [word.format(**values) for word in [*words, *(recipe.mto.split() if mto else [])]]
-    script = [f"{place.checkout}/{place.script}", *arguments]
-    torchrun = ["torchrun", f"--nproc_per_node={request.gpus}"]
-    deepspeed = ["deepspeed", "--no_local_rank", f"--num_gpus={request.gpus}"]
-    if request.nodes == 1:
-        torchrun.insert(1, "--standalone")
+    words += plan.facts.mto.split() if mto else []
+    if launcher == "torchrun":
+        start = ["torchrun", f"--nproc_per_node={request.gpus}"]
+        if request.nodes == 1:
+            start.insert(1, "--standalone")
+        else:
+            start += [f"--nnodes={request.nodes}", f"--rdzv_id={plan.name}"]
+            start += ["--rdzv_backend=c10d", f"--rdzv_endpoint=$FIRST_NODE:{PORT}"]
     else:
-        torchrun += [f"--nnodes={request.nodes}", f"--rdzv_id={recipe.name}"]
-        torchrun += ["--rdzv_backend=c10d", f"--rdzv_endpoint=$FIRST_NODE:{PORT}"]
-        deepspeed += [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
-    return {
-        "torchrun": _join([*torchrun, *script]),
-        "deepspeed": _join([*deepspeed, *script]),
-    }
+        start = ["deepspeed", "--no_local_rank", f"--num_gpus={request.gpus}"]
+        if request.nodes > 1:
+            start += [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
+    script = f"{place.checkout}/{place.script}"
+    return _join([*start, script, *(word.format(**values) for word in words)])
 
 
 def before(plan: Plan, place: Place) -> str:
-    """What to do first in the folder the run is started from; "" for nothing."""
-    return plan.recipe.before.format(checkout=place.checkout)
+    """Command to run first in the folder from which the run is started; "" for none."""
+    return plan.facts.before.format(checkout=shlex.quote(place.checkout))
 
 
 def hostfile(plan: Plan) -> str:
-    """What `deepspeed --hostfile` reads, with names to be replaced; "" for one node."""
+    """Text for `deepspeed --hostfile`, with names to be replaced; "" for one node."""
     nodes, slots = plan.request.nodes, plan.request.gpus
     lines = [f"node{number} slots={slots}\n" for number in range(1, nodes + 1)]
     return "".join(lines) if nodes > 1 else ""

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from mto_tools.errors import MissingError, RefusedError
-from mto_tools.plan.estimate import GIB, Memory, Pace, Traffic, bucket_size, memory, pace, traffic
-from mto_tools.plan.recipes import Recipe, Size, find_recipe
-
-if TYPE_CHECKING:
-    from mto_tools.plan.activations import Footprint
+from mto_tools.plan.facts import Counts, Facts, Schedule, load_facts
+from mto_tools.plan.memory import GIB, Memory, bucket_size, zero_memory
+from mto_tools.upstreams.upstream import Upstream
 
 # Stage 2 reduces the gradients in every micro batch. It is worth that only where stage 1 leaves a
 # GPU fewer images at a time than this.
 FEW_IMAGES = 32
-BOOTMAE_SAVES = 20  # epochs between its checkpoints, by default; one is saved after the last, too
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for.
+    """The user's wishes.
 
     Attributes:
-        name: The recipe.
         gpus: GPUs per node.
         gpu_mem: Memory of a GPU in GiB.
         nodes: Machines.
@@ -32,11 +28,8 @@ class Request:
         stage: ZeRO stage; `None` to choose.
         batch: Images per step on all GPUs; `None` for the recipe's.
         epochs: Length of the schedule; `None` for the recipe's.
-        rate: Images per second of one GPU, measured by the user.
-        bandwidth: GB per second that a GPU sends at, measured by the user.
     """
 
-    name: str
     gpus: int = 8
     gpu_mem: float = 24.0
     nodes: int = 1
@@ -45,8 +38,6 @@ class Request:
     stage: int | None = None
     batch: int | None = None
     epochs: int | None = None
-    rate: float | None = None
-    bandwidth: float | None = None
 
     @property
     def world(self) -> int:
@@ -56,185 +47,167 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to run it.
+    """A recipe on given GPUs.
 
     Attributes:
-        request: What was asked for.
-        recipe: The recipe.
-        size: The model, with total batch and epochs of this plan.
-        footprint: What the model needs.
-        precision: What it computes in.
+        name: The upstream.
+        request: The user's wishes.
+        facts: Facts of the recipe.
+        schedule: The model, with epochs of this plan.
+        counts: Memory of the model.
+        total: Images per step on all GPUs.
+        precision: The recipe's autocast.
         micro: Images per GPU and micro batch.
-        accumulation: Micro batches per step.
         stage: ZeRO stage.
         memory: Estimate for one GPU.
-        traffic: What one GPU sends in a step.
-        pace: An epoch; `None` for a recipe that counts steps.
-        learning_rate: The peak, as upstream computes it.
-        notes: What to know before starting.
     """
 
+    name: str
     request: Request
-    recipe: Recipe
-    size: Size
-    footprint: Footprint
+    facts: Facts
+    schedule: Schedule
+    counts: Counts
+    total: int
     precision: str
     micro: int
-    accumulation: int
     stage: int
     memory: Memory
-    traffic: Traffic
-    pace: Pace | None
-    learning_rate: float
-    notes: tuple[str, ...]
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches per step."""
+        return self.total // self.request.world // self.micro
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak, as upstream computes it."""
+        rate, scaled = float(self.schedule.rate), self.facts.rate_per_images
+        return rate * self.total / scaled if scaled else rate
+
+    @property
+    def left_over(self) -> int:
+        """Micro batches at the end of an epoch that fill no step; 0 where steps are counted."""
+        # DistributedSampler gives each GPU as many images; drop_last drops an unfilled batch.
+        return -(-self.facts.images // self.request.world) // self.micro % self.accumulation
+
+    @property
+    def notes(self) -> list[str]:
+        """Deviations from upstream's own run, one sentence each."""
+        found, facts, known = [], self.facts, self.schedule.total_batch
+        if self.micro < facts.largest_micro_batch:
+            found.append(
+                f"{self.name} normalises by the micro batch: {self.micro} images here, "
+                f"{facts.largest_micro_batch} on upstream's GPUs"
+            )
+        if self.total != known:
+            rate = f"the learning rate stays {self.schedule.rate}, which upstream chose for {known}"
+            if facts.rate_per_images:
+                rate = "upstream scales the learning rate"
+            found.append(
+                f"{self.total} images per step are not the recipe's {known}: {rate}; compare with "
+                "a baseline of the same total only"
+            )
+        if self.left_over:
+            found.append(
+                f"{self.left_over} micro batches at the end of an epoch are too few for a step: "
+                f"{facts.left_over}"
+            )
+        return found
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(upstream: Upstream, request: Request) -> Plan:
     """Find the largest micro batch that fits, and the ZeRO stage for it.
 
     Memory for MTO is set aside whether it will be on or not, so that a baseline runs under the very
     same configuration.
 
     Raises:
-        MissingError: No such recipe, model, schedule or precision.
+        MissingError: No such model, schedule or precision, or its memory has not been counted.
         RefusedError: The total batch cannot be shared out evenly, the model does not fit, or the
             schedule ends within its warm-up.
     """
-    from mto_tools.plan.activations import footprint
-
-    recipe = find_recipe(request.name)
-    known = recipe.size(request.model, request.epochs)
-    size = replace(known, total=request.batch or known.total)
-    precision = request.precision or recipe.precisions[0]
-    if precision not in recipe.precisions:
+    facts = load_facts(upstream)
+    schedule = facts.schedule(request.model, request.epochs)
+    precision = request.precision or facts.precisions[0]
+    if precision not in facts.precisions:
         raise MissingError(
-            f"{recipe.name} computes in {' or '.join(recipe.precisions)}: upstream has no option "
+            f"{upstream.name} computes in {' or '.join(facts.precisions)}: upstream has no option "
             f"for {precision}"
         )
-    if size.total % request.world:
-        raise _uneven(size.total, request)
-    model = footprint(recipe.name, size.model)
-    share = size.total // request.world
-    stages = (1, 2) if request.stage is None else (request.stage,)
-    fitting = [
-        (micro, -stage, estimate)
-        for micro in _divisors(share)
-        if micro <= (recipe.largest_micro or share)
-        for stage in stages
-        if (micro <= FEW_IMAGES or stage == stages[0])
-        and (estimate := _memory(model, request, precision, share, micro, stage)).fits
-    ]
+    total = request.batch or schedule.total_batch
+    if total % request.world:
+        raise _uneven(upstream.name, total, request)
+    counts = facts.memory.get(schedule.model)
+    if counts is None or not counts.activations(precision):
+        raise MissingError(
+            f"{upstream.folder / 'recipe.toml'}: memory of {schedule.model} has not been counted: "
+            f"no [plan.memory.{schedule.model}] for {precision}",
+            hint="docs/deepspeed.md, A fifth upstream, says how to count it",
+        )
+    plans = list(_candidates(upstream.name, request, facts, schedule, counts, total, precision))
+    fitting = [plan for plan in plans if plan.memory.fits]
     if not fitting:
-        smallest = _memory(model, request, precision, share, 1, stages[-1])
-        raise _too_large(size, request, smallest, stages[-1])
-    micro, stage, estimate = max(fitting, key=lambda found: found[:2])
-    accumulation, stage = share // micro, -stage
-    sent = traffic(model.trainable, world=request.world, accumulation=accumulation, stage=stage)
-    epoch = pace(
-        world=request.world,
-        micro=micro,
-        accumulation=accumulation,
-        sent=sent.total,
-        rate=request.rate,
-        bandwidth=request.bandwidth,
-    )
-    return Plan(
-        request,
-        recipe,
-        size,
-        model,
-        precision,
-        micro,
-        accumulation,
-        stage,
-        estimate,
-        sent,
-        epoch if size.epochs else None,
-        recipe.learning_rate(size, size.total),
-        tuple(_notes(recipe, known, size, epoch, micro)),
-    )
+        raise _too_large(plans[0])
+    return max(fitting, key=lambda plan: (plan.micro, -plan.stage))
 
 
-def _memory(
-    model: Footprint, request: Request, precision: str, share: int, micro: int, stage: int
-) -> Memory:
-    return memory(
-        model,
-        world=request.world,
-        micro=micro,
-        accumulation=share // micro,
-        stage=stage,
-        bucket=bucket_size(model.trainable),
-        precision=precision,
-        limit=int(request.gpu_mem * GIB),
-    )
+def _candidates(
+    name: str,
+    request: Request,
+    facts: Facts,
+    schedule: Schedule,
+    counts: Counts,
+    total: int,
+    precision: str,
+) -> Iterator[Plan]:
+    """Plans that keep the total, the one that needs least memory first."""
+    share = total // request.world
+    for micro in _divisors(share):
+        if micro > (facts.largest_micro_batch or share):
+            return
+        for stage in (2, 1) if request.stage is None else (request.stage,):
+            if request.stage is None and stage == 2 and micro > FEW_IMAGES:
+                continue
+            memory = zero_memory(
+                counts,
+                world=request.world,
+                micro=micro,
+                accumulation=share // micro,
+                stage=stage,
+                bucket=bucket_size(counts.trainable),
+                precision=precision,
+                limit=int(request.gpu_mem * GIB),
+                beside=facts.bytes_beside,
+            )
+            yield Plan(
+                *(name, request, facts, schedule, counts, total, precision, micro, stage, memory)
+            )
 
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _uneven(total: int, request: Request) -> RefusedError:
+def _uneven(name: str, total: int, request: Request) -> RefusedError:
     below = max(d for d in _divisors(total) if d < request.world)
     above = [d for d in _divisors(total) if d > request.world][:1]
     near = " or ".join(str(count) for count in [below, *above])
     return RefusedError(
-        f"{request.name}: {total} images per step cannot be shared out evenly to "
-        f"{request.nodes} x {request.gpus} = {request.world} GPUs: {total} / {request.world} = "
+        f"{name}: {total} images per step cannot be shared out evenly to {request.nodes} x "
+        f"{request.gpus} = {request.world} GPUs: {total} / {request.world} = "
         f"{total / request.world:.2f}",
         hint=f"use {near} GPUs in all (or another total with --batch: another recipe)",
     )
 
 
-def _too_large(size: Size, request: Request, smallest: Memory, stage: int) -> RefusedError:
-    largest = smallest.largest
-    helps = []
-    if stage == 1:
-        helps.append("--zero 2 shards the gradients")
-    if any(part.kind == "state" and "/" in part.how for part in smallest.parts):
-        helps.append("more GPUs make the shards smaller")
-    helps.append(f"cards of {-(-smallest.card // GIB)} GB hold one image at a time")
+def _too_large(plan: Plan) -> RefusedError:
+    request, memory, largest = plan.request, plan.memory, plan.memory.largest
+    helps = ["--zero 2 shards the gradients"] if plan.stage == 1 else []
+    helps.append("more GPUs make the shards smaller")
+    helps.append(f"cards of {-(-memory.card // GIB)} GB hold one image at a time")
     return RefusedError(
-        f"{size.model} does not fit on {request.world} GPUs of {request.gpu_mem:g} GB: with one "
-        f"image at a time and ZeRO {stage} it takes {smallest.total / GIB:.1f} GiB on each; the "
-        f"largest part is {largest.name}, {largest.bytes / GIB:.1f} GiB ({largest.how})",
+        f"{plan.schedule.model} does not fit on {request.world} GPUs of {request.gpu_mem:g} GB: "
+        f"with one image at a time and ZeRO {plan.stage} it takes {memory.total / GIB:.1f} GiB on "
+        f"each; the largest part is {largest.name}, {largest.bytes / GIB:.1f} GiB ({largest.how})",
         hint="; ".join(helps),
     )
-
-
-def _notes(recipe: Recipe, known: Size, size: Size, epoch: Pace, micro: int) -> list[str]:
-    notes = []
-    if micro < recipe.largest_micro:
-        notes.append(
-            f"{recipe.name} normalises by the micro batch: {micro} images here, "
-            f"{recipe.largest_micro} on upstream's GPUs"
-        )
-    if size.total != known.total:
-        scaled = (
-            "upstream scales the learning rate"
-            if recipe.scaled_by
-            else (f"the learning rate stays {size.rate}, which upstream chose for {known.total}")
-        )
-        notes.append(
-            f"{size.total} images per step are not the recipe's {known.total}: {scaled}; compare "
-            "with a baseline made alike only"
-        )
-    if size.epochs and epoch.left_over:
-        end = _bootmae_end(size.epochs) if recipe.name == "bootmae" else ""
-        notes.append(
-            f"micro batches left over at the end of an epoch, too few for a step and dropped: "
-            f"{epoch.left_over}{end}"
-        )
-    return notes
-
-
-def _bootmae_end(epochs: int) -> str:
-    """What is lost where BootMAE looks up the learning rate of a step that the schedule lacks."""
-    saved = (epochs - 1) // BOOTMAE_SAVES * BOOTMAE_SAVES - 1
-    words = (
-        ", and in the last epoch the script stops with an IndexError; the last checkpoint is then "
-        f"checkpoint-{saved}.pth"
-    )
-    if epochs % BOOTMAE_SAVES == 0:
-        words += f": --epochs {epochs + 1} keeps checkpoint-{epochs - 1}.pth as well"
-    return words

@@ -13,7 +13,7 @@ from mto_tools.compare.verdict import (
     Finding,
     Quantity,
     Rauc,
-    Reach,
+    StepsToBaseline,
     Verdict,
     holds_zero,
 )
@@ -67,8 +67,8 @@ def _on_the_way(verdict: Verdict) -> str:
     way = f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)}"
     return (
         f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
-        f"{lower(reach.label)} of {_seeds(end.differences)} was {way} without ({_sure(mean)}), "
-        f"while it {_levels(end)} ({_sure(end)}){speed(reach)}"
+        f"{lower(reach.label)} of {_seeds(end.differences)} was {way} without ({_evidence(mean)}), "
+        f"while it {_levels(end)} ({_evidence(end)}){speed(reach)}"
     )
 
 
@@ -83,7 +83,7 @@ def _at_the_end(verdict: Verdict) -> str:
         Finding.NO_DIFFERENCE: f"MTO made no difference that {seeds} can show",
     }[verdict.finding]
     label = lower(reach.label)
-    return f"{start}: over {seeds} {label} {_levels(end)} ({_sure(end)}){speed(reach)}"
+    return f"{start}: over {seeds} {label} {_levels(end)} ({_evidence(end)}){speed(reach)}"
 
 
 def _left_out(verdict: Verdict) -> str:
@@ -101,11 +101,12 @@ def _levels(end: Quantity) -> str:
     return f"ended at {with_mto} with MTO and {without} without"
 
 
-def _sure(quantity: Quantity) -> str:
+def _evidence(quantity: Quantity) -> str:
     """Difference, interval and count; also the 97.5 % interval where that alone holds zero."""
     text = f"{gap(quantity)}, {interval(quantity)}"
-    if quantity.sure and not holds_zero(quantity.low, quantity.high) and holds_zero(*quantity.sure):
-        text += f" but 97.5 % interval {span(quantity.sure, quantity.percent)}"
+    wide = quantity.interval_975
+    if wide and not holds_zero(quantity.low, quantity.high) and holds_zero(*wide):
+        text += f" but 97.5 % interval {span(wide, quantity.percent)}"
     return f"{text}, {count(quantity)}"
 
 
@@ -113,7 +114,7 @@ def _seeds(differences: Sequence[float]) -> str:
     return number(len(differences), "seed")
 
 
-def also(verdict: Verdict) -> str:
+def secondary(verdict: Verdict) -> str:
     """The secondary quantities, which decide nothing, in one line."""
     loss = verdict.loss_at_the_end()
     comparable = [r for r in verdict.rauc if not (verdict.moving_target and r.key == LOSS.key)]
@@ -190,7 +191,7 @@ def count(quantity: Quantity) -> str:
     return f"{agree} of {len(quantity.differences)} seeds {word}"
 
 
-def speed(reach: Reach) -> str:
+def speed(reach: StepsToBaseline) -> str:
     """Clause on the steps to the baseline's final value; empty where that is undefined."""
     what = "loss" if reach.key == LOSS.key else "score"
     known = [share for share in reach.shares if share is not None]

@@ -1,4 +1,4 @@
-"""Drawing for a page that is read in light, in dark and on paper."""
+"""SVG panels for a page that is read in light, in dark, on paper and on a phone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from mto_tools.compare.plan import ARMS, ArmName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
-# Drawn in these colours and then replaced by CSS, so that one SVG serves all three.
+# matplotlib draws in these colours; CSS variables replace them, so one SVG serves all media.
 INK, _GRID = "#010203", "#040506"
 COLOURS: dict[ArmName, str] = {"baseline": "#070809", "mto": "#0a0b0c"}
 _CSS = {
@@ -27,10 +26,9 @@ _CSS = {
     COLOURS["baseline"]: "var(--baseline)",
     COLOURS["mto"]: "var(--mto)",
 }
-# Dashes tell the arms apart where colours cannot: in print, or to a colour-blind reader.
+# Dashes tell the arms apart in print, or to a colour-blind reader.
 DASHES: dict[ArmName, Any] = {"baseline": (0, (5, 2)), "mto": "solid"}
 NAMES: dict[ArmName, str] = {"baseline": "baseline", "mto": "MTO"}
-WIDTH = 9.6  # inches of every figure; the page scales them together
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -59,31 +57,51 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figure:
-    """One figure: anchor on the page, title, what is seen, and the picture."""
+    """One figure: anchor on the page, title, caption, and panels that a narrow page stacks."""
 
     key: str
     title: str
-    caption: str
-    svg: str
+    caption: str = ""
+    panels: list[str] = field(default_factory=list)
+    small: bool = False  # many small panels, two of them side by side on a phone
+
+    @contextmanager
+    def panel(
+        self, title: str, size: tuple[float, float] = (4.3, 3.0), rows: int = 1
+    ) -> Iterator[list[Axes]]:
+        """Draw one panel of `size` inches, its axes in `rows`; the block's end adds the SVG."""
+        import matplotlib as mpl
+        from matplotlib.figure import Figure as Canvas
+
+        with mpl.rc_context(_STYLE):
+            canvas = Canvas(figsize=size)
+            axes = list(np.ravel(canvas.subplots(rows)))
+            axes[0].set_title(title)
+            yield axes
+            buffer = io.StringIO()
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            canvas.savefig(buffer, format="svg", metadata=nothing)
+        self.panels.append(_inline(buffer.getvalue(), f"{self.key}-{len(self.panels)}", title))
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw in the report's style."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):
-        yield
-
-
-def panels(columns: int, height: float = 3.0, rows: int = 1) -> tuple[Canvas, list[Axes]]:
-    """A figure of the page's width and its axes, row by row."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(WIDTH, height))
-    return canvas, list(np.ravel(canvas.subplots(rows, columns)))
+def _inline(svg: str, key: str, title: str) -> str:
+    """Make matplotlib's SVG part of an HTML page: unique ids, no namespaces, CSS colours."""
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="image[^"]*"', "", svg)  # equal for equal pixels, and nothing refers to it
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', svg)
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for colour, css in _CSS.items():
+        svg = svg.replace(colour, css)
+    inner = svg[svg.index(">") + 1 :].rstrip()
+    head = f'<svg {box[0]} role="img" aria-labelledby="{key}-title">'
+    return f'{head}<title id="{key}-title">{title}</title>{inner}'
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -99,7 +117,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 def lines(
     axes: Axes, records: list[Record], pick: Callable[[Record], Curve], *, markers: bool = False
 ) -> dict[ArmName, Curve]:
-    """A thin line per seed and a thick one for their mean, for both arms; returns the means."""
+    """Draw a thin line per seed and a thick one for their mean; return the means by arm."""
     means = {}
     for arm in ARMS:
         curves = [pick(record) for record in of_arm(records, arm)]
@@ -141,25 +159,3 @@ def _thick(axes: Axes, arm: ArmName, xs: Sequence[int], ys: Sequence[float], mar
         ms=3.5,
         label=NAMES[arm],
     )
-
-
-def finish(key: str, title: str, caption: str, canvas: Canvas) -> Figure:
-    """Turn a drawn figure into SVG for the inside of the page."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.savefig(buffer, format="svg", metadata=nothing)
-    svg = buffer.getvalue()
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert box is not None
-    svg = svg[svg.index("<svg") :]
-    # Ids must be unique on a page that holds many of these; in HTML the namespaces go unsaid.
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", svg)
-    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', svg)
-    svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for colour, css in _CSS.items():
-        svg = svg.replace(colour, css)
-    inner = svg[svg.index(">") + 1 :].rstrip()
-    head = f'<svg {box[0]} role="img" aria-labelledby="{key}-title">'
-    return Figure(key, title, caption, f'{head}<title id="{key}-title">{title}</title>{inner}')

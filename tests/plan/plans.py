@@ -1,0 +1,19 @@
+"""The recipes of this clone, by name, and plans for them; imported by name, as conftest.py says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mto_tools.plan.facts import load_facts
+from mto_tools.plan.planner import Plan, Request, make_plan
+from mto_tools.upstreams.upstream import load_upstream
+
+HOME = Path(__file__).parents[2]
+NAMES = ("mae", "simmim", "bootmae", "conmim", "mini")
+UPSTREAMS = {name: load_upstream(HOME, name) for name in NAMES}
+FACTS = {name: load_facts(upstream) for name, upstream in UPSTREAMS.items()}
+EVERY = [(name, model) for name in NAMES for model in FACTS[name].models]
+
+
+def plan(name: str, **request: object) -> Plan:
+    return make_plan(UPSTREAMS[name], Request(**request))  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""The arithmetic, against DeepSpeed's own tensors, autograd's saved bytes, and by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plans import FACTS, HOME
+
+from mto_core import MaskedTokenOptimization, MTOConfig
+from mto_tools.plan.memory import (
+    GIB,
+    bucket_size,
+    ddp_card,
+    ddp_per_image,
+    ddp_state,
+    zero_memory,
+)
+
+MEASURE = Path(__file__).with_name("measure.py")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_state_is_what_deepspeed_holds(
+    rank_of_eight: dict[str, Any], stage: int, accumulation: int
+) -> None:
+    count = rank_of_eight["trainable"]
+    parts = zero_memory(
+        FACTS["mini"].memory["mae"].model_copy(update={"parameters": count, "trainable": count}),
+        world=8,
+        micro=1,
+        accumulation=accumulation,
+        stage=stage,
+        bucket=rank_of_eight["bucket"],
+        precision="float32",
+        limit=GIB,
+    ).parts
+    estimate = sum(part.bytes for part in parts if part.kind == "state")
+    peak = rank_of_eight["peak"][f"{stage} {accumulation}"]
+    assert 0.95 * estimate <= peak <= 1.01 * estimate
+
+
+@pytest.mark.parametrize("model", ["mae", "simmim"])
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_mini_is_as_counted(model: str, precision: str) -> None:
+    pytest.importorskip("timm")
+    mini = HOME / "upstream" / "embedded" / "mini"
+    command = [sys.executable, str(MEASURE), "mini", str(mini), model]
+    command += ["--float32"] if precision == "float32" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, known = json.loads(done.stdout.splitlines()[-1]), FACTS["mini"].memory[model]
+    assert (known.parameters, known.trainable) == (found["parameters"], found["trainable"])
+    assert known.activations(precision) == pytest.approx(found["saved"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder", "pixels"),
+    [
+        ("mae_vit_base_patch16", (50, 768, 12), 768),
+        ("mae_vit_large_patch16", (50, 1024, 24), 768),
+        ("mae_vit_huge_patch14", (65, 1280, 32), 588),
+    ],
+)
+def test_mae_is_what_its_blocks_save(
+    model: str, encoder: tuple[int, int, int], pixels: int
+) -> None:
+    """Per token and channel, in bytes, fused attention under 16-bit autocast.
+
+    Two LayerNorms keep the float32 residual (8) and their outputs in 16 bits (4); q, k, v and the
+    output of attention (8); the MLP's hidden layer before and after GELU, four times as wide (16).
+    """
+    known, (tokens, width, blocks) = FACTS["mae"].memory[model], encoder
+    own = (8 + 4 + 8 + 16) * (tokens * width * blocks + known.tokens * 512 * 8)
+    loss = 3 * 4 * known.tokens * pixels  # prediction, target and difference
+    assert known.activations("fp16") == pytest.approx(own + loss, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("mae", "mae_vit_base_patch16"), ("simmim", "vit_base")]
+)
+def test_mto_saves_what_is_set_aside(name: str, model: str) -> None:
+    known = FACTS[name].memory[model]
+
+    def saved(batch: int) -> int:
+        shape = (batch, known.tokens - 1, known.width)
+        tokens = [torch.randn(shape, requires_grad=True) for _ in range(known.depths)]
+        own = {t.untyped_storage().data_ptr() for t in tokens}
+        mask = torch.rand(shape[:2]).argsort(1) < known.masked
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+        with hooks:
+            MaskedTokenOptimization(MTOConfig.preset("mae"))(tokens, mask)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+        return sum(size for pointer, size in storages.items() if pointer not in own)
+
+    each = (saved(4) - saved(2)) // 2 + 4 * known.tokens * known.width  # and one gradient
+    assert 0.9 * known.mto <= each <= known.mto
+
+
+def test_bucket_is_no_larger_than_the_model() -> None:
+    assert [bucket_size(n) for n in (1, 44_000_000, 111_000_000)] == [10**7, 5 * 10**7, 5 * 10**7]
+
+
+def test_conmim_vit_l_under_ddp_by_hand() -> None:
+    """291.5 MB were counted in 16 bits; 24 blocks of 16 heads add 4 B x 197^2 each on CUDA."""
+    known = FACTS["conmim"].memory["conmim_large_patch16_224"]
+    assert known.activations("fp16") == 291_539_812 + 4 * 24 * 16 * 197**2
+    state = ddp_state(known, beside=8)
+    assert state == (22 + 8) * 333_570_496
+    taken = state + 256 * ddp_per_image(known)
+    assert taken / GIB == pytest.approx(96.4, abs=0.05)
+    assert ddp_card(taken) == round((taken / GIB + 1.5) / 0.9 + 0.5)
