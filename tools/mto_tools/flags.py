@@ -22,9 +22,6 @@ def add_private_argument(
     group.add_argument(flag, action=Keep, **nowhere, **more)
 
 
-add_kept = add_private_argument  # the name before; mto_tools.ds still uses it
-
-
 def around_parsing(
     parser: argparse.ArgumentParser, before: Callable[[], None], after: Callable[[], None]
 ) -> None:
