@@ -23,9 +23,16 @@ import submitit_pretrain as launcher
 launcher.get_shared_folder = lambda: shared  # upstream's is that of one cluster
 launcher.main()
 """
-EVERY_PROCESS = f"""
-from mto_tools.launch.cpu import pretend_cuda
-pretend_cuda({os.environ.get("MTO_UPSTREAM_PRECISION", "float32")!r})
+EVERY_PROCESS = "from mto_tools.launch.cpu import pretend_cuda\npretend_cuda()\n"
+MODELS = """
+import functools, importlib.util
+found = importlib.util.spec_from_file_location("real_models_mae", {file!r})
+real = importlib.util.module_from_spec(found)
+found.loader.exec_module(real)
+mae_tiny = functools.partial(
+    real.MaskedAutoencoderViT, embed_dim=32, depth=1, num_heads=2,
+    decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=2,
+)
 """
 
 
@@ -34,13 +41,15 @@ def launch(runs: Runs, folder: Path, *flags: str) -> subprocess.CompletedProcess
     folder.mkdir()
     (folder / "launch.py").write_text(LAUNCH)
     (folder / "sitecustomize.py").write_text(EVERY_PROCESS)
+    models = MODELS.format(file=str(runs.patched / "models_mae.py"))
+    (folder / "models_mae.py").write_text(models)  # in front of upstream's: a small model more
     given = runs.recipe.pretrain(runs.patched, runs.runner.data(4), folder / "job", 1)
     given = [argument for argument in given if not argument.startswith("--output_dir")]
     path = os.pathsep.join([str(folder), str(runs.patched)])
     return subprocess.run(
         [
             *(sys.executable, str(folder / "launch.py"), str(folder), *given, *flags),
-            *("--ngpus=1", "--nodes=1", f"--job_dir={folder / 'job'}"),
+            *("--model=mae_tiny", "--ngpus=1", "--nodes=1", f"--job_dir={folder / 'job'}"),
         ],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

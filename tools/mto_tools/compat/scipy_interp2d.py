@@ -16,7 +16,7 @@ def interp2d() -> bool:
     On a regular grid, the only case in the recipes, the old class fitted the same FITPACK spline as
     `RectBivariateSpline` does with no smoothing.
     """
-    from scipy import interpolate
+    from scipy import interpolate  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
