@@ -22,11 +22,11 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a client is started without site-packages and must be there at once
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Any
 
 
@@ -35,14 +35,14 @@ def run_python(argv: list[str]) -> None:
     import runpy
 
     if argv[0] == "-m":
-        sys.argv, sys.path[:0] = argv[1:], [os.getcwd()]
+        sys.argv, sys.path[:0] = argv[1:], [str(Path.cwd())]
         sys.modules.pop(argv[1], None)  # preloaded: run again as __main__
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     elif argv[0] == "-c":
-        sys.argv, sys.path[:0] = ["-c", *argv[2:]], [os.getcwd()]
+        sys.argv, sys.path[:0] = ["-c", *argv[2:]], [str(Path.cwd())]
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        sys.argv, sys.path[:0] = argv, [os.path.dirname(os.path.abspath(argv[0]))]
+        sys.argv, sys.path[:0] = argv, [str(Path(argv[0]).resolve().parent)]
         runpy.run_path(argv[0], run_name="__main__")
 
 
@@ -87,11 +87,12 @@ def serve(path: str, modules: list[str]) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
-    clients: dict[socket.socket, int] = {}
+    clients: dict[Any, int] = {}
     while True:
-        ready = select.select([0, listener, *clients], [], [], 0.01 if clients else None)[0]
-        if 0 in ready:
-            return
+        sources = [sys.stdin, listener, *clients]
+        ready = select.select(sources, [], [], 0.01 if clients else None)[0]
+        if sys.stdin in ready:
+            break
         for connection in ready:
             if connection is listener:
                 client = listener.accept()[0]
@@ -116,6 +117,9 @@ def serve(path: str, modules: list[str]) -> None:
                 del clients[connection]
                 with connection, contextlib.suppress(OSError):
                     connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    for pid in clients.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 class Forked:
@@ -163,21 +167,21 @@ class ForkServer:
         import tempfile
 
         self.folder = tempfile.TemporaryDirectory()  # a socket's path must be short
-        self.path = os.path.join(self.folder.name, "socket")
-        argv = [sys.executable, __file__, "serve", self.path, *modules]
+        self.path = Path(self.folder.name) / "socket"
+        argv = [sys.executable, __file__, "serve", str(self.path), *modules]
         self.process = subprocess.Popen(argv, env={**os.environ, **(env or {})}, stdin=-1)
 
     @property
     def command(self) -> list[str]:
         """The client: a command that stands for `python`."""
         self.wait_until_ready()
-        return [sys.executable, "-S", __file__, "client", self.path]
+        return [sys.executable, "-S", __file__, "client", str(self.path)]
 
     def wait_until_ready(self) -> None:
         """Wait for the imports to end."""
         import time
 
-        while not os.path.exists(self.path):
+        while not self.path.exists():
             assert self.process.poll() is None, "the fork server's imports failed"
             time.sleep(0.02)
 
@@ -202,13 +206,13 @@ class ForkServer:
         """
         self.wait_until_ready()
         job = {
-            "argv": [os.fspath(word) for word in argv],
+            "argv": [str(word) for word in argv],
             "env": {**os.environ, **(env or {})},
-            "cwd": os.fspath(cwd or os.getcwd()),
+            "cwd": str(cwd or Path.cwd()),
             "file_size": file_size,
         }
-        with open(out, "ab") as stdout, open(err or out, "ab") as stderr:
-            return Forked(self.path, job, [stdout.fileno(), stderr.fileno()])
+        with out.open("ab") as stdout, (err or out).open("ab") as stderr:
+            return Forked(str(self.path), job, [stdout.fileno(), stderr.fileno()])
 
     def __enter__(self) -> ForkServer:
         return self
@@ -222,7 +226,7 @@ class ForkServer:
 
 def stand_in(path: str, argv: list[str]) -> None:
     """Have a process forked, and stand for it: the same output, signals and end."""
-    job = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "file_size": 0}
+    job = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "file_size": 0}
     process = Forked(path, job, [1, 2])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: process.kill(number))

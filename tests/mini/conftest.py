@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ..forkserver import ForkServer, Forked
+from ..forkserver import Forked, ForkServer
 
 RECIPE = Path(__file__).parents[2] / "upstream" / "embedded" / "mini"
 
