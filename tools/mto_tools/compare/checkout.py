@@ -8,8 +8,8 @@ from mto_tools.errors import RefusedError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.journal import Say
+from mto_tools.patchset.pending import open_upstream
 from mto_tools.patchset.status import EDITED, status
-from mto_tools.upstreams.upstream import load_upstream
 
 
 def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
@@ -28,7 +28,7 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
         RefusedError: The checkout was edited since the series was applied.
         MissingError, CorruptError: Whatever keeps the series from being applied.
     """
-    upstream = load_upstream(home, name)
+    upstream = open_upstream(home, name, say)
     found = status(upstream, say)
     edited = ""
     if found.word == EDITED:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, LockedPatch, Touched, sha256
+from mto_tools.patchset.lock import Lock, LockedPatch, Series, Touched, lock_path, sha256
+from mto_tools.patchset.series import MODES
+from mto_tools.patchset.trees import changes
 from mto_tools.upstreams.upstream import layer_of
 
-_REGULAR = ("100644", "100755")
 _IDENTITY = {
     "GIT_AUTHOR_NAME": "mto",
     "GIT_AUTHOR_EMAIL": "mto@invalid",
@@ -82,17 +83,15 @@ def touched_files(git: Git, before: str, after: str, name: str) -> tuple[Touched
     Raises:
         CorruptError: A file is removed, changes its mode, or is no regular file.
     """
-    raw = git.run("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", before, after)
-    fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
     files = []
-    for meta, path in zip(fields[::2], fields[1::2], strict=True):
-        old_mode, new_mode, old, new, kind = meta.lstrip(":").split()
-        if kind not in "AM" or new_mode not in _REGULAR or (kind == "M" and old_mode != new_mode):
+    for c in changes(git, before, after):
+        changed_mode = c.status == "M" and c.old_mode != c.new_mode
+        if c.status not in "AM" or c.new_mode not in MODES or changed_mode:
             raise CorruptError(
-                f"{name}: {path} goes from mode {old_mode} to {new_mode}; a series only inserts "
-                "lines into regular files or adds such files"
+                f"{name}: {c.path} goes from mode {c.old_mode} to {c.new_mode}; a series only "
+                "inserts lines into regular files or adds such files"
             )
-        files.append(Touched(path, new_mode, None if kind == "A" else old, new))
+        files.append(Touched(c.path, c.new_mode, None if c.status == "A" else c.old, c.new))
     return tuple(sorted(files, key=lambda file: file.path))
 
 
@@ -134,36 +133,47 @@ def _message(name: str, patch: bytes) -> str:
     return match[1].decode().strip() if match else name.removesuffix(".patch")
 
 
+def rebuild(git: Git, series: Series, where: Path) -> Lock:
+    """Build a series in `git` and compare every object with its lock.
+
+    Args:
+        git: A clone that holds the base.
+        series: As `load_series` gives it.
+        where: Folder of the series, for messages.
+
+    Returns:
+        The lock; of an empty series, too, it names the base's tree.
+
+    Raises:
+        CorruptError: An object differs, or a patch does not apply.
+    """
+    built = build_series(git, series.lock.base_commit, series.files)
+    if series.files:
+        check_built(built, series.lock, lock_path(where))
+    return built
+
+
 def check_built(built: Lock, lock: Lock, where: Path) -> None:
-    """Compare what a series gave with what its lock promises.
+    """Compare the objects of a built series with those its lock names; `where` is the lock.
 
     Raises:
         CorruptError: They differ; names the first object that does.
     """
-    hint = (
-        f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the patches: "
-        f"mto export {where.parent.name} --from-patches"
-    )
-
-    def differ(what: str, expected: object, found: object) -> CorruptError:
-        return CorruptError(f"{where}: {what}: expected {expected}, found {found}", hint=hint)
-
-    if built.base_commit != lock.base_commit:
-        raise differ("base commit", lock.base_commit, built.base_commit)
-    if built.base_tree != lock.base_tree:
-        raise differ("tree of the base commit", lock.base_tree, built.base_tree)
-    for want, got in zip(lock.patches, built.patches, strict=False):
-        wanted, given = ({f.path: f for f in patch.touched} for patch in (want, got))
-        for path in sorted(wanted.keys() | given.keys()):
-            if wanted.get(path) != given.get(path):
-                raise differ(f"{want.file}: {path}", _brief(wanted, path), _brief(given, path))
-        for part in ("file", "sha256", "layer", "tree", "commit"):
-            if getattr(want, part) != getattr(got, part):
-                raise differ(f"{want.file}: {part}", getattr(want, part), getattr(got, part))
-    if len(built.patches) != len(lock.patches):
-        raise differ("number of patches", len(lock.patches), len(built.patches))
+    wanted, found = _objects(lock), _objects(built)
+    for what in {**wanted, **found}:
+        if wanted.get(what) != found.get(what):
+            raise CorruptError(
+                f"{where}: {what}: expected {wanted.get(what)}, found {found.get(what)}",
+                hint=f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the "
+                f"patches: mto export {where.parent.name} --from-patches",
+            )
 
 
-def _brief(files: dict[str, Touched], path: str) -> str:
-    file = files.get(path)
-    return f"{file.mode} {file.before} -> {file.after}" if file else "untouched"
+def _objects(lock: Lock) -> dict[str, str]:
+    found = {"base commit": lock.base_commit, "tree of the base commit": lock.base_tree}
+    for patch in lock.patches:
+        for file in patch.touched:
+            found[f"{patch.file}: {file.path}"] = f"{file.mode} {file.before} -> {file.after}"
+        for part in ("sha256", "tree", "commit"):
+            found[f"{patch.file}: {part}"] = getattr(patch, part)
+    return found

@@ -18,7 +18,8 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.patchset import authoring_cli
-from mto_tools.upstreams.upstream import LAYERS, Upstream, all_upstreams, load_upstream
+from mto_tools.patchset.pending import open_upstream
+from mto_tools.upstreams.upstream import LAYERS, Upstream, upstream_names
 
 if TYPE_CHECKING:
     from mto_tools.patchset.apply import Outcome
@@ -101,7 +102,7 @@ def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
     if repo and len(names) != 1:
         raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
     home = find_home()
-    return [load_upstream(home, name) for name in dict.fromkeys(names)]
+    return [open_upstream(home, name, say) for name in dict.fromkeys(names)]
 
 
 def checkout(names: Names, source: From = None) -> None:
@@ -207,7 +208,7 @@ def status(
     if expect is not None and expect not in WORDS:
         raise typer.BadParameter(f"one of: {', '.join(WORDS)}", param_hint="--expect")
     with plain_errors():
-        wanted = upstreams(names or [u.name for u in all_upstreams(find_home())], repo)
+        wanted = upstreams(names or upstream_names(find_home()), repo)
         found = [look(upstream, say, repo=repo) for upstream in wanted]
     if as_json:
         typer.echo(json.dumps([_as_dict(state) for state in found], indent=2))

@@ -25,6 +25,7 @@ from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import sha256
 from mto_tools.patchset.switch import BRANCH, read_record, write_record
 from mto_tools.patchset.worktree import free_name
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 NEW, DECIDED, DONE = ".pending.new", ".pending", ".pending.done"
 _PLAN = "plan.json"
@@ -73,6 +74,13 @@ def recover(folder: Path, say: Say) -> None:
     if any((folder / name).exists() for name in (NEW, DECIDED, DONE)):
         with exclusive(folder, say):
             pass
+
+
+def open_upstream(home: Path, name: str, say: Say) -> Upstream:
+    """Finish or undo what a killed export or upgrade left in `patches/NAME`, then read it."""
+    upstream = load_upstream(home, name)  # refuses a name that is a path
+    recover(upstream.folder, say)
+    return load_upstream(home, name)
 
 
 def replace(
