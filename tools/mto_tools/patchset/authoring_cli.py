@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,21 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON objec
 def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     for command in (export, lint, upgrade):
-        app.command(rich_help_panel="Write patches")(_guarded(command))
-    app.command()(_guarded(doctor))
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the operating system refuses into our errors."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        from mto_tools.patchset.cli import plain_errors
-
-        with plain_errors():
-            command(*args, **options)
-
-    return run
+        app.command(rich_help_panel="Write patches")(command)
+    app.command()(doctor)
 
 
 def say(line: str) -> None:
@@ -162,18 +147,18 @@ def upgrade(
 
     A rehearsal writes nothing. Status 0: the series goes on by itself; 6: a person must decide.
     """
-    from mto_tools.patchset import pending, resolve
+    from mto_tools.patchset import resolve, transaction
     from mto_tools.upstreams.upstream import load_upstream
 
     if sum((bool(to), go_on, abort, scan)) != 1:
         raise typer.BadParameter("give one of --to REF, --scan, --continue, --abort")
     home = find_home()
     upstream = load_upstream(home, name)
-    pending.recover(upstream.folder, say)
+    transaction.recover(upstream.folder, say)
     if abort:
         say(f"removed {resolve.abort(upstream)}; pin, patches and lock are as they were")
     elif go_on:
-        with pending.exclusive(upstream.folder, say):
+        with transaction.series_lock(upstream.folder, say):
             lock = resolve.proceed(load_upstream(home, name), say, repo)
         _accepted(name, lock.base_commit, as_json)
     elif scan:
@@ -189,12 +174,12 @@ def _upgrade(
 
     from rich.console import Console
 
-    from mto_tools.patchset import pending, report, resolve, upgrade
+    from mto_tools.patchset import report, resolve, transaction, upgrade
     from mto_tools.patchset.workshop import open_workshop
 
     if accept:
         resolve.refuse_second(upstream)
-    hold = pending.exclusive(upstream.folder, say) if accept else nullcontext()
+    hold = transaction.series_lock(upstream.folder, say) if accept else nullcontext()
     with hold, open_workshop(upstream, say, source, repo) as shop:
         rehearsal = upgrade.rehearse(shop, upstream, to)
         if as_json and not accept:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import OLDEST, Git
 from mto_tools.patchset.series import FilePatch, insert
-from mto_tools.patchset.trees import read_blobs
+from mto_tools.patchset.tree_diff import read_blobs
 
 NEEDED = (2, 38)
 # Pinned, so that a user's settings cannot turn a conflict into a guess.

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import ConflictError, CorruptError, MissingError, RefusedError
-from mto_tools.patchset.edited import copied_index
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
-from mto_tools.patchset.lock import Lock, lock_path, sha256, write_atomically
+from mto_tools.patchset.local_edits import copied_index
+from mto_tools.patchset.lock import Lock, lock_path, sha256
+from mto_tools.patchset.locks import Say, write_file
 from mto_tools.patchset.merge import commit_tree
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.replay import Step, carry
 from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source
-from mto_tools.patchset.trees import NotAdditiveError, file_patches
+from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches
 from mto_tools.patchset.upgrade import accept, load_series, name_culprits, refuse_upstream_text
 from mto_tools.patchset.workshop import Workshop, complete, make_borrower
 from mto_tools.upstreams.upstream import Upstream
@@ -278,7 +278,7 @@ def _refuse_ignored(away: Git) -> None:
 
 
 def _save(git: Git, state: State) -> None:
-    write_atomically(git.git_dir() / _STATE, json.dumps(asdict(state), indent=1).encode())
+    write_file(git.git_dir() / _STATE, json.dumps(asdict(state), indent=1).encode())
 
 
 def _load(git: Git) -> State:

@@ -15,16 +15,16 @@ from mto_tools.patchset.build import build_series, check_built
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lint import SHORTEST, upstream_lines
 from mto_tools.patchset.lock import Lock, format_lock, lock_path, read_lock, verify
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.pending import replace
 from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source
-from mto_tools.patchset.trees import file_patches, read_blobs
+from mto_tools.patchset.transaction import clone_lock, replace_files
+from mto_tools.patchset.tree_diff import file_patches, read_blobs
 from mto_tools.patchset.workshop import Workshop, bring, resolve_target
 from mto_tools.upstreams.upstream import Upstream
 
@@ -224,14 +224,14 @@ def accept(
         replaced[lock_path(upstream.folder).name] = format_lock(lock)
     replaced.update(dict.fromkeys(old - files.keys()))
     try:
-        with locked(open_clone(upstream, repo), say) as clone:
+        with clone_lock(open_clone(upstream, repo), say) as clone:
             bring(clone, upstream, target, source)
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
     if source and upstream.url:
         shown = Source(source, "--source", "url").shown
         say(f"the pin came from {shown}; upstream.toml still names {upstream.url}: does it fit?")
-    replace(upstream.folder, replaced, "upgrade --accept")
+    replace_files(upstream.folder, replaced, "upgrade --accept")
     return lock
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.patchset.build import write_commit
 from mto_tools.patchset.checkout import ensure_clone, open_clone
 from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, locked
-from mto_tools.patchset.sources import Source, fetch_commit, find_source, three_ways
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.sources import Source, fetch_commit, find_source, source_hint
+from mto_tools.patchset.transaction import clone_lock
+from mto_tools.patchset.tree_diff import commit_tree
 from mto_tools.upstreams.upstream import Upstream
 
 SEEN = "refs/mto/source/"
@@ -153,16 +154,16 @@ def _fetch_all(clone: Git, source: Source, upstream: Upstream, say: Say) -> None
     say(f"{upstream.name}: fetching branches and tags from {source.shown}")
     refs = (f"+refs/heads/*:{SEEN}heads/*", f"+refs/tags/*:{SEEN}tags/*", f"+HEAD:{SEEN}HEAD")
     flags = ("--quiet", "--no-tags", "--prune", "--no-auto-maintenance", "--no-write-fetch-head")
-    with locked(clone, say) as git:
+    with clone_lock(clone, say) as git:
         deeper = ("--unshallow",) if (git.common_dir() / "shallow").exists() else ()
         for more in dict.fromkeys((deeper, ())):
             rc, _, err = git.try_run("fetch", *flags, *more, "--", source.value, *refs)
             if rc == 0:
                 return
     raise MissingError(
-        f"cannot fetch {upstream.name} from {source.shown} ({source.said_by}): "
+        f"cannot fetch {upstream.name} from {source.shown} ({source.origin}): "
         f"{' '.join(err.split()).replace(source.value, source.shown)}",
-        hint=three_ways(upstream),
+        hint=source_hint(upstream),
     )
 
 
@@ -196,6 +197,6 @@ def _from_own_history(git: Git, upstream: Upstream) -> bool:
     for commit in out.decode().split() if rc == 0 else ():
         tree = home.resolve(f"{commit}:{upstream.path}")
         message = f"{upstream.name}: embedded recipe"
-        if tree and write_commit(git, tree, [], message, DATE) == upstream.pin:
+        if tree and commit_tree(git, tree, [], message, DATE) == upstream.pin:
             return True
     return False
