@@ -1,0 +1,196 @@
+"""What a person changed in a checkout, and the refusal to overwrite it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mto_tools.errors import ConflictError, MissingError, RefusedError
+from mto_tools.patchset.file_state import classify_files
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.transaction import blocking_parent
+from mto_tools.patchset.tree_diff import Change, temporary_index
+
+
+def edited_files(git: Git) -> dict[str, str]:
+    """Return tracked files that differ from HEAD, each with git's two letters (index, file).
+
+    The user's configuration decides, so CRLF under autocrlf=true is no edit.
+    """
+    flags = ("--porcelain=v1", "-z", "--untracked-files=no", "--no-renames")
+    raw = git.run("status", *flags, convert=True).decode("utf-8", "surrogateescape")
+    return {entry[3:]: entry[:2] for entry in raw.split("\0") if entry}
+
+
+def untracked(git: Git) -> tuple[str, ...]:
+    """Return files git would track but does not."""
+    out = git.text("ls-files", "-z", "--others", "--exclude-standard", convert=True)
+    return tuple(out.split("\0")[:-1])
+
+
+def edited_tree(git: Git) -> str:
+    """Return the tree of all tracked files as they stand in the work tree.
+
+    Raises:
+        ConflictError: The index has unmerged files.
+        RefusedError: A file differs that git was told to overlook.
+    """
+    unmerged = git.text("diff", "--name-only", "--diff-filter=U")
+    if unmerged:
+        raise ConflictError(
+            f"{git.folder} has unmerged files: {', '.join(unmerged.splitlines())}",
+            hint="resolve them and git add them",
+        )
+    with copied_index(git) as away:
+        away.run("add", "-u", convert=True)
+        return away.text("write-tree", "--missing-ok")
+
+
+@contextmanager
+def copied_index(git: Git) -> Iterator[Git]:
+    """Give the same repository with a copy of its index, in which nothing is overlooked.
+
+    Raises:
+        MissingError: There is no index.
+        RefusedError: A file differs that git was told to overlook.
+    """
+    with temporary_index(git) as away:
+        index = git.git_dir() / "index"
+        if not index.exists():
+            raise MissingError(f"{git.folder} has no index: nothing is checked out there")
+        shutil.copy2(index, away.env["GIT_INDEX_FILE"])
+        _refuse_overlooked(away)
+        yield away
+
+
+def _refuse_overlooked(away: Git) -> None:
+    """Clear assume-unchanged and skip-worktree in the copy, and refuse the files that differ."""
+    listed = away.text("ls-files", "-z", "-v").split("\0")[:-1]
+    told = [(entry[0], entry[2:]) for entry in listed if entry[0] == "S" or entry[0].islower()]
+    # A file that a sparse checkout left out is no edit.
+    marked = {p for tag, p in told if tag not in "Ss" or os.path.lexists(away.folder / p)}
+    if not marked:
+        return
+    names = "\0".join(sorted(marked)).encode("utf-8", "surrogateescape")
+    for flag in ("--no-assume-unchanged", "--no-skip-worktree"):  # git takes one at a time
+        away.run("update-index", flag, "-z", "--stdin", input=names)
+    away.run("update-index", "-q", "--refresh", check=False, convert=True)
+    differ = away.text("diff-files", "--name-only", "-z", convert=True).split("\0")[:-1]
+    if hidden := sorted(marked.intersection(differ)):
+        raise RefusedError(
+            f"{away.folder} has edits that git was told to overlook: {', '.join(hidden)}",
+            hint=f"{_git(away)} update-index --no-assume-unchanged {shlex.join(hidden)}    # or "
+            "--no-skip-worktree: makes them part; git diff then shows them",
+        )
+
+
+def require_unmodified(git: Git, changes: Sequence[Change], verb: str) -> None:
+    """Refuse a switch that would overwrite something of the user's.
+
+    Contents are compared by OID as well: git overlooks edits of files marked assume-unchanged.
+
+    Args:
+        git: The clone, held.
+        changes: Files that the switch replaces.
+        verb: The command without `mto`, for messages.
+
+    Raises:
+        RefusedError: Names every such file, with the commands that keep the edits.
+    """
+    paths = [change.path for change in changes]
+    _refuse_links(git, paths, verb)
+    _refuse_skipped(git, paths, verb)
+    modified = modified_files(git, changes)
+    if not modified:
+        return
+    names = ", ".join(f"{path} ({why})" for path, why in sorted(modified.items()))
+    raise RefusedError(
+        f"mto {verb} would overwrite what you have in {git.folder}: {names}",
+        hint=_stash_command(git, sorted(modified)) + f"    # then: mto {verb}",
+    )
+
+
+def modified_files(git: Git, changes: Sequence[Change]) -> dict[str, str]:
+    """Return the files a switch would have to overwrite, each with the reason."""
+    edited = edited_files(git)
+    gone = {change.path for change in changes if change.after is None}
+    state = classify_files(git, {change.path: [change.before] for change in changes})
+    modified: dict[str, str] = {}
+    for change in changes:
+        path, letters = change.path, edited.get(change.path, "  ")
+        if change.before is None:
+            if letters != "  ":
+                modified[path] = "staged by you, and the switch adds it"
+            elif state[path] < 0 and not _is_emptied(git, path, gone):
+                modified[path] = "untracked, and the switch adds it"
+        elif letters[0] != " ":
+            modified[path] = "staged"
+        elif letters[1] != " " or state[path] < 0:
+            modified[path] = "edited" if os.path.lexists(git.folder / path) else "deleted"
+    return modified
+
+
+def _is_emptied(git: Git, path: str, gone: set[str]) -> bool:
+    """Whether a folder holds only files that the switch removes."""
+    folder = git.folder / path
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    files = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    return all(str(file.relative_to(git.folder)) in gone for file in files)
+
+
+def _refuse_links(git: Git, paths: Sequence[str], verb: str) -> None:
+    for path in sorted(paths):
+        link = blocking_parent(git.folder, path)
+        if link and str(link.relative_to(git.folder)) not in paths:
+            what = "a link" if link.is_symlink() else "no folder"
+            raise RefusedError(
+                f"mto {verb} would write {path} through {link}, which is {what}, and not the "
+                "clone's",
+                hint=f"mv {shlex.quote(str(link))} to another place, then run the command again",
+            )
+
+
+def _refuse_skipped(git: Git, paths: Sequence[str], verb: str) -> None:
+    tags = git.text("ls-files", "-t", "-z").split("\0")
+    skipped = sorted({tag[2:] for tag in tags if tag.startswith("S ")} & set(paths))
+    if skipped:
+        sparse = git.text("config", "--type=bool", "core.sparseCheckout", check=False) == "true"
+        rest = f"update-index --no-skip-worktree -- {shlex.join(skipped)}"
+        raise RefusedError(
+            f"mto {verb} needs files of {git.folder} that git is told to pass over "
+            f"(skip-worktree, as in a sparse checkout): {', '.join(skipped)}",
+            hint=f"{_git(git)} {'sparse-checkout disable' if sparse else rest}",
+        )
+
+
+def _stash_command(git: Git, paths: Sequence[str]) -> str:
+    """Return the commands that put the user's edits of `paths` on git's stash."""
+    listed = git.text("ls-files", "-z", "-v", "--", *paths).split("\0")[:-1]
+    tracked = {entry[2:] for entry in listed}
+    hidden = sorted(entry[2:] for entry in listed if entry[0].islower())
+    odd = [path for path in paths if not _can_stash(git, path, path in tracked)]
+    files = [path for path in paths if path not in odd]
+    commands = []
+    if hidden:
+        commands.append(f"{_git(git)} update-index --no-assume-unchanged -- {shlex.join(hidden)}")
+    if files:
+        ignored = "" if tracked.issuperset(files) else "--all "
+        commands.append(f"{_git(git)} stash push {ignored}-- {shlex.join(files)}")
+    commands += [shlex.join(["mv", f"{git.folder / p}", f"{git.folder / p}.mine"]) for p in odd]
+    return " && ".join(commands)
+
+
+def _can_stash(git: Git, path: str, tracked: bool) -> bool:
+    """Whether git stashes what stands there: no pipe, and no folder in place of a tracked file."""
+    file = git.folder / path
+    if not os.path.lexists(file) or file.is_symlink() or file.is_file():
+        return True
+    return file.is_dir() and not tracked and any(file.iterdir())
+
+
+def _git(git: Git) -> str:
+    return f"git -C {shlex.quote(str(git.folder))}"

@@ -1,0 +1,301 @@
+"""Trees compared and made by git, without the user's index or work tree.
+
+Where the lines of an insertion go is git's choice among equals, so that exports read like git's own
+diffs; whether a change only inserts is decided here, because git's diff sometimes shows a deletion
+where none is needed.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mto_tools.errors import CorruptError, RefusedError
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.series import (
+    MODES,
+    ZERO,
+    FilePatch,
+    Hunk,
+    Problem,
+    insert,
+    path_problem,
+    split_lines,
+)
+
+_DIFF = (
+    *("diff-tree", "-r", "-p", "-U0", "--full-index", "--minimal", "--no-renames", "--no-color"),
+    *("--no-ext-diff", "--no-textconv", "--text", "--indent-heuristic", "--inter-hunk-context=0"),
+    "--diff-filter=M",
+)
+_RANGE = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+
+
+class NotAdditiveError(RefusedError):
+    """A change takes something of upstream away; `problems` names every place."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        """Name all of `problems`, of which there is at least one."""
+        super().__init__(
+            "a patch may only insert lines, but\n" + "\n".join(f"  {p}" for p in problems),
+            hint="leave the upstream line as it is and insert one that replaces its effect: rebind "
+            "the name on the next line, set args.x = ... behind it, or define an override; see "
+            "docs/patches.md, 'How to write an additive patch'",
+        )
+        self.problems = list(problems)
+
+
+class Version(NamedTuple):
+    """One version of a file: blob OID and mode, such as "100644", "100755" or "120000"."""
+
+    oid: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs between two trees; modes and OIDs are zeros where it is absent."""
+
+    status: str
+    path: str
+    old_mode: str
+    new_mode: str
+    old: str
+    new: str
+
+    @property
+    def before(self) -> Version | None:
+        """The version in the first tree; None where the path is absent."""
+        return None if self.old == ZERO else Version(self.old, self.old_mode)
+
+    @property
+    def after(self) -> Version | None:
+        """The version in the second tree; None where the path is absent."""
+        return None if self.new == ZERO else Version(self.new, self.new_mode)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Lines `old` to `old + removed` replaced by lines `new` to `new + added`, counted from 0."""
+
+    old: int
+    removed: int
+    new: int
+    added: int
+
+
+def changes(git: Git, old: str, new: str) -> list[Change]:
+    """Return the paths in which two trees differ, in git's order."""
+    raw = git.run("diff-tree", "-r", "--raw", "-z", "--no-abbrev", "--no-renames", old, new)
+    fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    found = []
+    for head, path in zip(fields[::2], fields[1::2], strict=True):
+        old_mode, new_mode, old_oid, new_oid, status = head.removeprefix(":").split(" ")
+        found.append(Change(status, path, old_mode, new_mode, old_oid, new_oid))
+    return found
+
+
+def ranges(git: Git, old: str, new: str) -> dict[str, list[Range]]:
+    """Return git's minimal line diff of every file that both trees have and that differs."""
+    modified = [c.path for c in changes(git, old, new) if c.status == "M"]
+    if not modified:
+        return {}
+    text = git.run(*_DIFF, old, new)
+    found: dict[str, list[Range]] = {}
+    lines, at = text.split(b"\n"), 0
+    paths = iter(modified)
+    here: list[Range] = []
+    while at < len(lines):
+        match = _RANGE.match(lines[at])
+        at += 1
+        if match:
+            a, b, c, d = (1 if g is None else int(g) for g in match.groups())
+            # With nothing on a side git names the line before, otherwise the first one.
+            here.append(Range(a - (b > 0), b, c - (d > 0), d))
+            # Content could look like a header: skip exactly what was announced.
+            left = b + d
+            while left:
+                left -= not lines[at].startswith(b"\\")
+                at += 1
+        elif lines[at - 1].startswith(b"diff --git "):
+            here = found.setdefault(next(paths), [])
+    return found
+
+
+def read_blobs(git: Git, oids: Iterable[str]) -> dict[str, bytes]:
+    """Read blobs by OID; the zero OID is the empty text.
+
+    Raises:
+        CorruptError: The repository lacks one of them.
+    """
+    wanted = sorted(set(oids) - {ZERO})
+    blobs = {ZERO: b""}
+    if not wanted:
+        return blobs
+    out, at = git.run("cat-file", "--batch", input="\n".join(wanted).encode() + b"\n"), 0
+    for oid in wanted:
+        end = out.index(b"\n", at)
+        head = out[at:end].split(b" ")
+        if len(head) != 3 or head[1] != b"blob":
+            raise CorruptError(f"blob {oid} is missing in {git.folder}", hint="fetch it again")
+        at = end + 1 + int(head[2])
+        blobs[oid] = out[end + 1 : at]
+        at += 1
+    return blobs
+
+
+@contextmanager
+def temporary_index(git: Git) -> Iterator[Git]:
+    """Give the same repository with an empty index of its own, outside the repository."""
+    with tempfile.TemporaryDirectory(prefix="mto-index-") as folder:
+        yield git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
+
+
+def write_tree(git: Git, base: str, entries: Mapping[str, tuple[str, str] | None]) -> str:
+    """Write `base` with some paths replaced by (mode, blob OID), or removed by None.
+
+    Args:
+        git: The repository.
+        base: A tree or commit; "" for an empty tree.
+        entries: Path to (mode, blob OID).
+    """
+    with temporary_index(git) as index:
+        if base:
+            index.run("read-tree", base)
+        lines = [
+            f"{entry[0]} {entry[1]}\t{path}\0" if entry else f"0 {ZERO}\t{path}\0"
+            for path, entry in entries.items()
+        ]
+        text = "".join(lines).encode("utf-8", "surrogateescape")
+        index.run("update-index", "-z", "--index-info", input=text)
+        return index.text("write-tree", "--missing-ok")
+
+
+def commit_tree(git: Git, tree: str, parents: Sequence[str], message: str, seconds: int) -> str:
+    """Write a commit with our fixed identity at `seconds` since 1970, UTC; return its OID."""
+    who = {
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in (
+            *(("NAME", "mto"), ("EMAIL", "mto@invalid")),
+            ("DATE", f"@{seconds} +0000"),
+        )
+    }
+    args = [arg for parent in parents for arg in ("-p", parent)]
+    return git.text("commit-tree", tree, *args, input=f"{message}\n".encode(), env=who)
+
+
+def write_blob(git: Git, data: bytes) -> str:
+    """Store `data` as it is and return its OID."""
+    return git.text("hash-object", "-w", "--stdin", "--no-filters", input=data)
+
+
+def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
+    """Return what `tree` inserts into `base`, file by file.
+
+    Raises:
+        NotAdditiveError: Something of `base` is changed or missing in `tree`.
+    """
+    found = changes(git, base, tree)
+    blobs = read_blobs(git, [oid for c in found for oid in (c.old, c.new) if _is_file(c)])
+    by_git = ranges(git, base, tree)
+    files, problems = [], []
+    for change in found:
+        reason = _refusal(change) or _text_refusal(blobs[change.new])
+        if reason:
+            problems.append(Problem(change.path, 1, reason))
+            continue
+        old, new = blobs[change.old], blobs[change.new]
+        hunks = additive_hunks(old, new, by_git.get(change.path))
+        if hunks is None:
+            problems += _explain(change.path, old, by_git.get(change.path, [Range(0, 0, 0, 1)]))
+        else:
+            files.append(FilePatch(change.path, change.old, change.new, change.new_mode, hunks))
+    if problems:
+        raise NotAdditiveError(problems)
+    return tuple(files)
+
+
+def additive_hunks(old: bytes, new: bytes, by_git: list[Range] | None) -> tuple[Hunk, ...] | None:
+    """Return the insertions that make `new` of `old`, or None where insertions do not suffice."""
+    lines = split_lines(new)
+    if by_git is None:  # a new file
+        by_git = [Range(0, 0, 0, len(lines))] if lines else []
+    if any(r.removed for r in by_git):
+        by_git = subsequence(split_lines(old), lines) or []
+    hunks = []
+    for r in by_git:
+        inserted = lines[r.new : r.new + r.added]
+        if not inserted[-1].endswith(b"\n"):
+            return None
+        hunks.append(Hunk(r.old, tuple(line[:-1] for line in inserted)))
+    try:
+        return tuple(hunks) if insert(old, hunks) == new else None
+    except ValueError:
+        return None
+
+
+def subsequence(old: Sequence[bytes], new: Sequence[bytes]) -> list[Range] | None:
+    """Return insertions that make `new` of `old`, each old line at its first place; or None."""
+    found: list[Range] = []
+    at = 0
+    for number, line in enumerate(old):
+        start = at
+        while at < len(new) and new[at] != line:
+            at += 1
+        if at == len(new):
+            return None
+        if at > start:
+            found.append(Range(number, 0, start, at - start))
+        at += 1
+    if at < len(new):
+        found.append(Range(len(old), 0, at, len(new) - at))
+    return found
+
+
+def _is_file(change: Change) -> bool:
+    return all(mode in MODES or mode == "000000" for mode in (change.old_mode, change.new_mode))
+
+
+def _refusal(change: Change) -> str:
+    if reason := path_problem(change.path):
+        return reason
+    if change.new == ZERO:
+        return "upstream file deleted"
+    if not _is_file(change):
+        return f"mode {change.new_mode}: only ordinary files can be patched"
+    if change.old != ZERO and change.old_mode != change.new_mode:
+        return f"mode changed from {change.old_mode} to {change.new_mode}"
+    return ""
+
+
+def _text_refusal(data: bytes) -> str:
+    return "binary content" if b"\0" in data else ""
+
+
+def _explain(path: str, old: bytes, by_git: Iterable[Range]) -> list[Problem]:
+    problems = []
+    lines = split_lines(old)
+    for r in by_git:
+        if r.old + r.removed == len(lines) and old and not old.endswith(b"\n"):
+            reason = (
+                "upstream's last line has no line feed, so inserting behind it would change it: "
+                "insert before it"
+            )
+        elif r.removed:
+            last = r.old + r.removed
+            which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
+            reason = f"upstream {which} {'changed' if r.added else 'deleted'}"
+        elif not r.added:
+            continue
+        else:
+            reason = "the inserted text does not end with a line feed"
+            if r.old != len(lines):
+                continue
+        problems.append(Problem(path, r.old + 1, reason))
+    return problems or [Problem(path, 1, "upstream lines changed")]
