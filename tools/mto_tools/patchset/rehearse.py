@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from mto_tools.errors import RefusedError
 from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lint import SHORTEST, upstream_lines
+from mto_tools.patchset.lint import SHORTEST, licence_files, upstream_lines
 from mto_tools.patchset.lock import load_series
 from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.parser import read_series
@@ -20,8 +19,6 @@ from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import ZERO, Patch
 from mto_tools.patchset.trees import file_patches, read_blobs
-
-_LICENCE = re.compile(r"(licen[cs]e|copying|notice)\b.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -151,16 +148,6 @@ def licence_changes(git: Git, pin: str, target: str) -> list[LicenceChange]:
         a, b = (blobs[oid].decode("utf-8", "replace").splitlines() for oid in (old, new))
         what = "added" if old == ZERO else "removed" if new == ZERO else "changed"
         found.append(LicenceChange(path, what, list(difflib.unified_diff(a, b, lineterm=""))[2:]))
-    return found
-
-
-def licence_files(git: Git, commit: str) -> dict[str, str]:
-    """Return path to blob OID of the licence files in the top folder of a commit."""
-    found = {}
-    for entry in git.text("ls-tree", "-z", commit).split("\0")[:-1]:
-        meta, path = entry.split("\t", 1)
-        if meta.split(" ")[1] == "blob" and _LICENCE.fullmatch(path):
-            found[path] = meta.split(" ")[2]
     return found
 
 
