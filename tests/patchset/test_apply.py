@@ -66,13 +66,13 @@ def test_message_of_a_patch_becomes_that_of_its_commit(house: House) -> None:
 
 def test_apply_and_revert_are_idempotent(house: House) -> None:
     base = raw_git(house.origin, "rev-parse", "HEAD^{tree}")
-    assert apply(house.toy, quiet).done
+    assert apply(house.toy, quiet).changed
     before = (house.clone / "main.py").stat().st_mtime_ns
-    assert not apply(house.toy, quiet).done
+    assert not apply(house.toy, quiet).changed
     assert (house.clone / "main.py").stat().st_mtime_ns == before
-    assert revert(house.toy, quiet).done
+    assert revert(house.toy, quiet).changed
     assert house.head_tree() == base
-    assert not revert(house.toy, quiet).done
+    assert not revert(house.toy, quiet).changed
     assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
     assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
     assert not (house.clone / "ds.json").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
-from mto_tools.patchset.pending import open_upstream
+from mto_tools.patchset.lock import open_upstream
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.status import EDITED, status
 
 
@@ -37,8 +38,8 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
             raise RefusedError(
                 f"{found.repo} was edited since the series was applied{edited[:300]}; "
                 "the report would not say what was run",
-                hint=f"mto apply {name} --keep    (keeps the edits on a branch), "
-                "or compare with --allow-edited",
+                hint=f"git -C {shlex.quote(found.repo)} stash    # sets the edits aside; or "
+                "compare with --allow-edited",
             )
         commit = found.head
     else:
@@ -52,7 +53,10 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
 
 def _head(home: Path) -> str:
     git = Git(home)
-    if not git.is_toplevel():
-        return "unknown: not a git clone"
+    try:
+        if not git.is_toplevel():
+            return "unknown: not a git clone"
+    except MtoError as error:  # such as a clone that another user owns
+        return f"unknown: {error.message}"
     edits = git.text("status", "--porcelain", "--untracked-files=no", convert=True)
     return git.resolve("HEAD") + (" with local edits" if edits else "")

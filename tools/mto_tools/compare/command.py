@@ -41,7 +41,7 @@ from mto_tools.compare.versions import versions
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.launch import digits
-from mto_tools.patchset.journal import Say
+from mto_tools.patchset.locks import Say
 
 
 def compare(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,21 +23,8 @@ Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON objec
 def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     for command in (export, lint, upgrade):
-        app.command(rich_help_panel="Write patches")(_guarded(command))
-    app.command()(_guarded(doctor))
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the operating system refuses into our errors."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        from mto_tools.patchset.cli import plain_errors
-
-        with plain_errors():
-            command(*args, **options)
-
-    return run
+        app.command(rich_help_panel="Write patches")(command)
+    app.command()(doctor)
 
 
 def say(line: str) -> None:
@@ -68,7 +53,7 @@ def export(
     to a patch stays in it. Prints the names of the files written.
     """
     from mto_tools.patchset import export as exporting
-    from mto_tools.patchset.pending import open_upstream
+    from mto_tools.patchset.lock import open_upstream
 
     upstream = open_upstream(find_home(), name, say)
     if from_patches:
@@ -162,8 +147,9 @@ def upgrade(
 
     from mto_tools.patchset import rehearse, report
     from mto_tools.patchset import upgrade as upgrading
-    from mto_tools.patchset.pending import exclusive, open_upstream
+    from mto_tools.patchset.lock import open_upstream
     from mto_tools.patchset.scratch_repo import open_scratch
+    from mto_tools.patchset.transaction import series_lock
     from mto_tools.upstreams.upstream import load_upstream
 
     if sum((bool(to), go_on, abort)) != 1 or (accept and not to):
@@ -174,7 +160,7 @@ def upgrade(
         folder = upgrading.abort(upstream)
         say(f"removed {folder}; pin, patches and lock are as they were")
         return
-    with exclusive(upstream.folder, say) if accept or go_on else nullcontext():
+    with series_lock(upstream.folder, say) if accept or go_on else nullcontext():
         upstream = load_upstream(home, name)
         if go_on:
             lock = upgrading.proceed(upstream, say, repo)

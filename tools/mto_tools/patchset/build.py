@@ -7,46 +7,15 @@ whose author, date and message are fixed: the same series gives the same OIDs in
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import Lock, LockedPatch, Series, Touched, lock_path, sha256
 from mto_tools.patchset.series import MODES
-from mto_tools.patchset.trees import changes
+from mto_tools.patchset.tree_diff import changes, commit_tree, temporary_index
 from mto_tools.upstreams.upstream import layer_of
-
-_IDENTITY = {
-    "GIT_AUTHOR_NAME": "mto",
-    "GIT_AUTHOR_EMAIL": "mto@invalid",
-    "GIT_COMMITTER_NAME": "mto",
-    "GIT_COMMITTER_EMAIL": "mto@invalid",
-}
-
-
-@contextmanager
-def temporary_index(git: Git) -> Iterator[Git]:
-    """Give the same repository with an empty index of its own, removed afterwards."""
-    private = git.git_dir() / "mto"
-    private.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="index-", dir=private))
-    try:
-        yield git.with_env(GIT_INDEX_FILE=str(folder / "index"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_commit(git: Git, tree: str, parents: Sequence[str], message: str, seconds: int) -> str:
-    """Write a commit with our fixed identity at `seconds` since 1970, UTC; return its OID."""
-    date = {"GIT_AUTHOR_DATE": f"@{seconds} +0000", "GIT_COMMITTER_DATE": f"@{seconds} +0000"}
-    args = [arg for parent in parents for arg in ("-p", parent)]
-    return git.text(
-        "commit-tree", tree, *args, input=f"{message}\n".encode(), env={**_IDENTITY, **date}
-    )
 
 
 def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
@@ -61,10 +30,7 @@ def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
     Raises:
         CorruptError: git cannot read the patch, or it does not fit the tree.
     """
-    # Not `temporary_index`: `mto lint` comes here without the clone's lock, and whoever takes that
-    # lock removes every index of ours.
-    with tempfile.TemporaryDirectory(prefix="mto-index-") as folder:
-        index = git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
+    with temporary_index(git) as index:
         index.run("read-tree", tree)
         # --unidiff-zero: without it git moves zero-context additions to the end of the file.
         rc, _, err = index.try_run(
@@ -120,7 +86,7 @@ def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> L
         touched = touched_files(git, tree, after, name)
         if not touched:
             raise CorruptError(f"{name} changes nothing")
-        commit = write_commit(git, after, [commit], _message(name, data), date + number)
+        commit = commit_tree(git, after, [commit], _message(name, data), date + number)
         built.append(LockedPatch(name, sha256(data), layer_of(name), after, commit, touched))
         tree = after
     return Lock(base, base_tree, tuple(built))

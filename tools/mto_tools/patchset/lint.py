@@ -14,8 +14,9 @@ from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import Series, load_series
 from mto_tools.patchset.parser import parse
-from mto_tools.patchset.scratch_repo import init_with_alternates, objects_of
+from mto_tools.patchset.scratch_repo import objects_of
 from mto_tools.patchset.series import Patch, PatchFormatError, Problem
+from mto_tools.patchset.sources import init_with_alternates
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 SHORTEST = 20
@@ -86,7 +87,7 @@ def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
     elif not git.resolve(f"{upstream.pin}^{{commit}}"):
         missing = f"{git.folder} lacks {upstream.pin}"
     else:
-        _facts(linted, upstream, git)
+        _licence(linted, upstream, git)
         _upstream_text(linted, upstream, patches, git)
         _rebuild(linted, upstream, series, git)
         return linted
@@ -126,11 +127,8 @@ def _against_lock(linted: Linted, upstream: Upstream, patches: Sequence[Patch]) 
     return series
 
 
-def _facts(linted: Linted, upstream: Upstream, git: Git) -> None:
-    """Compare date and licence in `upstream.toml` with the pinned commit."""
-    day = git.text("log", "-1", "--format=%cs", upstream.pin)
-    if upstream.pin_date not in ("", day) and upstream.source == "git":
-        linted.problem("upstream.toml", 1, f"pin_date is {upstream.pin_date}, the pin is of {day}")
+def _licence(linted: Linted, upstream: Upstream, git: Git) -> None:
+    """Compare the licence in `upstream.toml` with the files of the pinned commit."""
     if not upstream.licence and (files := licence_files(git, upstream.pin)):
         reason = f"names no licence, but the pin has {', '.join(files)}: licence.spdx is missing"
         linted.problem("upstream.toml", 1, reason)

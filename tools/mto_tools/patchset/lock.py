@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +15,9 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.transaction import recover
+from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of, load_upstream
 
 FORMAT = 1
 Oid = Annotated[str, Field(pattern=f"^{OID}$")]
@@ -269,19 +269,8 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
     return contents
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Replace `file` in one step: a reader, or a crash, meets the old bytes or the new ones."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def open_upstream(home: Path, name: str, say: Say) -> Upstream:
+    """Finish or undo what a killed export or upgrade left in `patches/NAME`, then read it."""
+    upstream = load_upstream(home, name)  # refuses a name that is a path
+    recover(upstream.folder, say)
+    return load_upstream(home, name)

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.build import write_commit
 from mto_tools.patchset.git import OLDEST, Git
 from mto_tools.patchset.series import FilePatch, insert
-from mto_tools.patchset.trees import read_blobs
+from mto_tools.patchset.tree_diff import commit_tree, read_blobs
 
 NEEDED = (2, 38)
 # Pinned, so that a user's settings cannot turn a conflict into a guess.
@@ -70,8 +69,8 @@ def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
     """Carry the change from tree `base` to tree `ours` over to tree `upstream`."""
     if base == ours:
         return Merged(upstream, (), ())
-    root = write_commit(git, base, [], "base", 1)
-    sides = [write_commit(git, tree, [root], "side", 1) for tree in (upstream, ours)]
+    root = commit_tree(git, base, [], "base", 1)
+    sides = [commit_tree(git, tree, [root], "side", 1) for tree in (upstream, ours)]
     settings = [part for key, value in SETTINGS.items() for part in ("-c", f"{key}={value}")]
     rc, out, err = git.try_run(*settings, "merge-tree", "--write-tree", "-z", "--messages", *sides)
     if rc not in (0, 1):

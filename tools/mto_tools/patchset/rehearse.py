@@ -18,7 +18,7 @@ from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import ZERO, Patch
-from mto_tools.patchset.trees import file_patches, read_blobs
+from mto_tools.patchset.tree_diff import file_patches, read_blobs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mto_tools.patchset.merge import (
     merge_trees,
 )
 from mto_tools.patchset.series import ZERO, FilePatch, Hunk, Patch, split_lines
-from mto_tools.patchset.trees import NotAdditiveError, file_patches, read_blobs, write_tree
+from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches, read_blobs, write_tree
 
 VERDICTS = ("clean", "moved", "absorbed", "renamed", "conflict", "gone")
 NEAR = 3

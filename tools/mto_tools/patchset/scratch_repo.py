@@ -9,49 +9,26 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.patchset.build import write_commit
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
-from mto_tools.patchset.sources import Source, find_source, three_ways
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.sources import Source, find_source, init_with_alternates, source_hint
+from mto_tools.patchset.tree_diff import commit_tree
 from mto_tools.upstreams.upstream import OID, Upstream
 
 _QUIET = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
 
 
-def init_with_alternates(folder: Path, objects: Sequence[Path]) -> Git:
-    """Make an empty repository in `folder` that sees the object folders `objects`."""
-    git = Git(folder)
-    git.run("init", "--quiet", "--template=", ".")
-    info = git.git_dir() / "objects" / "info"
-    info.mkdir(exist_ok=True)
-    (info / "alternates").write_text("".join(f"{path}\n" for path in dict.fromkeys(objects)))
-    shallow = [path.parent / "shallow" for path in objects]
-    known = {line for file in shallow if file.exists() for line in file.read_text().split()}
-    # A commit is cut off only where nobody has its parents.
-    cut = [oid for oid in sorted(known) if not _has_parents(git, oid)]
-    if cut:
-        (git.git_dir() / "shallow").write_text("".join(f"{oid}\n" for oid in cut))
-    return git
-
-
 def objects_of(git: Git) -> Path:
     """Return the folder of a repository's objects, for `init_with_alternates`."""
     return Path(git.text("rev-parse", "--path-format=absolute", "--git-path", "objects"))
-
-
-def _has_parents(git: Git, commit: str) -> bool:
-    header = git.text("cat-file", "commit", commit, check=False).partition("\n\n")[0]
-    parents = [line[7:] for line in header.splitlines() if line.startswith("parent ")]
-    asked = "\n".join(parents).encode()
-    return bool(header) and b"missing" not in git.run("cat-file", "--batch-check", input=asked)
 
 
 @dataclass(frozen=True)
@@ -174,9 +151,9 @@ def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
             break
     else:
         raise MissingError(
-            f"cannot fetch {upstream.name} from {source.shown} ({source.said_by}): "
+            f"cannot fetch {upstream.name} from {source.shown} ({source.origin}): "
             f"{' '.join(err.split()).replace(source.value, source.shown)}",
-            hint=three_ways(upstream),
+            hint=source_hint(upstream),
         )
     git.try_run(*fetch, "+HEAD:refs/source/HEAD")
     head = git.resolve("refs/source/HEAD^{commit}")
@@ -197,7 +174,7 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
         for tree in _recorded_trees(upstream):
             if git.resolve(f"{upstream.pin}^{{commit}}"):
                 break
-            write_commit(git, tree, [], f"{upstream.name}: embedded recipe", DATE)
+            commit_tree(git, tree, [], f"{upstream.name}: embedded recipe", DATE)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
         embedded = upstream.source == "embedded"
         raise MissingError(

@@ -140,12 +140,12 @@ def replace_files(
         decided = {
             name: (fingerprint(folder / name), fingerprint(new / "files" / name)) for name in files
         }
-        finish(place, folder, what, decided, move, git)
+        commit_staged(place, folder, what, decided, move, git)
 
 
 @contextmanager
 def staging(place: Path) -> Iterator[Path]:
-    """Give the folder whose `files/` is filled before `finish`; removed if that is not reached."""
+    """Give a folder whose `files/` is to be filled before `commit_staged`, else it is removed."""
     new = place.with_name(f"{place.name}.new")
     try:
         (new / "files").mkdir(parents=True)
@@ -156,7 +156,7 @@ def staging(place: Path) -> Iterator[Path]:
         raise
 
 
-def finish(
+def commit_staged(
     place: Path,
     root: Path,
     what: str,

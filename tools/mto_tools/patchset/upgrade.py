@@ -20,14 +20,13 @@ import tomlkit
 from mto_tools.errors import ConflictError, MissingError, MtoError, RefusedError
 from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.checkout import leave_out, open_clone
-from mto_tools.patchset.edited import copied_index
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, locked
+from mto_tools.patchset.local_edits import copied_index
 from mto_tools.patchset.lock import Lock, format_lock, load_series, lock_path, sha256
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.merge import SETTINGS
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.pending import replace
 from mto_tools.patchset.rehearse import (
     Rehearsal,
     find_removing_commit,
@@ -37,8 +36,8 @@ from mto_tools.patchset.rehearse import (
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source, fetch_commit, missing_files
-from mto_tools.patchset.trees import NotAdditiveError, file_patches
-from mto_tools.patchset.worktree import free_name
+from mto_tools.patchset.transaction import clone_lock, free_name, replace_files
+from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches
 from mto_tools.upstreams.upstream import Upstream
 
 _CONFIG = {
@@ -108,7 +107,7 @@ def _start_rebase(scratch: Scratch, rehearsal: Rehearsal) -> NoReturn:
     memory = folder.parent / ".rerere" / upstream.name
     memory.mkdir(parents=True, exist_ok=True)
     (git.git_dir() / "rr-cache").symlink_to(memory)
-    given = scratch.source.shown if scratch.source and scratch.source.said_by == "--source" else ""
+    given = scratch.source.shown if scratch.source and scratch.source.origin == "--source" else ""
     state = {"mto.target": target, "mto.lock": _lock_digest(upstream), "mto.source": given}
     for key, value in {**_CONFIG, **state}.items():
         git.run("config", key, value)
@@ -141,7 +140,7 @@ def proceed(upstream: Upstream, say: Say, repo: Path | None = None) -> Lock:
         RefusedError: The answer copies upstream's lines, or the series has changed meanwhile.
         MissingError: No upgrade is under way.
     """
-    with locked(_open(upstream), say) as git:
+    with clone_lock(_open(upstream), say) as git:
         while _stopped(git):
             _take(git, upstream)
             before = git.resolve("REBASE_HEAD")
@@ -207,15 +206,15 @@ def accept(
         replaced[lock_path(upstream.folder).name] = format_lock(lock)
     replaced.update(dict.fromkeys(old - files.keys()))
     try:
-        with locked(open_clone(upstream, repo), say) as clone:
+        with clone_lock(open_clone(upstream, repo), say) as clone:
             if not clone.resolve(f"{target}^{{commit}}"):
                 here = Source(str(git.folder), "the upgrade", "repository")
                 fetch_commit(clone, here, target, upstream)
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
-    if source and source.said_by == "--source":
+    if source and source.origin == "--source":
         say(f"the pin came from {source.shown}; upstream.toml names {upstream.url}: does it fit?")
-    replace(upstream.folder, replaced, "upgrade --accept")
+    replace_files(upstream.folder, replaced, "upgrade --accept")
     return lock
 
 
