@@ -43,7 +43,7 @@ class Upstream(Table):
         url: Default source; "" for an embedded upstream.
         path: Folder of an embedded recipe, relative to `home`.
         pin: Full OID of the base commit.
-        pin_date: Day of that commit, YYYY-MM-DD; `mto lint` compares it with the commit.
+        pin_date: Day of that commit, YYYY-MM-DD, for a person; an upgrade rewrites it.
         licence: Licence of the upstream's code.
         entry: Scripts a user starts, relative to the clone.
     """
