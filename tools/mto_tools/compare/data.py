@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mto_tools.compare.checkout import Say
 from mto_tools.compare.run import environment
 from mto_tools.errors import MissingError
 from mto_tools.launch.digits import lay_out
+from mto_tools.patchset.locks import Say
 from mto_tools.upstreams.recipe import Data
 from mto_tools.upstreams.templates import fill
 
