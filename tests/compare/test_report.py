@@ -179,7 +179,7 @@ def test_report_draws_the_same_page_again(
     ],
 )
 def test_reach_tile(report: Report, shares: list[float | None], value: str, label: str) -> None:
-    report.verdict.reach[0].shares = shares
+    report.verdict.results[0].shares = shares
     assert f"<b>{value}</b><span>{label}" in render(report, [])
 
 
@@ -188,7 +188,7 @@ def test_page_says_what_decides_and_how_surely(report: Report) -> None:
     report.verdict = judge(by_seed(report.records), [], moving_target=True)
     report.plan.scores = ()
     page = render(report, draw(report))
-    assert "Nothing decides: L_ss could, but its target comes" in page
+    assert "Nothing decides: L_ss could, but its target comes" in " ".join(page.split())
     assert 'class="decides"' not in page
     caption = re.findall(r"<figcaption>(The recipe.*?)</figcaption>", page)[0]
     assert "its target comes, in whole or in part, from a moving copy" in caption

@@ -120,8 +120,9 @@ def test_faster_and_slower_are_said_where_only_the_way_differs() -> None:
 def test_mto_that_does_nothing_is_rarely_said_to_help_or_harm(seeds: int) -> None:
     """Two decisions, the worst case being that they are independent: together wrong in 5 %."""
     draws = np.random.default_rng(seeds).normal(size=(3000, 2, seeds)).tolist()
-    none = [0.0] * seeds
-    found = [find(paired("", "", none, end), paired("", "", none, mean)) for end, mean in draws]
+    found = [
+        find(*(paired([(0.0, d) for d in draw]) for draw in both), SCORES[0]) for both in draws
+    ]
     said = {Finding.HELPED, Finding.HARMED, Finding.FASTER, Finding.SLOWER}
     wrong = sum(finding in said for finding in found) / len(found)
     assert 0.035 < wrong < 0.06
@@ -129,7 +130,7 @@ def test_mto_that_does_nothing_is_rarely_said_to_help_or_harm(seeds: int) -> Non
 
 def test_an_interval_that_is_shown_but_proves_nothing_is_explained() -> None:
     gains = (0.05, 0.06, 0.03)
-    quantity = verdict_of(*gains).quantities[0]
+    quantity = verdict_of(*gains).results[0].end
     narrow, wide = (stats.ttest_1samp(gains, 0).confidence_interval(c) for c in (0.95, 0.975))
     assert quantity.interval_95 == pytest.approx(narrow)
     assert quantity.interval_975 == pytest.approx(wide)
@@ -171,9 +172,9 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
     flat = [0.5] * 9
     pairs = [(record("baseline", 0, flat), record("mto", 0, flat))]
     verdict = judge(pairs, SCORES)
-    assert verdict.reach[0].shares == [None]
+    assert verdict.results[0].shares == [None]
     assert "final score" not in summary.sentence(verdict)
-    assert [rauc.values for rauc in verdict.rauc] == [[None]] * 4
+    assert [r.values for result in verdict.results for r in result.rauc] == [[None]] * 4
 
 
 def test_equal_differences_are_no_proof() -> None:
@@ -186,7 +187,7 @@ def test_equal_differences_are_no_proof() -> None:
 def test_loss_counts_as_better_when_lower() -> None:
     base, mto = [1 - v for v in RISING], [0.9 - v for v in RISING]
     pairs = [(record("baseline", 0, RISING, base), record("mto", 0, RISING, mto))]
-    loss = judge(pairs, SCORES).loss_at_the_end()
+    loss = judge(pairs, SCORES).results[-1].end
     assert (loss.better, loss.worse) == (1, 0)
     assert loss.mean == pytest.approx(-0.1)
 
@@ -226,7 +227,7 @@ def test_missing_score_is_undefined_not_a_crash() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
 def test_interval_is_students(differences: list[float]) -> None:
-    quantity = paired("k", "l", [0.0] * len(differences), differences)
+    quantity = paired([(0.0, difference) for difference in differences])
     if np.ptp(differences) <= 1e-12:
         assert quantity.interval_95 is None
         return

@@ -21,6 +21,11 @@ def smooth(curve: Curve) -> Curve:
     return Curve(steps=curve.steps, values=((sums[ends] - sums[starts]) / (ends - starts)).tolist())
 
 
+def negative(curve: Curve) -> Curve:
+    """The curve upside down."""
+    return Curve(steps=curve.steps, values=[-value for value in curve.values])
+
+
 def combined(a: Curve, b: Curve, operation: Callable[[float, float], float]) -> Curve:
     """The values of two curves put together, at the steps that both have."""
     known = dict(zip(b.steps, b.values, strict=True))
@@ -51,7 +56,7 @@ def first_reach(curve: Curve, target: float, higher_is_better: bool = True) -> f
 
 
 def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -> float | None:
-    """MTO's steps to the baseline's final value over the baseline's own; see `StepsToBaseline`."""
+    """MTO's steps to the baseline's final value over the baseline's own; see `Result`."""
     if len(baseline.steps) < 2 or not mto.steps:
         return None
     target = baseline.values[-1]

@@ -40,11 +40,11 @@ def draw(report: Report) -> list[Figure]:
     return [figure for figure in drawn if figure.panels]
 
 
-def varies(curves: Iterable[Curve]) -> bool:
-    """Whether the values of some curves are more than one constant."""
+def varies(curves: Iterable[Curve], least: float = 0.0) -> bool:
+    """Whether the values of some curves are more than one constant, by more than `least`."""
     values = np.asarray([value for curve in curves for value in curve.values])
     values = values[np.isfinite(values)]
-    return values.size > 0 and bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+    return values.size > 0 and bool(np.ptp(values) > max(least, 1e-9 * np.abs(values).max()))
 
 
 def _add(
@@ -55,10 +55,11 @@ def _add(
     *,
     size: tuple[float, float] = NORMAL,
     markers: bool = False,
+    least: float = 0.0,
     more: Callable[[Axes], None] = lambda axes: None,
 ) -> None:
-    """Add a panel with a curve of every run, unless all are one constant; `more` draws on."""
-    if varies(map(pick, records)):
+    """Add a panel with a curve of every run, unless they vary by no more than `least`."""
+    if varies(map(pick, records), least):
         with figure.panel(title, size) as (axes,):
             lines(axes, records, pick, markers=markers)
             more(axes)
@@ -267,7 +268,7 @@ def _guards(records: list[Record]) -> Figure:
     figure = Figure("guards", "Guards")
     for name in ("diagonal_mass", "masked_mass"):
         title = f"{name.replace('_', ' ').capitalize()} at depth 0"
-        _add(figure, title, records, attrgetter(name), more=_flat)
+        _add(figure, title, records, attrgetter(name), least=0.005)
     if all(record.token_norm.steps for record in records):
         with figure.panel("Token norm at the end") as (axes,):
             profile(axes, records, partial(_row, index=-1, of="token_norm"))
@@ -277,10 +278,3 @@ def _guards(records: list[Record]) -> Figure:
         "with raw dot products, longer tokens alone sharpen every row."
     )
     return figure
-
-
-def _flat(axes: Axes) -> None:
-    """Widen a narrow scale: of shares in 0..1, such a change is nothing."""
-    low, high = axes.get_ylim()
-    if high - low < 0.02:
-        axes.set_ylim(low - 0.002, low + 0.018)

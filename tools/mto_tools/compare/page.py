@@ -13,10 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mto_tools.compare import figures, summary
 from mto_tools.compare.collect import by_seed
 from mto_tools.compare.folder import saying_disk_full, write
-from mto_tools.compare.plan import Run
 from mto_tools.compare.report import Report
 from mto_tools.compare.svg import NAMES, Figure
-from mto_tools.compare.verdict import LOSS, Quantity, StepsToBaseline
+from mto_tools.compare.verdict import Pairs, Rauc, Result
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -28,7 +27,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 def render(report: Report, drawn: list[Figure]) -> str:
     """Return the whole page with the figures in it."""
-    plan, verdict = report.plan, report.verdict
+    plan, results = report.plan, report.verdict.results
     loader = PackageLoader("mto_tools.compare", ".")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return page.get_template("template.html").render(
@@ -38,11 +37,13 @@ def render(report: Report, drawn: list[Figure]) -> str:
         wrong=[f"{check.name}: {check.detail}" for check in report.checks if not check.passed],
         tiles=list(_tiles(report)),
         figures=drawn,
-        decides=_comparable(report, verdict.quantities[0].key),
-        rows=[_quantity(report, index) for index in range(len(verdict.quantities))],
-        rule=_rule(report),
+        decides=summary.lower(results[0].score.label)
+        if report.verdict.comparable(results[0])
+        else "",
+        not_comparable=summary.NOT_COMPARABLE,
+        rows=[row for result in results for row in _rows(report, result)],
         seeds=[record.seed for record in report.records if record.arm == "mto"],
-        by_seed=list(_shares(report)),
+        by_seed=list(_by_seed(report)),
         runs=list(_runs(report)),
         facts={
             "made by": plan.made_by,
@@ -51,38 +52,34 @@ def render(report: Report, drawn: list[Figure]) -> str:
             "at once": f"{plan.jobs} runs, {summary.number(plan.threads, 'thread')} each",
             **plan.versions,
         },
-        commands=[_command(run) for run in plan.runs],
+        commands=[
+            f"# {run.name}\n{shlex.join([Path(run.command[0]).name, *run.command[1:]])}"
+            for run in plan.runs
+        ],
     )
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str]]:
     """Value and label of each large number: the deciding score, and a loss that is comparable."""
-    verdict = report.verdict
-    end, loss = verdict.quantities[0], verdict.loss_at_the_end()
-    shown = [q for q in ([end] if end is loss else [end, loss]) if _comparable(report, q.key)]
-    for quantity in shown:
-        yield summary.gap(quantity), f"{quantity.label}, MTO − baseline"
-    for reach in verdict.reach:
-        if f"{reach.key}_end" in [quantity.key for quantity in shown]:
-            yield _reach_tile(reach)
-    for rauc in verdict.rauc[: len(shown[:1])]:
-        known = [v for v in rauc.values if v is not None]
-        text = f"{np.mean(known):.2f}" if known else "undefined"
-        yield text, f"RAUC of {summary.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"
+    results = report.verdict.results
+    shown = [r for r in (results[0], *results[1:][-1:]) if report.verdict.comparable(r)]
+    for result in shown:
+        label = f"{result.score.label}, at the end, MTO − baseline"
+        yield summary.gap(result.end, result.score.percent), label
+    for result in shown:
+        yield _steps_tile(result)
+    for result in shown[:1]:
+        known = [v for v in result.rauc[0].values if v is not None]
+        yield f"{np.mean(known):.2f}" if known else "undefined", _rauc(result, result.rauc[0])
     if all(record.step_ms.values for record in report.records):
         medians = [[float(np.median(r.step_ms.values)) for r in p] for p in by_seed(report.records)]
         ratio = np.mean([mto / baseline for baseline, mto in medians])
         yield f"{ratio:.2f} ×", "step time, MTO / baseline, roughly: runs share the machine"
 
 
-def _comparable(report: Report, key: str) -> bool:
-    """False for all that is made of an L_ss whose target moves with each arm's own model."""
-    return not (report.verdict.moving_target and key.startswith(LOSS.key))
-
-
-def _reach_tile(reach: StepsToBaseline) -> tuple[str, str]:
-    final = f"final {summary.lower(reach.label)}"
-    known = [share for share in reach.shares if share is not None]
+def _steps_tile(result: Result) -> tuple[str, str]:
+    final = f"final {summary.lower(result.score.label)}"
+    known = [share for share in result.shares if share is not None]
     finite = [share for share in known if math.isfinite(share)]
     if finite and len(finite) < len(known):
         return f"{len(finite)} of {len(known)} seeds", f"reached the baseline's {final}"
@@ -90,56 +87,46 @@ def _reach_tile(reach: StepsToBaseline) -> tuple[str, str]:
     return text if known else "undefined", f"of the baseline's steps to its {final}"
 
 
-def _quantity(report: Report, index: int) -> list[str]:
-    """Cells of a row; only the first two quantities decide. Without comparison, levels alone."""
-    quantity: Quantity = report.verdict.quantities[index]
-    percent = quantity.percent
-    intervals = (quantity.interval_95, quantity.interval_975 if index < 2 else None)
-    compared = [
-        summary.gap(quantity),
-        *(summary.span(ends, percent) if ends else "–" for ends in intervals),
-        f"{quantity.better} of {len(quantity.differences)}",
-    ]
-    return [
-        quantity.label,
-        summary.show(quantity.baseline, percent),
-        summary.show(quantity.mto, percent),
-        *(compared if _comparable(report, quantity.key) else ["–"] * len(compared)),
-    ]
+def _rauc(result: Result, rauc: Rauc) -> str:
+    label = summary.lower(result.score.label)
+    sign = "" if result.score.higher_is_better else "−"
+    return f"RAUC of {sign}{label}, steps {rauc.start:.0f} to {rauc.stop:.0f}"
 
 
-def _rule(report: Report) -> str:
-    """The deciding quantity, and how often a decision is false."""
-    if not _comparable(report, report.verdict.quantities[0].key):
-        return f"Nothing decides: L_ss could, but {summary.NOT_COMPARABLE}."
-    label = summary.lower(report.verdict.reach[0].label)
-    return (
-        f"The rule was fixed beforehand: {label} at the end decides (bold); if its 97.5 % interval "
-        "holds zero, its mean over the run does. Two tests are made, so each uses a 97.5 % "
-        "interval (Bonferroni): at most 5 % false verdicts where MTO does nothing. The 95 % "
-        "intervals are for reading."
-    )
+def _rows(report: Report, result: Result) -> Iterator[list[str]]:
+    """Cells of two rows; those of the first result decide. Without comparison, levels alone."""
+    percent = result.score.percent
+    decides = result is report.verdict.results[0]
+    moments: dict[str, Pairs] = {"at the end": result.end, "mean over the run": result.mean}
+    for when, pairs in moments.items():
+        intervals = (pairs.interval_95, pairs.interval_975 if decides else None)
+        compared = [
+            summary.gap(pairs, percent),
+            *(summary.span(ends, percent) if ends else "–" for ends in intervals),
+            f"{pairs.better} of {len(pairs.differences)}",
+        ]
+        yield [
+            f"{result.score.label}, {when}",
+            summary.show(pairs.baseline, percent),
+            summary.show(pairs.mto, percent),
+            *(compared if report.verdict.comparable(result) else ["–"] * len(compared)),
+        ]
 
 
-def _shares(report: Report) -> Iterator[tuple[str, list[str]]]:
-    for reach in report.verdict.reach:
-        if _comparable(report, reach.key):
-            label = f"Share of the baseline's steps to its final {summary.lower(reach.label)}"
-            yield label, [_share(share) for share in reach.shares]
-    for rauc in report.verdict.rauc:
-        if _comparable(report, rauc.key):
-            label = f"RAUC of {summary.lower(rauc.label)}, {_range(rauc.start, rauc.stop)}"
-            yield label, ["undefined" if v is None else f"{v:.2f}" for v in rauc.values]
+def _by_seed(report: Report) -> Iterator[tuple[str, list[str]]]:
+    results = [r for r in report.verdict.results if report.verdict.comparable(r)]
+    for result in results:
+        label = f"Share of the baseline's steps to its final {summary.lower(result.score.label)}"
+        shares = [math.nan if share is None else 100 * share for share in result.shares]
+        yield label, [_known(f"{share:.0f} %") for share in shares]
+    for result in results:
+        for rauc in result.rauc:
+            values = [math.nan if value is None else value for value in rauc.values]
+            yield _rauc(result, rauc), [_known(f"{value:.2f}") for value in values]
 
 
-def _share(share: float | None) -> str:
-    if share is None:
-        return "undefined"
-    return f"{100 * share:.0f} %" if math.isfinite(share) else "never"
-
-
-def _range(start: float, stop: float) -> str:
-    return f"steps {start:.0f} to {stop:.0f}"
+def _known(text: str) -> str:
+    return {"nan": "undefined", "inf": "never"}.get(text.split()[0], text)
 
 
 def _runs(report: Report) -> Iterator[list[str]]:
@@ -157,7 +144,3 @@ def _runs(report: Report) -> Iterator[list[str]]:
             f"{record.seconds:.0f} s",
             f"{record.bytes / 1e6:.1f} MB",
         ]
-
-
-def _command(run: Run) -> str:
-    return f"# {run.name}\n{shlex.join([Path(run.command[0]).name, *run.command[1:]])}"

@@ -7,15 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mto_tools.compare.verdict import (
-    LOSS,
-    Finding,
-    Interval,
-    Quantity,
-    StepsToBaseline,
-    Verdict,
-    holds_zero,
-)
+from mto_tools.compare.verdict import LOSS, Finding, Interval, Pairs, Result, Verdict, holds_zero
 
 NOT_COMPARABLE = (
     "its target comes, in whole or in part, from a moving copy of each arm's own model, so the two "
@@ -25,64 +17,46 @@ NOT_COMPARABLE = (
 
 def sentence(verdict: Verdict) -> str:
     """Say in one sentence whether MTO helped, by how much, and how sure that is."""
-    finding = verdict.finding
+    return f"{_finding(verdict)}{_left_out(verdict)}."
+
+
+def _finding(verdict: Verdict) -> str:
+    finding, result = verdict.finding, verdict.results[0]
+    end, percent, label = result.end, result.score.percent, lower(result.score.label)
+    seeds = number(len(end.differences), "seed")
     if finding is Finding.UNDEFINED:
-        text = _undefined(verdict)
-    elif finding is Finding.NOT_COMPARABLE:
-        end = verdict.quantities[0]
-        text = f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} (it {_levels(end)})"
-    elif finding is Finding.ONE_SEED:
-        text = _one_seed(verdict)
-    elif finding in (Finding.FASTER, Finding.SLOWER):
-        text = _on_the_way(verdict)
-    else:
-        text = _at_the_end(verdict)
-    return f"{text}{_left_out(verdict)}."
-
-
-def _undefined(verdict: Verdict) -> str:
-    differences, label = verdict.quantities[0].differences, lower(verdict.reach[0].label)
-    start = "Whether MTO helped cannot be said"
-    if not differences:
-        return f"{start}: no seed has a {label} in both arms"
-    bad = sum(not math.isfinite(difference) for difference in differences)
-    return f"{start}: {label} is no finite number at the end of {bad} of {_seeds(differences)}"
-
-
-def _one_seed(verdict: Verdict) -> str:
-    end, reach = verdict.quantities[0], verdict.reach[0]
-    word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
-    which = "that is left" if verdict.planned > 1 else "that was run"
-    return (
-        f"MTO did {word} in the one seed {which}: {lower(reach.label)} {_levels(end)} ({gap(end)})"
-        f"{speed(reach)}; one seed says nothing about the spread between seeds, so this proves "
-        "nothing"
-    )
-
-
-def _on_the_way(verdict: Verdict) -> str:
-    (end, mean), reach = verdict.quantities[:2], verdict.reach[0]
-    word = "helped" if verdict.finding is Finding.FASTER else "harmed"
-    way = f"{show(mean.mto, mean.percent)} with MTO and {show(mean.baseline, mean.percent)}"
-    return (
-        f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
-        f"{lower(reach.label)} of {_seeds(end.differences)} was {way} without ({_evidence(mean)}), "
-        f"while it {_levels(end)} ({_evidence(end)}){speed(reach)}"
-    )
-
-
-def _at_the_end(verdict: Verdict) -> str:
-    end, reach = verdict.quantities[0], verdict.reach[0]
-    seeds = _seeds(end.differences)
+        start = "Whether MTO helped cannot be said"
+        if not end.differences:
+            return f"{start}: no seed has a {label} in both arms"
+        bad = sum(not math.isfinite(difference) for difference in end.differences)
+        return f"{start}: {label} is no finite number at the end of {bad} of {seeds}"
+    ended = "ended at " + _levels(end, percent)
+    if finding is Finding.NOT_COMPARABLE:
+        return f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} (it {ended})"
+    if finding is Finding.ONE_SEED:
+        word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
+        which = "that is left" if verdict.planned > 1 else "that was run"
+        return (
+            f"MTO did {word} in the one seed {which}: {label} {ended} ({gap(end, percent)})"
+            f"{speed(result)}; one seed says nothing about the spread between seeds, so this "
+            "proves nothing"
+        )
+    if finding in (Finding.FASTER, Finding.SLOWER):
+        word = "helped" if finding is Finding.FASTER else "harmed"
+        return (
+            f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
+            f"{label} of {seeds} was {_levels(result.mean, percent)} "
+            f"({_evidence(result.mean, percent)}), "
+            f"while it {ended} ({_evidence(end, percent)}){speed(result)}"
+        )
     start = {
         Finding.HELPED: "MTO helped",
         Finding.HARMED: "MTO did not help, it harmed",
         Finding.LEANS_BETTER: f"MTO may have helped, but {seeds} do not prove it",
         Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {seeds} do not prove it",
         Finding.NO_DIFFERENCE: f"MTO made no difference that {seeds} can show",
-    }[verdict.finding]
-    label = lower(reach.label)
-    return f"{start}: over {seeds} {label} {_levels(end)} ({_evidence(end)}){speed(reach)}"
+    }[finding]
+    return f"{start}: over {seeds} {label} {ended} ({_evidence(end, percent)}){speed(result)}"
 
 
 def _left_out(verdict: Verdict) -> str:
@@ -95,36 +69,38 @@ def _left_out(verdict: Verdict) -> str:
     return f"{lost} arm failed{proof}"
 
 
-def _levels(end: Quantity) -> str:
-    with_mto, without = (show(values, end.percent) for values in (end.mto, end.baseline))
-    return f"ended at {with_mto} with MTO and {without} without"
+def _levels(pairs: Pairs, percent: bool) -> str:
+    return f"{show(pairs.mto, percent)} with MTO and {show(pairs.baseline, percent)} without"
 
 
-def _evidence(quantity: Quantity) -> str:
+def _evidence(pairs: Pairs, percent: bool) -> str:
     """Difference, interval and count; also the 97.5 % interval where that alone holds zero."""
-    text = f"{gap(quantity)}, {interval(quantity)}"
-    wide = quantity.interval_975
-    if wide and holds_zero(wide) and not holds_zero(quantity.interval_95):
-        text += f" but 97.5 % interval {span(wide, quantity.percent)}"
-    return f"{text}, {count(quantity)}"
-
-
-def _seeds(differences: Sequence[float]) -> str:
-    return number(len(differences), "seed")
+    text = f"{gap(pairs, percent)}, "
+    if pairs.interval_95 is None:
+        text += "no interval, as all seeds differ equally"
+    else:
+        text += f"95 % interval {span(pairs.interval_95, percent)}"
+    wide = pairs.interval_975
+    if wide and holds_zero(wide) and not holds_zero(pairs.interval_95):
+        text += f" but 97.5 % interval {span(wide, percent)}"
+    agree = max(pairs.better, pairs.worse)
+    word = "worse" if pairs.worse > pairs.better else "better"
+    return f"{text}, {agree} of {len(pairs.differences)} seeds {word}"
 
 
 def secondary(verdict: Verdict) -> str:
     """What L_ss says besides, in one line; it decides only where the recipe logs no score."""
-    loss = verdict.loss_at_the_end()
+    loss = verdict.results[-1]
     tune = "good the representation is: fine-tuning both arms would"
     if verdict.finding is Finding.NOT_COMPARABLE:
         return f"The recipe logs no score while it pre-trains. Nothing here says how {tune}."
-    if loss is verdict.quantities[0]:
+    if loss is verdict.results[0]:
         return f"L_ss decides, as the recipe logs no score. It does not say how {tune}."
     if verdict.moving_target:
         return f"L_ss says nothing about that: {NOT_COMPARABLE}."
-    sure = f", {interval(loss)}, {count(loss)}" if len(loss.differences) > 1 else ""
-    return f"L_ss {_levels(loss)} ({gap(loss)}{sure}){speed(verdict.reach[-1])}."
+    several = len(loss.end.differences) > 1
+    evidence = _evidence(loss.end, False) if several else gap(loss.end, False)
+    return f"L_ss ended at {_levels(loss.end, False)} ({evidence}){speed(loss)}."
 
 
 def show(values: Sequence[float], percent: bool = False) -> str:
@@ -139,17 +115,9 @@ def show_difference(value: float, percent: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def gap(quantity: Quantity) -> str:
+def gap(pairs: Pairs, percent: bool) -> str:
     """Mean paired difference."""
-    unit = " points" if quantity.percent else ""
-    return show_difference(quantity.mean, quantity.percent) + unit
-
-
-def interval(quantity: Quantity) -> str:
-    """The t-interval of the mean difference."""
-    if quantity.interval_95 is None:
-        return "no interval, as all seeds differ equally"
-    return f"95 % interval {span(quantity.interval_95, quantity.percent)}"
+    return show_difference(pairs.mean, percent) + (" points" if percent else "")
 
 
 def span(ends: Interval, percent: bool) -> str:
@@ -158,35 +126,20 @@ def span(ends: Interval, percent: bool) -> str:
     return f"{low} to {high}"
 
 
-def count(quantity: Quantity) -> str:
-    """How many seeds agree with the majority."""
-    word, agree = (
-        ("worse", quantity.worse)
-        if quantity.worse > quantity.better
-        else ("better", quantity.better)
-    )
-    return f"{agree} of {len(quantity.differences)} seeds {word}"
-
-
-def speed(reach: StepsToBaseline) -> str:
+def speed(result: Result) -> str:
     """Clause on the steps to the baseline's final value; empty where that is undefined."""
-    what = "loss" if reach.key == LOSS.key else "score"
-    known = [share for share in reach.shares if share is not None]
-    if not known or len(known) < len(reach.shares):
+    final = "the baseline's final " + ("loss" if result.score.key == LOSS.key else "score")
+    known = [share for share in result.shares if share is not None]
+    if not known or len(known) < len(result.shares):
         return ""
     finite = [share for share in known if math.isfinite(share)]
     if not finite:
-        return f", and MTO never reached the baseline's final {what}"
+        return f", and MTO never reached {final}"
     if len(finite) < len(known):
-        some = f"{len(finite)} of {len(known)} seeds"
-        return f", and MTO reached the baseline's final {what} in only {some}"
-    return f", and MTO reached the baseline's final {what} in {show_shares(finite)} of its steps"
-
-
-def show_shares(shares: Sequence[float]) -> str:
-    """Mean share of steps and its range over seeds."""
-    low, mean, high = (round(100 * f(shares)) for f in (min, np.mean, max))
-    return f"{mean} %" + (f" ({low} to {high})" if low < high else "")
+        return f", and MTO reached {final} in only {len(finite)} of {len(known)} seeds"
+    low, mean, high = (round(100 * f(finite)) for f in (min, np.mean, max))
+    spread = f" ({low} to {high})" if low < high else ""
+    return f", and MTO reached {final} in {mean} %{spread} of its steps"
 
 
 def lower(label: str) -> str:

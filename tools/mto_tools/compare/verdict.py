@@ -1,6 +1,6 @@
 """Did MTO help, by how much, and how sure is that? Decided by rules fixed before the runs.
 
-1. The first score of compare.toml (for mini the linear probe; L_ss where there is none) at the end
+1. The first score of recipe.toml (for mini the linear probe; L_ss where there is none) at the end
    of pre-training decides. The paired differences over seeds give a t-interval; helped or harmed is
    said only where it excludes zero.
 2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
@@ -22,7 +22,7 @@ from enum import Enum
 import numpy as np
 
 from mto_tools.compare.collect import Curve, Record
-from mto_tools.compare.curves import average, rauc_or_none, share_of_steps, smooth
+from mto_tools.compare.curves import average, negative, rauc_or_none, share_of_steps, smooth
 from mto_tools.compare.plan import JsonModel
 from mto_tools.upstreams.recipe import Score
 
@@ -48,81 +48,104 @@ class Finding(str, Enum):
     UNDEFINED = "undefined"
 
 
-class Quantity(JsonModel):
-    """One number per run and arm, with its paired differences (MTO - baseline) over seeds."""
+class Pairs(JsonModel):
+    """One number per seed and arm, with the paired differences MTO - baseline."""
 
-    key: str
-    label: str
-    percent: bool
-    higher_is_better: bool
     baseline: list[float]
     mto: list[float]
     differences: list[float]
-    mean: float
-    interval_95: Interval | None  # None for one seed or no spread
+    mean: float  # of the differences
+    interval_95: Interval | None  # of their mean; None for one seed or no spread
     interval_975: Interval | None  # the one that decides
-    better: int
+    better: int  # seeds in which MTO is better
     worse: int
-
-
-class StepsToBaseline(JsonModel):
-    """Where MTO reaches the baseline's final value of a curve, as a share of the baseline's steps.
-
-    The baseline's steps are counted to its own first passage of that value, not to the end of the
-    run, so that a baseline which is done early is not held against it. Per seed; None: undefined
-    (the baseline's value does not improve), inf: never reached.
-    """
-
-    key: str
-    label: str
-    shares: list[float | None]
 
 
 class Rauc(JsonModel):
     """RAUC (eq. 8) per seed from `start` to `stop`; None: undefined, the baseline hardly rises."""
 
-    key: str
-    label: str
     start: float
     stop: float
     values: list[float | None]
+
+
+class Result(JsonModel):
+    """What one score says of the arms.
+
+    `shares` holds, by seed, the share of the baseline's steps at which MTO reaches the baseline's
+    final value. The baseline's steps are counted to its own first passage of that value, so that a
+    baseline which is done early is not held against it. None: undefined, as the baseline's value
+    does not improve; inf: never reached.
+    """
+
+    score: Score
+    end: Pairs  # at the end of pre-training
+    mean: Pairs  # averaged over the run
+    shares: list[float | None]
+    rauc: list[Rauc]  # of the score, or of its negative where lower is better
 
 
 class Verdict(JsonModel):
     """What can be said and the numbers behind it; `summary.sentence` says it."""
 
     finding: Finding
-    quantities: list[Quantity]  # the first two are those that decide
-    reach: list[StepsToBaseline]
-    rauc: list[Rauc]
+    results: list[Result]  # the first one decides, the last one is L_ss
     moving_target: bool = False  # of L_ss, which then cannot be compared between the arms
     lost: int = 0  # seeds left out because the MTO arm failed, and the baseline did not
     planned: int = 0  # seeds of the plan
 
-    def loss_at_the_end(self) -> Quantity:
-        """The final smoothed L_ss."""
-        return next(q for q in self.quantities if q.key == f"{LOSS.key}_end")
+    def comparable(self, result: Result) -> bool:
+        """False for an L_ss whose target moves with each arm's own model."""
+        return not (self.moving_target and result.score.key == LOSS.key)
 
 
-def paired(
-    key: str,
-    label: str,
-    baseline: Sequence[float],
-    mto: Sequence[float],
+def judge(
+    pairs: list[tuple[Record, Record]],
+    scores: Sequence[Score],
     *,
-    higher_is_better: bool = True,
-    percent: bool = False,
-) -> Quantity:
-    """Differences MTO - baseline over seeds, their mean and its t-interval."""
-    differences = [m - b for b, m in zip(baseline, mto, strict=True)]
+    moving_target: bool = False,
+    lost: int = 0,
+    planned: int = 0,
+) -> Verdict:
+    """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
+    results = [_result(score, pairs) for score in (*scores, LOSS)]
+    finding = find(results[0].end, results[0].mean, results[0].score, failures=lost > 0)
+    if moving_target and not scores:
+        finding = Finding.NOT_COMPARABLE
+    return Verdict(
+        finding=finding, results=results, moving_target=moving_target, lost=lost, planned=planned
+    )
+
+
+def _result(score: Score, pairs: list[tuple[Record, Record]]) -> Result:
+    curves = [(_curve(b, score), _curve(m, score)) for b, m in pairs]
+    curves = [(b, m) for b, m in curves if b.steps and m.steps]
+    higher = score.higher_is_better
+    stop = float(min((c.steps[-1] for pair in curves for c in pair), default=0))
+    rising = curves if higher else [(negative(b), negative(m)) for b, m in curves]
+    return Result(
+        score=score,
+        end=paired([(b.values[-1], m.values[-1]) for b, m in curves], higher),
+        mean=paired([(average(b), average(m)) for b, m in curves], higher),
+        shares=[share_of_steps(b, m, higher) for b, m in curves],
+        rauc=[
+            Rauc(start=s, stop=stop, values=[rauc_or_none(b, m, s, stop) for b, m in rising])
+            for s in (share * stop for share in RAUC_FROM)
+        ],
+    )
+
+
+def _curve(record: Record, score: Score) -> Curve:
+    return smooth(record.loss) if score is LOSS else record.scores[score.key]
+
+
+def paired(values: Sequence[tuple[float, float]], higher_is_better: bool = True) -> Pairs:
+    """Differences MTO - baseline of (baseline, MTO) over seeds, their mean and its intervals."""
+    differences = [m - b for b, m in values]
     sign = 1 if higher_is_better else -1
-    return Quantity(
-        key=key,
-        label=label,
-        percent=percent,
-        higher_is_better=higher_is_better,
-        baseline=list(baseline),
-        mto=list(mto),
+    return Pairs(
+        baseline=[b for b, _ in values],
+        mto=[m for _, m in values],
         differences=differences,
         mean=float(np.mean(differences)) if differences else math.nan,
         interval_95=t_interval(differences, CONFIDENCE),
@@ -149,88 +172,23 @@ def holds_zero(interval: Interval | None) -> bool:
     return interval is None or interval[0] <= 0 <= interval[1]
 
 
-def judge(
-    pairs: list[tuple[Record, Record]],
-    scores: Sequence[Score],
-    *,
-    moving_target: bool = False,
-    lost: int = 0,
-    planned: int = 0,
-) -> Verdict:
-    """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
-    quantities: list[Quantity] = []
-    reach: list[StepsToBaseline] = []
-    raucs: list[Rauc] = []
-    for score in (*scores, LOSS):
-        curves = [(_curve(b, score), _curve(m, score)) for b, m in pairs]
-        curves = [(b, m) for b, m in curves if b.steps and m.steps]
-        higher = score.higher_is_better
-        for suffix, words, value in (
-            ("end", "at the end", lambda c: c.values[-1]),
-            ("mean", "mean over the run", average),
-        ):
-            quantity = paired(
-                f"{score.key}_{suffix}",
-                f"{score.label}, {words}",
-                [value(b) for b, _ in curves],
-                [value(m) for _, m in curves],
-                higher_is_better=higher,
-                percent=score.percent,
-            )
-            quantities.append(quantity)
-        shares = [share_of_steps(b, m, higher) for b, m in curves]
-        reach.append(StepsToBaseline(key=score.key, label=score.label, shares=shares))
-        sign = 1.0 if higher else -1.0
-        rising = [(_times(b, sign), _times(m, sign)) for b, m in curves]
-        raucs += _raucs(score.key, score.label if higher else f"−{score.label}", rising)
-    finding = find(quantities[0], quantities[1], failures=lost > 0)
-    if moving_target and not scores:
-        finding = Finding.NOT_COMPARABLE
-    return Verdict(
-        finding=finding,
-        quantities=quantities,
-        reach=reach,
-        rauc=raucs,
-        moving_target=moving_target,
-        lost=lost,
-        planned=planned,
-    )
-
-
-def _curve(record: Record, score: Score) -> Curve:
-    return smooth(record.loss) if score is LOSS else record.scores[score.key]
-
-
-def _times(curve: Curve, sign: float) -> Curve:
-    return Curve(steps=curve.steps, values=[sign * value for value in curve.values])
-
-
-def _raucs(key: str, label: str, curves: list[tuple[Curve, Curve]]) -> list[Rauc]:
-    found = []
-    for share in RAUC_FROM:
-        stop = float(min((c.steps[-1] for pair in curves for c in pair), default=0))
-        start = share * stop
-        values = [rauc_or_none(b, m, start, stop) for b, m in curves]
-        found.append(Rauc(key=key, label=label, start=start, stop=stop, values=values))
-    return found
-
-
-def find(end: Quantity, mean: Quantity, *, failures: bool = False) -> Finding:
-    """Apply rules 1 to 3 to the deciding score at the end, and averaged over the run.
+def find(end: Pairs, mean: Pairs, score: Score, *, failures: bool = False) -> Finding:
+    """Apply rules 1 to 3 to the deciding score.
 
     Args:
         end: At the end.
         mean: Averaged over the run.
+        score: Which way is better.
         failures: The MTO arm failed in other seeds, so that no gain in these proves anything.
     """
     if not end.differences or not math.isfinite(end.mean):
         return Finding.UNDEFINED
     if len(end.differences) == 1:
         return Finding.ONE_SEED
-    if sign := _proven(end):
+    if sign := _proven(end, score):
         better = Finding.LEANS_BETTER if failures else Finding.HELPED
         return better if sign > 0 else Finding.HARMED
-    sign = _proven(mean)
+    sign = _proven(mean, score)
     if sign < 0 or (sign > 0 and not failures):
         return Finding.FASTER if sign > 0 else Finding.SLOWER
     if end.better == len(end.differences):
@@ -240,8 +198,8 @@ def find(end: Quantity, mean: Quantity, *, failures: bool = False) -> Finding:
     return Finding.NO_DIFFERENCE
 
 
-def _proven(quantity: Quantity) -> int:
+def _proven(pairs: Pairs, score: Score) -> int:
     """1: better, -1: worse, 0: the 97.5 % interval holds zero, or there is none."""
-    if holds_zero(quantity.interval_975):
+    if holds_zero(pairs.interval_975):
         return 0
-    return 1 if (quantity.mean > 0) == quantity.higher_is_better else -1
+    return 1 if (pairs.mean > 0) == score.higher_is_better else -1
