@@ -92,8 +92,8 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
     place = private(git) / "transaction"
     with staging(place) as new:
         _stage(git, new, move, files, verb)
-        steps = {path: (old, fingerprint(new / "files" / path)) for path, old in before.items()}
-        steps = {path: step for path, step in steps.items() if any(step)}
+        after = {c.path: fingerprint(new / "files" / c.path) if c.after else "" for c in files}
+        steps = {path: (old, after[path]) for path, old in before.items() if old or after[path]}
         for note in commit_staged(place, git.folder, verb, steps, move, git):
             say(note)
 
@@ -110,10 +110,8 @@ def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str
             f"mto {verb} cannot change the index of {git.folder}: {' '.join(words.split())}",
             hint=f"git -C {shlex.quote(str(git.folder))} status; finish or abort the merge there",
         )
-    listed = away.text("ls-files", "-t", "-z").split("\0")
-    left_out = {entry[2:] for entry in listed if entry.startswith("S ")}
-    wanted = [c.path for c in files if c.after and c.path not in left_out]
-    paths = "".join(f"{path}\0" for path in wanted).encode("utf-8", "surrogateescape")
+    wanted = "".join(f"{change.path}\0" for change in files if change.after)
+    paths = wanted.encode("utf-8", "surrogateescape")
     prefix = f"--prefix={new / 'files'}/"
     away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
 
