@@ -192,12 +192,12 @@ def test_clones_whose_git_directory_is_elsewhere(
     assert not said
 
 
-def test_a_partial_sparse_clone_lacks_nothing(house: House, tmp_path: Path) -> None:
+def test_a_partial_sparse_clone_lacks_nothing(no_compat: House, tmp_path: Path) -> None:
     for key in ("allowFilter", "allowAnySHA1InWant"):
-        raw_git(house.origin, "config", f"uploadpack.{key}", "true")
+        raw_git(no_compat.origin, "config", f"uploadpack.{key}", "true")
     own = tmp_path / "own"
     partial = ("clone", "-q", "--filter=blob:none", "--sparse")
-    raw_git(tmp_path, *partial, f"file://{house.origin}", str(own))
-    apply(house.toy, quiet, repo=own)
-    verify(house.toy, quiet, repo=own)
-    assert status(house.toy, quiet, repo=own).word == "applied"
+    raw_git(tmp_path, *partial, f"file://{no_compat.origin}", str(own))
+    apply(no_compat.toy, quiet, repo=own)
+    verify(no_compat.toy, quiet, repo=own)
+    assert status(no_compat.toy, quiet, repo=own).word == "applied"

@@ -104,12 +104,12 @@ def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str
     if real.exists():
         shutil.copyfile(real, index)
     away = git.with_env(GIT_INDEX_FILE=str(index), GIT_ATTR_SOURCE=move.goal)
-    rc, _, words = away.try_run("read-tree", "-i", "-m", move.head, move.goal)
-    if rc:
+    if away.text("ls-files", "--unmerged"):
         raise RefusedError(
-            f"mto {verb} cannot change the index of {git.folder}: {' '.join(words.split())}",
-            hint=f"git -C {shlex.quote(str(git.folder))} status; finish or abort the merge there",
+            f"mto {verb}: {git.folder} is in the middle of a merge",
+            hint=f"git -C {shlex.quote(str(git.folder))} merge --abort, or finish it first",
         )
+    away.run("read-tree", "-i", "-m", move.head, move.goal)
     wanted = "".join(f"{change.path}\0" for change in files if change.after)
     paths = wanted.encode("utf-8", "surrogateescape")
     prefix = f"--prefix={new / 'files'}/"
