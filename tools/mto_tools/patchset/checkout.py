@@ -120,7 +120,7 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         git.run("update-ref", BASE, upstream.pin)
         git.run("symbolic-ref", "HEAD", BASE)
         if lost:
-            _leave_out(git, list(lost))
+            leave_out(git, list(lost))
         git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
         write_state(git, CloneState(created_by_mto=True, commits=[upstream.pin], missing=lost))
         if upstream.checkout.is_dir():
@@ -128,7 +128,7 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         part.rename(upstream.checkout)
 
 
-def _leave_out(git: Git, paths: list[str]) -> None:
+def leave_out(git: Git, paths: list[str]) -> None:
     """Sparse checkout of everything but `paths`."""
     git.run("config", "core.sparseCheckout", "true")
     git.run("config", "core.sparseCheckoutCone", "false")

@@ -43,7 +43,7 @@ class Upstream(Table):
         url: Default source; "" for an embedded upstream.
         path: Folder of an embedded recipe, relative to `home`.
         pin: Full OID of the base commit.
-        pin_date: Day of that commit, YYYY-MM-DD; `mto lint` compares it with the commit.
+        pin_date: Day of that commit, YYYY-MM-DD, for a person; an upgrade rewrites it.
         licence: Licence of the upstream's code.
         entry: Scripts a user starts, relative to the clone.
     """
@@ -150,7 +150,10 @@ def load_upstream(home: Path, name: str) -> Upstream:
     file = home / "patches" / name / "upstream.toml"
     if not _NAME.fullmatch(name) or not file.is_file():
         known = ", ".join(upstream_names(home)) or "none"
-        raise MissingError(f"there is no upstream {name!r}: {file} does not exist; known: {known}")
+        raise MissingError(
+            f"there is no upstream {name!r}: {file} does not exist; known: {known}",
+            hint="mto status lists them",
+        )
     upstream = read_toml(file, Upstream, home=home)
     if upstream.name != name:
         raise CorruptError(f"{file}: name is {upstream.name!r}, but the folder is {name!r}")
