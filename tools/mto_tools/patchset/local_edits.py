@@ -181,11 +181,20 @@ def _stash_command(git: Git, paths: Sequence[str]) -> str:
     commands = []
     if hidden:
         commands.append(f"{_git(git)} update-index --no-assume-unchanged -- {shlex.join(hidden)}")
+    if files and _differing(git, "--cached") - _differing(git, "HEAD"):
+        # git cannot stash by name what is staged and whose file is as in HEAD again.
+        commands.append(f"{_git(git)} stash push")
+        files = [path for path in files if path not in tracked]
     if files:
         ignored = "" if tracked.issuperset(files) else "--all "
         commands.append(f"{_git(git)} stash push {ignored}-- {shlex.join(files)}")
     commands += [shlex.join(["mv", f"{git.folder / p}", f"{git.folder / p}.mine"]) for p in odd]
     return " && ".join(commands)
+
+
+def _differing(git: Git, against: str) -> set[str]:
+    out = git.text("diff", against, "--name-only", "-z", check=False, convert=True)
+    return set(out.split("\0")[:-1])
 
 
 def _can_stash(git: Git, path: str, tracked: bool) -> bool:

@@ -150,7 +150,10 @@ def load_upstream(home: Path, name: str) -> Upstream:
     file = home / "patches" / name / "upstream.toml"
     if not _NAME.fullmatch(name) or not file.is_file():
         known = ", ".join(upstream_names(home)) or "none"
-        raise MissingError(f"there is no upstream {name!r}: {file} does not exist; known: {known}")
+        raise MissingError(
+            f"there is no upstream {name!r}: {file} does not exist; known: {known}",
+            hint="mto status lists them",
+        )
     upstream = read_toml(file, Upstream, home=home)
     if upstream.name != name:
         raise CorruptError(f"{file}: name is {upstream.name!r}, but the folder is {name!r}")
