@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import pending, upgrade
+from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
@@ -106,11 +106,11 @@ class Ring:
         edits = user_files(home)
         fork(lambda: self.action(home), at)
         folder = home / "patches/toy"
-        pending.recover(folder, lambda line: None)
+        transaction.recover(folder, lambda line: None)
         now = content(folder)
         state = "old" if now == self.old else "new" if now == self.new else "between"
         assert state != "between", f"killed before event {at}: {sorted(now)}"
-        assert not list(folder.glob(".pending*"))
+        assert not list(folder.glob(".transaction*"))
         self.seen[state] += 1
         toy = load_upstream(home, "toy")
         lock = read_lock(toy)
@@ -177,7 +177,7 @@ def test_killed_upgrade(small, tmp_path, raw) -> None:
 
     def action(home: Path) -> None:
         toy = load_upstream(home, "toy")
-        with pending.exclusive(toy.folder, print), open_scratch(toy, print) as scratch:
+        with transaction.series_lock(toy.folder, print), open_scratch(toy, print) as scratch:
             upgrade.upgrade(scratch, rehearse(scratch, "main"), print)
 
     def check(home: Path, state: str) -> None:
@@ -203,7 +203,7 @@ def test_killed_continue(small, tmp_path, raw) -> None:
 
     def action(home: Path) -> None:
         toy = load_upstream(home, "toy")
-        with pending.exclusive(toy.folder, print):
+        with transaction.series_lock(toy.folder, print):
             upgrade.proceed(toy, lambda line: None)
 
     def check(home: Path, state: str) -> None:
@@ -222,12 +222,12 @@ def test_a_full_disk_changes_nothing(small) -> None:
 
     def action() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
-        pending.replace(small.patches, {"a": b"short", "lock": b"x" * 61}, "test")
+        transaction.replace_files(small.patches, {"a": b"short", "lock": b"x" * 61}, "test")
 
     status = os.waitstatus_to_exitcode(waited(action))
     assert status == 1, "the error must reach the caller"
     assert content(small.patches) == before
-    assert not list(small.patches.glob(".pending*"))
+    assert not list(small.patches.glob(".transaction*"))
 
 
 def waited(action: Callable[[], object]) -> int:
@@ -251,18 +251,18 @@ def test_an_edit_between_kill_and_recovery_is_kept(small, tmp_path) -> None:
         (small.patches / name).write_bytes(data)
 
     def action() -> None:
-        pending.replace(small.patches, {"one": b"1 new", "two": None}, "test")
+        transaction.replace_files(small.patches, {"one": b"1 new", "two": None}, "test")
 
     events = fork(lambda: None, 0)
     assert events == 0
     for at in range(1, 40):  # the first kill after the decision
         fork(action, at)
-        if (small.patches / pending.DECIDED).exists():
+        if (small.patches / ".transaction").exists():
             break
     assert content(small.patches)["one"] == b"1"
     (small.patches / "one").write_bytes(b"mine")
     said: list[str] = []
-    pending.recover(small.patches, said.append)
+    transaction.recover(small.patches, said.append)
     assert (small.patches / "one").read_bytes() == b"1 new"
     assert (small.patches / "one.yours").read_bytes() == b"mine"
     assert not (small.patches / "two").exists()

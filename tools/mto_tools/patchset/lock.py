@@ -90,6 +90,11 @@ class Lock:
         """The tree of the pin, then the tree after each patch."""
         return [self.base_tree, *(patch.tree for patch in self.patches)]
 
+    @property
+    def commits(self) -> list[str]:
+        """The pin, then the commit after each patch."""
+        return [self.base_commit, *(patch.commit for patch in self.patches)]
+
     def through(self, layer: str | None) -> tuple[LockedPatch, ...]:
         """Return the patches up to and with `layer`; all of them for None."""
         last = len(LAYERS) if layer is None else LAYERS.index(layer)

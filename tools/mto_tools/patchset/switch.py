@@ -79,7 +79,7 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
         RefusedError: Local edits are in the way, or another git is at work.
         MtoError: git could not write the target files; nothing has changed.
     """
-    _require_free_name(git, move)
+    require_free_name(git, move)
     files = [
         change
         for change in changes(git, move.head, move.goal)
@@ -116,7 +116,12 @@ def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str
     away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
 
 
-def _require_free_name(git: Git, move: BranchMove) -> None:
+def require_free_name(git: Git, move: BranchMove) -> None:
+    """Refuse a move that makes a branch where another one, as `mto/x`, takes its name.
+
+    Raises:
+        RefusedError: Names the other branch.
+    """
     for ref, new, old in move.refs:
         below = git.text("for-each-ref", "--format=%(refname:short)", f"{ref}/").split("\n")
         if new and not old and below[0]:
