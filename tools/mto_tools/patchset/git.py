@@ -261,8 +261,15 @@ class Git:
         return Path(self.text("rev-parse", "--path-format=absolute", "--git-common-dir"))
 
     def resolve(self, revision: str) -> str:
-        """Return the full OID of `revision`, or "" where there is none."""
-        rc, out, _ = self.try_run("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        """Return the full OID of `revision`, or "" where there is none.
+
+        Raises:
+            GitError: There is a repository, but git cannot or will not read it.
+        """
+        args = ("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        rc, out, err = self.try_run(*args)
+        if rc == 128 and err and "not a git repository" not in err:
+            raise _explain(self.folder, args, rc, err)
         return out.decode().strip() if rc == 0 else ""
 
     def head(self) -> tuple[str, str]:
@@ -290,6 +297,12 @@ def _gitpython() -> tuple[type[GitPython], type[Exception]]:
             hint="git --version shows the same; mend what it names, such as ~/.gitconfig",
         ) from error
     return GitPython, GitCommandNotFound
+
+
+def restore_command(path: Path) -> str:
+    """Return the command that gives a tracked file or folder its committed content again."""
+    folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
+    return f"git -C {shlex.quote(str(folder))} checkout -- {shlex.quote(name)}"
 
 
 def is_disk_full(err: str) -> bool:
