@@ -276,7 +276,11 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
 
 
 def open_upstream(home: Path, name: str, say: Say) -> Upstream:
-    """Finish or undo what a killed export or upgrade left in `patches/NAME`, then read it."""
+    """Finish what a killed export or upgrade left in `patches/NAME`, then read it.
+
+    Names are in small letters, and may be given in any.
+    """
+    name = name.lower()
     upstream = load_upstream(home, name)  # refuses a name that is a path
     recover(upstream.folder, say)
     return load_upstream(home, name)

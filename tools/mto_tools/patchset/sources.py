@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import Git, hide
 from mto_tools.upstreams.upstream import Upstream
 
 VARIABLE = "MTO_UPSTREAM_URL"
@@ -37,11 +37,6 @@ class Source:
     def shown(self) -> str:
         """The value without a password or token, for messages."""
         return hide(self.value)
-
-
-def hide(text: str) -> str:
-    """Return `text` with user and password taken out of every URL in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def source_hint(upstream: Upstream) -> str:

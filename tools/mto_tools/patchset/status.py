@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,15 +95,8 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
 
 def inserted_lines(patch: bytes) -> int:
     """Return the number of lines a zero-context patch inserts, by its hunk headers."""
-    total = 0
-    left = 0
-    for line in patch.split(b"\n"):
-        if left:
-            left -= line.startswith(b"+")
-        elif line.startswith(b"@@ -"):
-            left = int([*line.split(b" ")[2].split(b","), b"1"][1])
-            total += left
-    return total
+    counts = re.findall(rb"^@@ -[\d,]+ \+\d+(?:,(\d+))? @@", patch, re.MULTILINE)
+    return sum(int(count or 1) for count in counts)
 
 
 def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,7 +106,7 @@ def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str
     if away.text("ls-files", "--unmerged"):
         raise RefusedError(
             f"mto {verb}: {git.folder} is in the middle of a merge",
-            hint=f"git -C {shlex.quote(str(git.folder))} merge --abort, or finish it first",
+            hint=f"{git.command('merge', '--abort')}, or finish it first",
         )
     away.run("read-tree", "-i", "-m", move.head, move.goal)
     wanted = "".join(f"{change.path}\0" for change in files if change.after)
@@ -128,8 +127,7 @@ def require_free_name(git: Git, move: BranchMove) -> None:
             raise RefusedError(
                 f"{git.folder} has the branch {below[0]}, so git cannot make the branch "
                 f"{ref.removeprefix('refs/heads/')}",
-                hint=f"git -C {shlex.quote(str(git.folder))} branch -m "
-                f"{shlex.join([below[0], f'my-{below[0]}'])}",
+                hint=git.command("branch", "-m", below[0], f"my-{below[0]}"),
             )
 
 
