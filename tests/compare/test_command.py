@@ -68,7 +68,7 @@ def test_edited_checkout_is_refused_and_kept(home: Path) -> None:
     done = subprocess.run([*mto, "compare", "mini"], check=False, capture_output=True, text=True)
     assert done.returncode == RefusedError.exit_code
     assert "was edited since the series was applied, edited: engine.py" in done.stderr
-    assert "mto apply mini --keep" in done.stderr
+    assert "stash" in done.stderr
     assert done.stdout == ""
     assert script.read_text().endswith("# mine\n")
     assert not (home / "reports").exists()
