@@ -44,8 +44,13 @@ help:  ## list every target
 
 install: $(RECIPES)  ## create .venv with what the recipes need (other targets do it when needed)
 
+# Of two makes at once, the second waits, and finds the work done.
+ALONE = mkdir -p $(VENV) && $(PYTHON) -c 'import fcntl, subprocess, sys; \
+  lock = open(sys.argv[1], "w"); fcntl.flock(lock, fcntl.LOCK_EX); \
+  sys.exit(subprocess.call(["sh", "-c", sys.argv[2]]))' $(VENV)/.lock
+
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(ALONE) 'test -x $@ || $(PYTHON) -m venv $(VENV)'
 
 # A set of extras has a stamp; installing it stamps its parts too.
 $(VENV)/.tools: EXTRAS = tools
@@ -53,8 +58,8 @@ $(VENV)/.recipes: EXTRAS = tools,recipes
 $(VENV)/.deepspeed: EXTRAS = tools,recipes,deepspeed
 $(VENV)/.dev: EXTRAS = tools,recipes,deepspeed,slurm,dev
 $(VENV)/.tools $(VENV)/.recipes $(VENV)/.deepspeed $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(PY) $(PIP) -e '.[$(EXTRAS)]'
-	@touch $(addprefix $(VENV)/.,$(subst $(comma), ,$(EXTRAS)))
+	@$(ALONE) 'test $@ -nt pyproject.toml || { $(PY) $(PIP) -e ".[$(EXTRAS)]" && \
+	  touch $(addprefix $(VENV)/.,$(subst $(comma), ,$(EXTRAS))); }'
 
 environment:
 	@$(PY) -c 'import mto_core, mto_tools.patchset.cli' 2>/dev/null || { \

@@ -361,10 +361,13 @@ def test_command_line(house: House) -> None:
     lock = read_lock(house.toy)
     assert lock
     assert outcome["tree"] == lock.patches[2].tree == house.head_tree()
+    assert str(house.clone) in run.stderr  # every command names the folder it worked on
+    assert house.mto("status", "TOY", "--expect", "applied").returncode == 0
     run = house.mto("diff", "toy", "--stat")
     assert (run.returncode, run.stderr) == (0, "")
     run = house.mto("verify", "toy")
     assert (run.returncode, run.stdout) == (0, "")
+    assert str(house.clone) in run.stderr
     run = house.mto("apply", "toy", "--through", "moon")
     assert run.returncode == 2
     run = house.mto("apply", "moon")

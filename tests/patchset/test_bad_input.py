@@ -62,7 +62,7 @@ def test_tampered_patch(house: House, old: bytes, new: bytes) -> None:
     ensure_clone(house.toy, quiet)
     data = tamper_patch(house, old, new)
     error = expect_refused(house, CorruptError, LOSS, "not the patch that was locked", sha256(data))
-    assert "git checkout" in error.hint
+    assert "checkout -- " in error.hint
     assert ("CRLF" in error.message) == (b"\r" in new)
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from mto_tools.errors import ConflictError, CorruptError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset.attribute import labels, relabel, within
 from mto_tools.patchset.export import export
+from mto_tools.patchset.line_owners import labels, relabel, within
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.series import FilePatch, Hunk, insert, split_lines
-from mto_tools.patchset.trees import NotAdditiveError, Range, additive_hunks, subsequence
+from mto_tools.patchset.tree_diff import NotAdditiveError, Range, additive_hunks, subsequence
 
 MESSAGE = ("add the loss", "Because the paper does.")
 

@@ -91,8 +91,8 @@ def test_hostile_configuration(house: House, hostile: Path) -> None:
     verify(house.toy, quiet)
     assert status(house.toy, quiet).word == "applied"
     write(house.clone, {"data.txt": "mine\n"})
-    revert(house.toy, quiet, keep_edits=True)
-    assert status(house.toy, quiet).word == "pristine"
+    revert(house.toy, quiet)
+    assert status(house.toy, quiet).edited == ["data.txt"]
     assert not hostile.exists(), "a hook ran"
 
 
@@ -122,6 +122,8 @@ def test_redirecting_variables(
             "GIT_LITERAL_PATHSPECS": "1",
             "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z",
             "GIT_CEILING_DIRECTORIES": "/",
+            "GIT_COMMITTER_NAME": "other",
+            "GIT_DEFAULT_HASH": "sha256",
         }.items():
             patch.setenv(name, value)
         run = house.mto("apply", "toy")
@@ -151,8 +153,8 @@ def test_clone_of_a_user_with_autocrlf(house: House, tmp_path: Path) -> None:
     with (own / "engine.py").open("ab") as stream:
         stream.write(b"mine\r\n")
     assert status(house.toy, quiet, repo=own).edited == ["engine.py"]
-    kept = revert(house.toy, quiet, repo=own, keep_edits=True).kept
-    assert raw_git(own, "show", f"{kept}:engine.py").endswith("mine")
+    raw_git(own, "stash", "-q")
+    revert(house.toy, quiet, repo=own)
     assert raw_git(own, "status", "--porcelain") == ""
     assert (own / "engine.py").read_bytes() == FILES["engine.py"].replace("\n", "\r\n").encode()
 
@@ -187,7 +189,8 @@ def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
     verify(house.toy, quiet)
     write(house.clone, {'a"quote\t.py': "mine\n", "ä file.py": "mine\n"})
     assert status(house.toy, quiet).edited == ['a"quote\t.py', "ä file.py"]
-    revert(house.toy, quiet, keep_edits=True)
+    raw_git(house.clone, "restore", ".")
+    revert(house.toy, quiet)
     assert raw_git(house.clone, "status", "--porcelain") == ""
 
 
@@ -208,8 +211,8 @@ def test_file_name_that_is_not_utf8(house: House) -> None:
         assert run.returncode == 1
         assert "caf" in run.stdout + run.stderr
         assert "Traceback" not in run.stderr
-    revert(house.toy, quiet, keep_edits=True)
-    assert (house.clone / name).read_text() == "one\n"
+    revert(house.toy, quiet)
+    assert (house.clone / name).read_text() == "mine\n"
 
 
 def test_replaced_objects_do_not_count(house: House, tmp_path: Path) -> None:
@@ -279,7 +282,6 @@ def test_read_only_folder(house: House, where: str) -> None:
         assert "hint:" in run.stderr
     finally:
         may_write(folder)
-    # Where git moved HEAD all the same, the step is finished, else undone.
     assert status(house.toy, quiet).word in ("pristine", "applied")
     assert raw_git(house.clone, "status", "--porcelain") == ""
     apply(house.toy, quiet)
@@ -331,11 +333,10 @@ def test_two_at_once(house: House) -> None:
     verify(house.toy, quiet)
 
 
-@pytest.mark.parametrize("group", [True, False])
-def test_interrupt(house: House, tmp_path: Path, group: bool) -> None:
-    """Ctrl-C in the middle of the switch: settled at once, and exit status 130.
+def test_interrupt(house: House, tmp_path: Path) -> None:
+    """Ctrl-C while the files are staged: nothing has happened, and exit status 130.
 
-    A slow smudge filter holds git inside the switch until the signal has come.
+    A slow smudge filter holds git there until the signal has come.
     """
     lock = read_lock(house.toy)
     apply(house.toy, quiet)
@@ -354,14 +355,79 @@ def test_interrupt(house: House, tmp_path: Path, group: bool) -> None:
         while not reached.exists():
             assert run.poll() is None
             time.sleep(0.02)
-        (os.killpg if group else os.kill)(run.pid, signal.SIGINT)
+        os.killpg(run.pid, signal.SIGINT)
         _, err = run.communicate(timeout=60)
         assert run.returncode == 130, err
     assert lock
-    assert house.head_tree() == (lock.base_tree if group else lock.tree)
-    assert not (house.clone / ".git" / "mto" / "journal").exists()
+    assert house.head_tree() == lock.base_tree
     assert not list((house.clone / ".git").glob("*.lock"))
+    assert not list((house.clone / ".git" / "mto").glob("transaction*"))
     assert raw_git(house.clone, "status", "--porcelain") == ""
+
+
+def test_interrupt_after_the_decision_waits_for_the_end(house: House) -> None:
+    apply(house.toy, quiet)
+    program = (
+        "import os, signal, sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'os.rename' and str(args[1]).endswith('/main.py'):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(hook)\n"
+        "from mto_tools.cli import main\n"
+        "main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "revert", "toy"],
+        env={**os.environ, **house.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 130, run.stderr
+    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+    assert not list((house.clone / ".git" / "mto").glob("transaction*"))
+
+
+def test_credentials_and_filters_see_their_variables(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only variables that redirect git are hidden, and only from git."""
+    for name in ("GIT_TOKEN", "GIT_USERNAME", "GIT_ASKPASS", "GIT_LFS_SKIP_SMUDGE"):
+        monkeypatch.setenv(name, "1")
+    for name in ("GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_AUTHOR_NAME"):
+        monkeypatch.setenv(name, str(tmp_path / "strange"))
+    git = Git(house.origin)
+    git.run("config", "alias.show-environment", "!env")
+    seen = git.text("show-environment")
+    for name in ("GIT_TOKEN", "GIT_USERNAME", "GIT_ASKPASS", "GIT_LFS_SKIP_SMUDGE"):
+        assert f"{name}=1" in seen.splitlines()
+    assert "strange" not in seen
+    assert os.environ["GIT_AUTHOR_NAME"] == str(tmp_path / "strange")
+
+
+@pytest.mark.parametrize("verb", ["apply", "status", "verify"])
+def test_git_s_own_reason_is_told(house: House, verb: str) -> None:
+    """A clone that git cannot read is no missing clone."""
+    apply(house.toy, quiet)
+    raw_git(house.clone, "config", "core.repositoryformatversion", "1")
+    raw_git(house.clone, "config", "extensions.notYetKnown", "true")
+    run = house.mto(verb, "toy")
+    assert run.returncode == 1
+    assert "notyetknown" in (run.stdout + run.stderr).lower()
+    assert "move this folder away" not in run.stderr
+
+
+def test_git_that_does_not_start(house: House, tmp_path: Path) -> None:
+    apply(house.toy, quiet)
+    stub = tmp_path / "bin" / "git"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\necho 'xcrun: error: no developer tools' >&2; exit 1\n")
+    stub.chmod(0o755)
+    run = house.mto("status", PATH=f"{stub.parent}:{os.environ['PATH']}")
+    assert run.returncode == 3
+    assert "xcrun" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_git_answers_the_same_in_every_language(

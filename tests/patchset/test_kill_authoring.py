@@ -1,9 +1,4 @@
-"""SIGKILL at random moments of export and upgrade: old or new, never between, nothing lost.
-
-A child process runs the real command and kills itself right before a random one of its system
-calls that matter (open for writing, rename, unlink, starting git ...), so every such moment is
-equally likely, however busy the machine is. The next command then has to bring order.
-"""
+"""SIGKILL at counted events of export and upgrade: old or new, never between, nothing lost."""
 
 from __future__ import annotations
 
@@ -11,55 +6,23 @@ import os
 import random
 import resource
 import shutil
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import pending, upgrade
+from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import read_lock, verify
+from mto_tools.patchset.lock import load_series, read_lock, verify
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.rehearse import rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
 from mto_tools.upstreams.upstream import load_upstream
 
-EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "subprocess.Popen"}
-
-
-def fork(action: Callable[[], object], at: int) -> int:
-    """Run `action` in a child that dies before its `at`-th event; return how many it reached."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def hook(event: str, args: tuple[object, ...]) -> None:
-            nonlocal count
-            writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
-            if event in EVENTS or writes:
-                count += 1
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        sys.addaudithook(hook)
-        try:
-            action()
-        finally:
-            os.write(write, str(count).encode())
-            os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    with os.fdopen(read) as stream:
-        return int(stream.read() or at)
+from .kill import run_killed
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -75,7 +38,7 @@ class Ring:
         self.seen: dict[str, int] = {"old": 0, "new": 0}
         self.old = content(template.patches)
         home = self.fresh()
-        self.total = fork(lambda: action(home), 0)
+        self.total = run_killed(lambda: action(home), 0)
         self.new = content(home / "patches/toy")
         assert self.new != self.old
         assert self.total > 20
@@ -104,13 +67,13 @@ class Ring:
         first = 1 if rng.random() < 0.5 else max(1, self.total - 40)
         at = rng.randint(first, self.total)
         edits = user_files(home)
-        fork(lambda: self.action(home), at)
+        run_killed(lambda: self.action(home), at)
         folder = home / "patches/toy"
-        pending.recover(folder, lambda line: None)
+        transaction.recover(folder, lambda line: None)
         now = content(folder)
         state = "old" if now == self.old else "new" if now == self.new else "between"
         assert state != "between", f"killed before event {at}: {sorted(now)}"
-        assert not list(folder.glob(".pending*"))
+        assert not list(folder.glob(".transaction*"))
         self.seen[state] += 1
         toy = load_upstream(home, "toy")
         lock = read_lock(toy)
@@ -177,14 +140,14 @@ def test_killed_upgrade(small, tmp_path, raw) -> None:
 
     def action(home: Path) -> None:
         toy = load_upstream(home, "toy")
-        with pending.exclusive(toy.folder, print), open_scratch(toy, print) as scratch:
+        with transaction.series_lock(toy.folder, print), open_scratch(toy, print) as scratch:
             upgrade.upgrade(scratch, rehearse(scratch, "main"), print)
 
     def check(home: Path, state: str) -> None:
         toy = load_upstream(home, "toy")
         assert (toy.pin == small.pin) == (state == "old")
-        lock, named = applying.load_series(toy)
-        assert build_series(Git(small.origin), toy.pin, named) == lock
+        series = load_series(toy)
+        assert build_series(Git(small.origin), toy.pin, series.files) == series.lock
         if state == "old":
             ring.again(home)
 
@@ -203,7 +166,7 @@ def test_killed_continue(small, tmp_path, raw) -> None:
 
     def action(home: Path) -> None:
         toy = load_upstream(home, "toy")
-        with pending.exclusive(toy.folder, print):
+        with transaction.series_lock(toy.folder, print):
             upgrade.proceed(toy, lambda line: None)
 
     def check(home: Path, state: str) -> None:
@@ -222,12 +185,12 @@ def test_a_full_disk_changes_nothing(small) -> None:
 
     def action() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
-        pending.replace(small.patches, {"a": b"short", "lock": b"x" * 61}, "test")
+        transaction.replace_files(small.patches, {"a": b"short", "lock": b"x" * 61}, "test")
 
     status = os.waitstatus_to_exitcode(waited(action))
     assert status == 1, "the error must reach the caller"
     assert content(small.patches) == before
-    assert not list(small.patches.glob(".pending*"))
+    assert not list(small.patches.glob(".transaction*"))
 
 
 def waited(action: Callable[[], object]) -> int:
@@ -251,20 +214,15 @@ def test_an_edit_between_kill_and_recovery_is_kept(small, tmp_path) -> None:
         (small.patches / name).write_bytes(data)
 
     def action() -> None:
-        pending.replace(small.patches, {"one": b"1 new", "two": None}, "test")
+        transaction.replace_files(small.patches, {"one": b"1 new", "two": None}, "test")
 
-    events = fork(lambda: None, 0)
-    assert events == 0
-    for at in range(1, 40):  # the first kill after the decision
-        fork(action, at)
-        if (small.patches / pending.DECIDED).exists():
-            break
+    run_killed(action, 1, decided=True)
     assert content(small.patches)["one"] == b"1"
     (small.patches / "one").write_bytes(b"mine")
     said: list[str] = []
-    pending.recover(small.patches, said.append)
+    transaction.recover(small.patches, said.append)
     assert (small.patches / "one").read_bytes() == b"1 new"
     assert (small.patches / "one.yours").read_bytes() == b"mine"
     assert not (small.patches / "two").exists()
-    assert any("kept your edit" in line for line in said), said
+    assert any("one.yours" in line for line in said), said
     assert file.read_bytes() == other

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from mto_tools.home import find_home
 from mto_tools.patchset import apply as applying
+from mto_tools.patchset.export import regenerate
 from mto_tools.patchset.lint import lint
-from mto_tools.patchset.relock import relock
 
 
 def mute(line: str) -> None:
@@ -92,19 +93,19 @@ def test_upstream_text_and_rebuild_with_a_clone(authored, raw) -> None:
     applying.ensure_clone(authored.toy, mute)
     for file in authored.patches.glob("*.away"):
         file.rename(file.with_suffix(".patch"))
-    relock(authored.toy, mute)
+    regenerate(authored.toy, mute)
     assert lint(authored.home, "toy").problems == []
     assert lint(authored.home, "toy").unchecked == []
     # The same words with other white space are upstream's, too.
     replaced(MTO, b"+mto = 1", b"+" + long.encode())(authored.patches)
-    relock(authored.toy, mute)
+    regenerate(authored.toy, mute)
     (problem,) = lint(authored.home, "toy").problems
     line = (authored.patches / MTO).read_text().splitlines()[problem.line - 1]
     assert line == "+" + long
     assert "upstream has this line too" in problem.reason
     # 20 characters decide: shorter lines are nobody's.
     replaced(MTO, b"+" + long.encode(), b"+line 3")(authored.patches)
-    relock(authored.toy, mute)
+    regenerate(authored.toy, mute)
     assert lint(authored.home, "toy").problems == []
 
 
@@ -119,12 +120,11 @@ def test_a_lock_that_is_only_consistent_with_itself_is_found_by_the_rebuild(auth
     assert "0004-deepspeed-engine.patch: tree: expected 1111" in problem.reason
 
 
-def test_relock_takes_patches_edited_by_hand(authored) -> None:
+def test_regenerate_takes_patches_edited_by_hand(authored) -> None:
     applying.ensure_clone(authored.toy, mute)
     replaced(MTO, b"+mto = 1\n", b"+mto = 11\n")(authored.patches)
     assert lint(authored.home, "toy").problems
-    changed, lock = relock(authored.toy, mute)
-    assert changed == [MTO, "0004-deepspeed-engine.patch"] or changed == [MTO]
+    assert MTO in (done := regenerate(authored.toy, mute)).written
     assert lint(authored.home, "toy").problems == []
     assert authored.mto("apply", "toy").returncode == 0
     assert "mto = 11" in (authored.clone / "engine.py").read_text()
@@ -133,7 +133,7 @@ def test_relock_takes_patches_edited_by_hand(authored) -> None:
     run = authored.mto("export", "toy", "--from-patches")
     assert run.returncode == 5, run.stderr
     (authored.patches / MTO).write_bytes(before)
-    assert relock(authored.toy, mute) == ([], lock)
+    assert regenerate(authored.toy, mute) == replace(done, written=())
 
 
 def test_command_line(authored) -> None:

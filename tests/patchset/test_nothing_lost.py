@@ -9,27 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import RefusedError
-from mto_tools.patchset import pending
+from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.apply import apply, revert
+from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Journal, begin, index_digest, settle
-from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.status import status
-from mto_tools.patchset.worktree import changes
+from mto_tools.patchset.switch import switch
+from mto_tools.patchset.transaction import clone_lock, recover, replace_files
+from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import LINES, House, make_repo, patch_of, raw_git, write
+from .conftest import FILES, LINES, House, make_repo, patch_of, raw_git, write
+from .kill import run_killed
 
 
 def quiet(_: str) -> None:
     """Say nothing."""
-
-
-def kept_branches(house: House) -> list[str]:
-    return raw_git(
-        house.clone, "for-each-ref", "--format=%(refname)", "refs/heads/mto-keep"
-    ).split()
 
 
 def move_pin(house: House, message: str) -> None:
@@ -45,10 +40,16 @@ def set_submodule(house: House, commit: str) -> None:
     raw_git(house.origin, "update-index", "--add", "--cacheinfo", f"160000,{commit},module")
 
 
-@pytest.mark.parametrize("keep_edits", [False, True])
+def killed_revert(house: House, at: int = 1) -> None:
+    """Leave a clone as a revert does that is killed once its step is decided."""
+    apply(house.toy, quiet)
+    run_killed(lambda: revert(load_upstream(house.home, "toy"), quiet), at, decided=True)
+    assert (house.clone / ".git" / "mto" / "transaction").exists()
+
+
 @pytest.mark.parametrize("verb", ["apply", "revert"])
 def test_nothing_is_written_through_a_linked_folder(
-    house: House, tmp_path: Path, verb: str, keep_edits: bool
+    house: House, tmp_path: Path, verb: str
 ) -> None:
     (apply if verb == "revert" else ensure_clone)(house.toy, quiet)
     outside = tmp_path / "outside"
@@ -56,59 +57,29 @@ def test_nothing_is_written_through_a_linked_folder(
     shutil.rmtree(house.clone / "sub")
     (house.clone / "sub").symlink_to(outside)
     head = raw_git(house.clone, "rev-parse", "HEAD")
-    with pytest.raises(RefusedError, match=r"through \S+/upstream/toy/sub, which is a link") as why:
-        (apply if verb == "apply" else revert)(house.toy, quiet, keep_edits=keep_edits)
+    with pytest.raises(RefusedError, match=r"upstream/toy/sub, which is a link") as why:
+        (apply if verb == "apply" else revert)(house.toy, quiet)
     assert why.value.hint.startswith(f"mv {house.clone / 'sub'} ")
-    assert {f.name: f.read_text() for f in outside.iterdir()} == {"deep.py": LINES[:40]}
     assert raw_git(house.clone, "rev-parse", "HEAD") == head
-    assert not kept_branches(house)
-    # done what the hint says, it goes on
+    # done what the hint says, and the deleted files restored, it goes on
     (house.clone / "sub").rename(tmp_path / "link")
-    assert (apply if verb == "apply" else revert)(house.toy, quiet, keep_edits=True).kept
+    raw_git(house.clone, "restore", "sub")
+    assert (apply if verb == "apply" else revert)(house.toy, quiet).changed
     assert {f.name: f.read_text() for f in outside.iterdir()} == {"deep.py": LINES[:40]}
 
 
-def test_settling_leaves_a_linked_folder_alone(
+def test_a_link_that_came_after_the_kill_is_left_alone(
     house: House, tmp_path: Path, said: list[str]
 ) -> None:
-    """The link came after the kill: the step is settled around it."""
     outside = tmp_path / "outside"
     write(outside, {"deep.py": LINES[:40]})
-    killed_after_journal(house)
+    killed_revert(house)
     shutil.rmtree(house.clone / "sub")
     (house.clone / "sub").symlink_to(outside)
     status(house.toy, said.append)
-    assert "  kept as you left them: sub/deep.py" in said
+    assert any("sub/deep.py" in line for line in said)
     assert {f.name: f.read_text() for f in outside.iterdir()} == {"deep.py": LINES[:40]}
-    assert not (house.clone / ".git" / "mto" / "journal").exists()
-
-
-@pytest.mark.parametrize("in_the_way", [True, False])
-def test_a_folder_where_a_file_belongs_is_refused_before_a_branch_is_made(
-    house: House, in_the_way: bool
-) -> None:
-    apply(house.toy, quiet)
-    name = "engine.py" if in_the_way else "data.txt"
-    (house.clone / name).unlink()
-    write(house.clone, {f"{name}/inside": "mine\n"})
-    with pytest.raises(RefusedError, match=f"{name} is no file, and the clone has a file"):
-        revert(house.toy, quiet, keep_edits=True)
-    assert not kept_branches(house)
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_a_mode_is_kept_and_taken_back(house: House, hidden: bool) -> None:
-    apply(house.toy, quiet)
-    if hidden:
-        raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
-    (house.clone / "engine.py").chmod(0o755)
-    with pytest.raises(RefusedError, match=r"engine\.py \(edited\)"):
-        revert(house.toy, quiet)
-    kept = revert(house.toy, quiet, keep_edits=True).kept
-    assert raw_git(house.clone, "ls-tree", kept, "engine.py").startswith("100755")
-    assert not (house.clone / "engine.py").stat().st_mode & 0o111
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    assert kept_branches(house) == [f"refs/heads/{kept}"]
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
 
 
 def test_modes_do_not_count_where_git_ignores_them(house: House) -> None:
@@ -119,32 +90,79 @@ def test_modes_do_not_count_where_git_ignores_them(house: House) -> None:
     assert revert(house.toy, quiet).changed
 
 
-def test_a_mode_changed_after_the_kill_is_the_users(house: House, said: list[str]) -> None:
-    killed_after_journal(house)
-    (house.clone / "engine.py").chmod(0o755)
+@pytest.mark.parametrize("edit", ["text", "mode", "folder", "deleted", "new"])
+def test_an_edit_between_kill_and_recovery_is_set_aside(
+    house: House, edit: str, said: list[str]
+) -> None:
+    killed_revert(house)
+    file = house.clone / "engine.py"
+    aside = house.clone / "engine.py.yours"
+    if edit == "text":
+        file.write_text("mine\n")
+    elif edit == "mode":
+        file.chmod(0o755)
+    elif edit == "new":
+        write(house.clone, {"ds.json": "mine\n"})  # which the revert removes
+    else:
+        file.unlink()
+    if edit == "folder":
+        write(house.clone, {"engine.py/inside": "mine\n"})
     status(house.toy, said.append)
-    assert "  kept as you left them: engine.py" in said
-    assert (house.clone / "engine.py").stat().st_mode & 0o100
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    assert file.read_text() == FILES["engine.py"]
+    if edit == "new":
+        assert (house.clone / "ds.json").read_text() == "mine\n"
+    elif edit != "deleted":
+        assert any("engine.py.yours" in line for line in said)
+        mine = aside / "inside" if edit == "folder" else aside
+        assert edit == "mode" or mine.read_text() == "mine\n"
+    assert raw_git(house.clone, "status", "--porcelain", "--untracked-files=no") == ""
+
+
+def test_who_moves_head_after_the_kill_is_left_there(house: House, said: list[str]) -> None:
+    killed_revert(house)
+    (house.clone / ".git" / "index.lock").unlink()
+    raw_git(house.clone, "switch", "-q", "-f", "-c", "mine")
+    raw_git(house.clone, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = raw_git(house.clone, "rev-parse", "HEAD")
+    status(house.toy, said.append)
+    assert raw_git(house.clone, "rev-parse", "HEAD") == mine
+    assert raw_git(house.clone, "branch", "--show-current") == "mine"
+    assert raw_git(house.clone, "status", "--porcelain") == ""
+
+
+def test_a_damaged_log_is_named(house: House) -> None:
+    killed_revert(house)
+    log = house.clone / ".git" / "mto" / "transaction" / "log.json"
+    log.write_text("{")
+    with pytest.raises(CorruptError, match="log.json") as caught:
+        revert(house.toy, quiet)
+    assert str(log.parent) in caught.value.hint
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_a_file_git_passes_over_is_refused_before_a_branch_is_made(
-    house: House, sparse: bool
-) -> None:
+def test_a_file_git_passes_over_is_refused(house: House, sparse: bool) -> None:
     apply(house.toy, quiet)
     if sparse:
         raw_git(house.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/engine.py")
         assert not (house.clone / "engine.py").exists()
     else:
         raw_git(house.clone, "update-index", "--skip-worktree", "engine.py")
-        write(house.clone, {"engine.py": "mine\n"})
-    for keep_edits in (False, True, True):
-        with pytest.raises(RefusedError, match=r"skip-worktree.*: engine\.py") as why:
-            revert(house.toy, quiet, keep_edits=keep_edits)
-    assert not kept_branches(house)
-    command = why.value.hint.split()
-    raw_git(house.clone, *command[3:])
-    assert bool(revert(house.toy, quiet, keep_edits=True).kept) is not sparse
+    with pytest.raises(RefusedError, match=r"skip-worktree.*: engine\.py") as why:
+        revert(house.toy, quiet)
+    raw_git(house.clone, *why.value.hint.split()[3:])
+    assert revert(house.toy, quiet).changed
+
+
+def test_a_sparse_checkout_stays_sparse(house: House) -> None:
+    """It gets every file of the series, and no other one that it leaves out."""
+    ensure_clone(house.toy, quiet)
+    raw_git(house.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/ds.json", "!/data.txt")
+    for run in (apply, revert):
+        assert run(house.toy, quiet).changed
+        assert (house.clone / "ds.json").exists() == (run is apply)
+        assert not (house.clone / "data.txt").exists()
+        assert raw_git(house.clone, "status", "--porcelain") == ""
 
 
 def test_a_submodule_that_moves_with_the_pin(house: House) -> None:
@@ -160,52 +178,10 @@ def test_a_submodule_that_moves_with_the_pin(house: House) -> None:
     assert status(house.toy, quiet).word == "applied"
 
 
-def test_a_submodule_folder_that_is_gone_is_nothing_to_keep(house: House) -> None:
-    set_submodule(house, house.pin)
-    move_pin(house, "third")
-    apply(house.toy, quiet)
-    (house.clone / "module").rmdir()
-    write(house.clone, {"engine.py": "mine\n"})
-    assert revert(house.toy, quiet, keep_edits=True).kept
-    assert apply(house.toy, quiet, keep_edits=True).kept == ""
-    assert len(kept_branches(house)) == 1
-    assert not (house.clone / ".git" / "index.lock").exists()
-
-
-def killed_after_journal(house: House) -> Journal:
-    """Leave a clone as a revert does that is killed when its journal stands; return that."""
-    apply(house.toy, quiet)
-    lock = read_lock(house.toy)
-    assert lock
-    git = ensure_clone(house.toy, quiet)
-    files = changes(git, "HEAD", house.pin)
-    journal = Journal("revert toy", lock.commit, house.pin, files, index_digest(git))
-    begin(git, journal)
-    return journal
-
-
-def test_what_was_cut_short_after_a_kill_is_set_aside(house: House, said: list[str]) -> None:
-    journal = killed_after_journal(house)
-    whole = (house.clone / "engine.py").read_bytes()
-    (house.clone / "engine.py").write_bytes(whole[:-30])
-    (house.clone / "main.py").unlink()
-    status(house.toy, said.append)
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    copy = house.clone / ".git" / "mto" / f"cut-{journal.nonce[:8]}" / "engine.py"
-    assert copy.read_bytes() == whole[:-30]
-    where = house.clone / "engine.py"
-    assert f"  written anew: {where} (was cut short; what it held is in {copy})" in said
-    assert f"  written anew: {house.clone / 'main.py'} (was missing)" in said
-    apply(house.toy, quiet)
-    assert copy.exists(), "later commands leave it alone"
-
-
-@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("from_link", [True, False])
-def test_a_folder_that_becomes_a_link_is_settled(
-    tmp_path: Path, forward: bool, from_link: bool
-) -> None:
-    """As an upgrade may bring it; killed before git wrote a file, or when it had written all."""
+def test_a_folder_becomes_a_link_and_back(tmp_path: Path, from_link: bool, killed: bool) -> None:
+    """As an upgrade may bring it."""
     repo = tmp_path / "repo"
     folder = make_repo(repo, {"sub/deep.py": LINES})
     shutil.rmtree(repo / "sub")
@@ -214,36 +190,37 @@ def test_a_folder_that_becomes_a_link_is_settled(
     raw_git(repo, "commit", "-q", "-m", "third")
     link = raw_git(repo, "rev-parse", "HEAD")
     start, goal = (link, folder) if from_link else (folder, link)
-    raw_git(repo, "switch", "-q", "--detach", start if forward else goal)
-    git = Git(repo)
-    journal = Journal("apply toy", start, goal, changes(git, start, goal), index_digest(git))
-    begin(git, journal)
-    raw_git(repo, "update-ref", "--no-deref", "HEAD", goal if forward else start)
-    settled = settle(git, journal)
-    assert not settled.kept
-    if (goal if forward else start) == link:
+    raw_git(repo, "switch", "-q", "--detach", start)
+
+    def run() -> None:
+        with clone_lock(Git(repo), quiet) as git:
+            switch(git, BranchMove(str(repo), "", start, "", goal), "apply toy", quiet)
+
+    if killed:
+        run_killed(run, 3, decided=True)
+        with clone_lock(Git(repo), quiet):
+            pass
+    else:
+        run()
+    if goal == link:
         assert (repo / "sub").readlink() == Path("README.md")
     else:
         assert (repo / "sub" / "deep.py").read_text() == LINES
+    assert raw_git(repo, "rev-parse", "HEAD") == goal
+    assert raw_git(repo, "status", "--porcelain") == ""
 
 
 def test_a_second_edit_between_kill_and_recovery_is_kept_beside_the_first(tmp_path: Path) -> None:
     file = tmp_path / "file"
     for text in ("mine", "mine again"):
         file.write_bytes(b"old")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pending, "_finish", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                pending.replace(tmp_path, {"file": b"new"}, "test")
+        run_killed(lambda: replace_files(tmp_path, {"file": b"new"}, "test"), 1, decided=True)
+        assert file.read_bytes() == b"old"
         file.write_text(text)
-        pending.recover(tmp_path, quiet)
+        recover(tmp_path, quiet)
         assert file.read_bytes() == b"new"
     assert (tmp_path / "file.yours").read_text() == "mine"
     assert (tmp_path / "file.yours.2").read_text() == "mine again"
-
-
-def interrupt(_: Path) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_file_system_without_hard_links(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,4 +236,25 @@ def test_a_file_system_without_hard_links(house: House, monkeypatch: pytest.Monk
     assert lock.exists()
     lock.unlink()
     revert(house.toy, quiet)
-    assert not (house.clone / ".git" / "mto" / "journal").exists()
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+
+
+def test_git_directory_on_another_file_system(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --separate-git-dir on another disk: a rename into the work tree fails."""
+    own, other = tmp_path / "own", Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    git_dir = other / f"mto-test-{os.getpid()}"
+    try:
+        clone = ("clone", "-q", f"--separate-git-dir={git_dir}")
+        raw_git(tmp_path, *clone, str(house.origin), str(own))
+        apply(house.toy, quiet, repo=own)
+        assert raw_git(own, "status", "--porcelain") == ""
+        assert raw_git(own, "branch", "--show-current") == "mto"
+        revert(house.toy, quiet, repo=own)
+        assert raw_git(own, "status", "--porcelain") == ""
+        assert raw_git(own, "branch", "--list", "mto") == ""
+    finally:
+        shutil.rmtree(git_dir, ignore_errors=True)

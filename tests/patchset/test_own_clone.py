@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.status import status
 
-from .conftest import House, patch_of, raw_git, write
+from .conftest import House, make_repo, patch_of, raw_git, write
 
 
 def quiet(_: str) -> None:
@@ -144,29 +145,59 @@ def test_own_commits_on_an_empty_layer_stay_on_the_branch(
     assert raw_git(own, "rev-parse", "mto") == mine
 
 
-def test_records_of_older_versions(house: House, own: Path) -> None:
-    apply(house.toy, quiet, repo=own)
-    state = own / ".git" / "mto" / "state"
-    state.write_text(state.read_text().replace(' "branch": true,\n', ""))
-    assert '"branch"' not in state.read_text()
-    revert(house.toy, quiet, repo=own)
-    assert raw_git(own, "branch", "--list", "mto") == ""
-
-
 def test_hints_act_on_the_same_clone(house: House, own: Path, tmp_path: Path) -> None:
     spaced = tmp_path / "my clone"
     own.rename(spaced)
     write(spaced, {"engine.py": "mine\n"})
     with pytest.raises(RefusedError) as caught:
         apply(house.toy, quiet, repo=spaced, through="mto")
-    same = f"apply toy --repo '{spaced}' --through mto --keep"
-    assert caught.value.hint.endswith(f"first: mto {same}")
-    apply(house.toy, quiet, repo=spaced, through="mto", keep_edits=True)
+    assert caught.value.hint.endswith(f"mto apply toy --repo '{spaced}' --through mto")
+    stash = shlex.split(caught.value.hint, comments=True)
+    raw_git(spaced, *stash[3:])
+    apply(house.toy, quiet, repo=spaced, through="mto")
     assert status(house.toy, quiet, repo=spaced).through == "mto"
     write(spaced, {"engine.py": "mine\n"})
     with pytest.raises(RefusedError) as caught:
         revert(house.toy, quiet, repo=spaced)
-    assert caught.value.hint.endswith(f"first: mto revert toy --repo '{spaced}' --keep")
-    with pytest.raises(Exception, match="edited since") as edited:
+    assert caught.value.hint.endswith(f"mto revert toy --repo '{spaced}'")
+    with pytest.raises(MtoError) as edited:
         verify(house.toy, quiet, repo=spaced)
-    assert f"mto diff toy --repo '{spaced}' shows" in edited.value.hint
+    assert f"mto diff toy --repo '{spaced}'" in edited.value.hint
+
+
+@pytest.mark.parametrize("kind", ["submodule", "separate-git-dir", "linked"])
+def test_clones_whose_git_directory_is_elsewhere(
+    house: House, tmp_path: Path, kind: str, said: list[str]
+) -> None:
+    """The branch mto is made, used, and removed again, as in an ordinary clone."""
+    repo = tmp_path / "super" / "dep"
+    if kind == "submodule":
+        make_repo(tmp_path / "super", {"main.py": "print()\n"})
+        add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
+        raw_git(tmp_path / "super", *add, str(house.origin), "dep")
+    elif kind == "separate-git-dir":
+        elsewhere = f"--separate-git-dir={tmp_path / 'git-dir'}"
+        raw_git(tmp_path, "clone", "-q", elsewhere, str(house.origin), str(repo))
+    else:
+        raw_git(tmp_path, "clone", "-q", str(house.origin), str(tmp_path / "main"))
+        raw_git(tmp_path / "main", "worktree", "add", "-q", "--detach", str(repo), house.pin)
+    before = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
+    assert apply(house.toy, said.append, repo=repo).changed
+    assert raw_git(repo, "branch", "--show-current") == "mto"
+    assert not apply(house.toy, said.append, repo=repo).changed
+    assert status(house.toy, quiet, repo=repo).word == "applied"
+    assert revert(house.toy, said.append, repo=repo).changed
+    after = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
+    assert after == before
+    assert not said
+
+
+def test_a_partial_sparse_clone_lacks_nothing(no_compat: House, tmp_path: Path) -> None:
+    for key in ("allowFilter", "allowAnySHA1InWant"):
+        raw_git(no_compat.origin, "config", f"uploadpack.{key}", "true")
+    own = tmp_path / "own"
+    partial = ("clone", "-q", "--filter=blob:none", "--sparse")
+    raw_git(tmp_path, *partial, f"file://{no_compat.origin}", str(own))
+    apply(no_compat.toy, quiet, repo=own)
+    verify(no_compat.toy, quiet, repo=own)
+    assert status(no_compat.toy, quiet, repo=own).word == "applied"

@@ -8,7 +8,7 @@ import pytest
 
 from mto_tools.errors import ConflictError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import pending, upgrade
+from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.export import export
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.parser import read_series
@@ -21,12 +21,12 @@ def mute(line: str) -> None:
 
 
 def accept(house, ref: str) -> None:
-    with pending.exclusive(house.patches, mute), open_scratch(house.toy, mute) as scratch:
+    with transaction.series_lock(house.patches, mute), open_scratch(house.toy, mute) as scratch:
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
 
 def go_on(house) -> None:
-    with pending.exclusive(house.patches, mute):
+    with transaction.series_lock(house.patches, mute):
         upgrade.proceed(house.toy, mute)
 
 

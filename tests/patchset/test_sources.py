@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,8 @@ from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.checkout import ensure_clone, make_clone
 from mto_tools.patchset.embedded import embedded_commit
-from mto_tools.patchset.git import Git
-from mto_tools.patchset.sources import find_source
+from mto_tools.patchset.git import Git, GitError
+from mto_tools.patchset.sources import find_source, hide
 from mto_tools.patchset.status import status
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
@@ -43,7 +45,48 @@ def test_order_of_sources(house: House, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MTO_UPSTREAM_URL_TOY", "git@host:{owner}/{repo}")
     assert find_source(toy).value == "git@host:some/toy"
     assert find_source(toy).kind == "url"
-    assert find_source(toy, "ssh://option/x").said_by == "--source"
+    assert find_source(toy, "ssh://option/x").origin == "--source"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["host:x.git", "me+ci@host:x.git", "[::1]:x.git", "[me@host:22]:x", "ssh://h/x", "ext::prog x"],
+)
+def test_every_form_of_a_url_that_git_takes(house: House, value: str) -> None:
+    assert find_source(house.toy, value).kind == "url"
+
+
+@pytest.mark.parametrize("word", ["secret", "se@cret", "se:c@ret"])
+def test_a_password_is_never_shown(house: House, word: str) -> None:
+    shown = find_source(house.toy, f"https://me:{word}@host/some/toy.git").shown
+    assert shown == "https://***@host/some/toy.git"
+    assert "secret" not in hide("fatal: unable to access 'https://me:sec@secret@host/x'")
+
+
+def test_a_bare_mirror_under_safe_bare_repository(house: House, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror.git"
+    raw_git(tmp_path, "clone", "-q", "--mirror", str(house.origin), str(mirror))
+    (tmp_path / "gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
+    make_clone(house.toy, lambda _: None, str(mirror))
+    assert clone_is_whole(house)
+
+
+def test_a_source_of_another_user_is_told_as_such(house: House, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to give files away")
+    mirror = tmp_path / "my mirror.git"
+    raw_git(tmp_path, "clone", "-q", "--mirror", str(house.origin), str(mirror))
+    for file in [mirror, *mirror.rglob("*")]:
+        os.chown(file, 12345, 12345)
+    for source in (str(mirror), f"file://{mirror}"):
+        with pytest.raises(MissingError, match="ownership") as caught:
+            make_clone(house.toy, lambda _: None, source)
+        assert shlex.split(caught.value.hint)[-1] == str(mirror)
+    write(house.home / "upstream" / "embedded" / "small", RECIPE)
+    raw_git(house.home, "init", "-q", ".")
+    os.chown(house.home, 12345, 12345)
+    with pytest.raises(GitError, match="ownership"):
+        embedded_commit(house.home, embedded(house.home), Git(house.origin))
 
 
 def test_path_mirror_clone_and_template(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +173,8 @@ def test_lost_blob_that_no_patch_touches(house: House, said: list[str]) -> None:
     found = status(house.toy, said.append)
     assert (found.word, found.missing) == ("applied", ["data.txt"])
     assert "data.txt" in found.detail
-    # local edits, --keep and revert get along with the hole
-    write(house.clone, {"main.py": "mine\n"})
-    apply(house.toy, said.append, through="compat", keep_edits=True)
+    # layers get along with the hole
+    apply(house.toy, said.append, through="compat")
     assert raw_git(house.clone, "status", "--porcelain") == ""
     assert status(house.toy, said.append).word == "applied"
 

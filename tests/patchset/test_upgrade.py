@@ -11,14 +11,14 @@ import pytest
 
 from mto_tools.errors import ConflictError, MissingError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import pending, upgrade
+from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.rehearse import Rehearsal, rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
-from mto_tools.patchset.trees import NotAdditiveError
+from mto_tools.patchset.tree_diff import NotAdditiveError
 from mto_tools.upstreams.upstream import load_upstream
 
 
@@ -41,7 +41,10 @@ def run(house, ref: str, source: str | None = None) -> Rehearsal:
 
 
 def accept(house, ref: str, source: str | None = None) -> None:
-    with pending.exclusive(house.patches, mute), open_scratch(house.toy, mute, source) as scratch:
+    with (
+        transaction.series_lock(house.patches, mute),
+        open_scratch(house.toy, mute, source) as scratch,
+    ):
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
 
@@ -212,7 +215,7 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
         go_on()
     assert snapshot(house.patches) == before
     (folder / "engine.py").write_text(good)
-    with pending.exclusive(house.patches, mute):
+    with transaction.series_lock(house.patches, mute):
         lock = go_on()
     assert house.toy.pin == lock.base_commit == commits["v3"]
     assert not folder.exists()
@@ -225,7 +228,7 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     with pytest.raises(ConflictError, match="0003"):
         go_on()
     assert (folder / "engine.py").read_text() == good
-    with pending.exclusive(house.patches, mute):
+    with transaction.series_lock(house.patches, mute):
         assert go_on() == lock
 
 

@@ -91,7 +91,7 @@ def apply(
             if at and (users or at not in {*ours, lock.base_commit}):
                 raise RefusedError(
                     f"the branch mto in {git.folder} holds {at}, which is no commit of the series",
-                    hint=f"{_git(git)} branch -m mto my-mto",
+                    hint=git.command("branch", "-m", "mto", "my-mto"),
                 )
             refs.append((BRANCH, goal, at))
             state.owns_branch = True
@@ -173,7 +173,7 @@ def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
             raise MtoError(
                 f"{git.folder}: edited since: {', '.join(edited)}",
                 hint=f"mto {_command('diff', upstream, repo)} shows the edits; "
-                f"{_git(git)} stash push -- {shlex.join(edited)} puts them aside",
+                f"{git.command('stash', 'push', '--', *edited)} puts them aside",
             )
         return Outcome(upstream.name, str(git.folder), head, _tree(git, head), True)
 
@@ -220,10 +220,6 @@ def _command(verb: str, upstream: Upstream, repo: Path | None, through: str | No
     return shlex.join([verb, upstream.name, *options])
 
 
-def _git(git: Git) -> str:
-    return f"git -C {shlex.quote(str(git.folder))}"
-
-
 def _require_base(
     git: Git, upstream: Upstream, lock: Lock, ours: set[str], repo: Path | None
 ) -> None:
@@ -231,7 +227,7 @@ def _require_base(
     if not head:
         raise CorruptError(
             f"{git.folder} has no commit checked out",
-            hint=f"{_git(git)} switch --detach {upstream.pin}",
+            hint=git.command("switch", "--detach", upstream.pin),
         )
     if head == lock.base_commit or head in ours:
         return
@@ -239,7 +235,7 @@ def _require_base(
         raise RefusedError(
             f"{git.folder} has commits of yours on top of the series: HEAD is {head}",
             hint=f"mto {_command('export', upstream, repo)} takes them into the series; or "
-            f"{_git(git)} branch -m mto my-work, "
+            f"{git.command('branch', '-m', 'mto', 'my-work')}, "
             f"then mto {_command('revert', upstream, repo)}",
         )
     raise _wrong_base(git, upstream, head)
@@ -248,7 +244,7 @@ def _require_base(
 def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
     return RefusedError(
         f"{git.folder} is at {head}; expected the pin {upstream.pin} or a commit of the series",
-        hint=f"{_git(git)} switch --detach {upstream.pin}    # or, to move the series to "
+        hint=f"{git.command('switch', '--detach', upstream.pin)}    # or, to move the series to "
         f"your commit: mto upgrade {upstream.name} --to {head}",
     )
 

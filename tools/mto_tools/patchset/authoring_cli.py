@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,30 +58,24 @@ def export(
 
     upstream = open_upstream(find_home(), name, say)
     if from_patches:
-        from mto_tools.patchset.relock import relock
-
-        changed, lock = relock(upstream, say, repo)
-        if as_json:
-            _dump({"name": name, "written": changed, "tree": lock.tree, "commit": lock.commit})
-        for file in changed if not as_json else ():
-            print(f"patches/{name}/{file}")
-        say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
-        return
-    done = exporting.export(upstream, repo, layer, message or (), say)
+        done = exporting.regenerate(upstream, say, repo)
+    else:
+        done = exporting.export(upstream, repo, layer, message or (), say)
     if as_json:
-        keys = ("written", "removed", "renamed", "layer", "untracked")
-        table = {key: getattr(done, key) for key in keys}
-        _dump({"name": name, **table, "tree": done.lock.tree, "commit": done.lock.commit})
+        facts = {"name": name, **asdict(done), "tree": done.lock.tree, "commit": done.lock.commit}
+        _dump({key: value for key, value in facts.items() if key not in ("lock", "notes")})
         return
     for file in (*done.written, *done.removed):
         print(f"patches/{name}/{file}")
-    if not (done.written or done.removed):
-        say(f"{name}: patches and lock are already those of the checkout")
     for file in done.removed:
         now = done.renamed.get(file)
-        say(f"{file} is now {now}" if now else f"{file} inserts nothing any more and is removed")
+        say(f"{file} is now {now}" if now else f"{file} is removed: it inserts nothing any more")
     for note in done.notes:
         say(note)
+    if from_patches:
+        say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
+    elif not (done.written or done.removed):
+        say(f"{name}: patches and lock are already those of {repo or upstream.checkout}")
     if done.untracked:
         shown = ", ".join(done.untracked[:5]) + (" ..." if len(done.untracked) > 5 else "")
         say(f"not exported, because untracked (git add makes them part): {shown}")

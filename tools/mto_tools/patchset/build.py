@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import Git, restore_command
 from mto_tools.patchset.lock import Lock, LockedPatch, Series, Touched, lock_path, sha256
 from mto_tools.patchset.series import MODES
 from mto_tools.patchset.tree_diff import changes, commit_tree, temporary_index
@@ -130,7 +130,7 @@ def check_built(built: Lock, lock: Lock, where: Path) -> None:
         if wanted.get(what) != found.get(what):
             raise CorruptError(
                 f"{where}: {what}: expected {wanted.get(what)}, found {found.get(what)}",
-                hint=f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the "
+                hint=f"{restore_command(where.parent)}; or, if you wrote the "
                 f"patches: mto export {where.parent.name} --from-patches",
             )
 

@@ -57,11 +57,11 @@ def _printable(text: str) -> str:
 
 
 def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
-    """Load the named upstreams, in any case; `--repo` goes with one of them only."""
+    """Load the named upstreams; `--repo` goes with one of them only."""
     if repo and len(names) != 1:
         raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
     home = find_home()
-    return [open_upstream(home, n, say) for n in dict.fromkeys(name.lower() for name in names)]
+    return [open_upstream(home, name, say) for name in dict.fromkeys(names)]
 
 
 def checkout(names: Names, source: From = None) -> None:

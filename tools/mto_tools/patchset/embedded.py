@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import Git, restore_command
 from mto_tools.patchset.tree_diff import commit_tree, write_tree
 from mto_tools.upstreams.upstream import Upstream
 
@@ -42,9 +42,7 @@ def embedded_files(home: Path, upstream: Upstream) -> list[str]:
         }
         names = names & tracked or names  # none is tracked while the recipe is being written
     if not names:
-        raise MissingError(
-            f"{upstream.name}: no file in {folder}", hint=f"git checkout -- {upstream.path}"
-        )
+        raise MissingError(f"{upstream.name}: no file in {folder}", hint=restore_command(folder))
     return sorted(names)
 
 
@@ -99,5 +97,5 @@ def require_pin(home: Path, upstream: Upstream, repo: Git) -> None:
             f"{home / upstream.path} differs from the pin in {upstream.folder / 'upstream.toml'}: "
             f"expected commit {upstream.pin}, found {found}{because}",
             hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
-            f"if not: git checkout -- {upstream.path}",
+            f"if not: {restore_command(home / upstream.path)}",
         )

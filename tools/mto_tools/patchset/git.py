@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
 
@@ -25,45 +25,20 @@ OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 OLDEST = (2, 31)  # rev-parse --path-format; `mto upgrade` asks for 2.38 itself
 
 # Results never depend on these; last on the command line wins over every configuration file.
-_NEUTRAL = {
-    "advice.detachedHead": "false",
-    "apply.ignoreWhitespace": "no",
-    "apply.whitespace": "nowarn",
-    "color.ui": "false",
-    "commit.gpgSign": "false",
-    "core.fsmonitor": "false",
-    "core.hooksPath": os.devnull,
-    "core.quotePath": "false",
-    "diff.algorithm": "default",
-    "diff.context": "3",
-    "diff.ignoreSubmodules": "none",
-    "diff.indentHeuristic": "true",
-    "diff.interHunkContext": "0",
-    "diff.mnemonicPrefix": "false",
-    "diff.noprefix": "false",
-    "diff.orderFile": os.devnull,
-    "diff.renames": "false",
-    "diff.srcPrefix": "a/",
-    "diff.dstPrefix": "b/",
-    "gc.auto": "0",
-    "i18n.commitEncoding": "UTF-8",
-    "log.showSignature": "false",
-    "maintenance.auto": "false",
-    "merge.conflictStyle": "merge",
-    "merge.renames": "true",
-    "rerere.enabled": "false",
-    "safe.bareRepository": "all",  # every folder is named by the user, none is found by git
-    "status.renames": "false",
-    "submodule.recurse": "false",
-    "user.useConfigOnly": "false",
-}
+# safe.bareRepository: every folder is named by the user, none is found by git.
+_NEUTRAL = f"""
+advice.detachedHead=false apply.ignoreWhitespace=no apply.whitespace=nowarn color.ui=false
+commit.gpgSign=false core.fsmonitor=false core.hooksPath={os.devnull} core.quotePath=false
+diff.algorithm=default diff.context=3 diff.dstPrefix=b/ diff.ignoreSubmodules=none
+diff.indentHeuristic=true diff.interHunkContext=0 diff.mnemonicPrefix=false diff.noprefix=false
+diff.orderFile={os.devnull} diff.renames=false diff.srcPrefix=a/ gc.auto=0
+i18n.commitEncoding=UTF-8 log.showSignature=false maintenance.auto=false merge.conflictStyle=merge
+merge.renames=true rerere.enabled=false safe.bareRepository=all status.renames=false
+submodule.recurse=false user.useConfigOnly=false
+""".split()
 # Line ends belong to the work tree, and the work tree to the user: a clone made elsewhere under
 # autocrlf=true holds CRLF on purpose. Blobs are compared without conversion, files with it.
-_NO_CONVERSION = {
-    "core.attributesFile": os.devnull,
-    "core.autocrlf": "false",
-    "core.safecrlf": "false",
-}
+_NO_CONVERSION = f"core.attributesFile={os.devnull} core.autocrlf=false core.safecrlf=false".split()
 _ENVIRONMENT = {
     "LC_ALL": "C",
     "LANGUAGE": "C",
@@ -151,12 +126,10 @@ class Git:
         gitpython, not_found = _gitpython()
         if not self.folder.is_dir():
             raise MissingError(f"there is no folder {self.folder}")
-        settings = dict(_NEUTRAL) if convert else {**_NEUTRAL, **_NO_CONVERSION}
+        settings = [*_NEUTRAL, *(() if convert else _NO_CONVERSION)]
         # -C although cwd is given: GitPython falls back to its own cwd where it may not enter.
         command = ["git", "-C", str(self.folder)]
-        for key, value in settings.items():
-            command += ["-c", f"{key}={value}"]
-        command += args
+        command += [word for setting in settings for word in ("-c", setting)] + list(args)
         full_env = {**_ENVIRONMENT, **self.env}
         if args and args[0] in _READING:
             full_env["GIT_OPTIONAL_LOCKS"] = "0"
@@ -180,40 +153,30 @@ class Git:
                 raise MissingError("there is no git on PATH", hint=_HINT_NO_GIT) from error
         return rc, out, err if isinstance(err, str) else err.decode(errors="replace")
 
-    def run(
-        self,
-        *args: str,
-        input: bytes | None = None,
-        env: Mapping[str, str] | None = None,
-        check: bool = True,
-        convert: bool = False,
-    ) -> bytes:
-        """Run `git ARGS` and return its stdout; `try_run` explains the arguments.
+    def run(self, *args: str, check: bool = True, **options: Any) -> bytes:
+        """Run `git ARGS` and return its stdout; `try_run` explains the options.
 
         Raises:
             GitError: git left with a non-zero status, and `check` is true.
             MissingError: There is no git, or no such folder.
         """
-        rc, out, err = self.try_run(*args, input=input, env=env, convert=convert)
+        rc, out, err = self.try_run(*args, **options)
         if rc and check:
             raise _explain(self.folder, args, rc, err)
         return out
 
-    def text(
-        self,
-        *args: str,
-        input: bytes | None = None,
-        env: Mapping[str, str] | None = None,
-        check: bool = True,
-        convert: bool = False,
-    ) -> str:
+    def text(self, *args: str, check: bool = True, **options: Any) -> str:
         """Run `git ARGS` and return its stdout as text without the last line feed."""
-        out = self.run(*args, input=input, env=env, check=check, convert=convert)
+        out = self.run(*args, check=check, **options)
         return out.decode("utf-8", "surrogateescape").removesuffix("\n")
 
     def ok(self, *args: str) -> bool:
         """Whether `git ARGS` leaves with status 0."""
         return self.try_run(*args)[0] == 0
+
+    def command(self, *args: str) -> str:
+        """Return the shell command `git -C FOLDER ARGS`, for a hint."""
+        return shlex.join(["git", "-C", str(self.folder), *args])
 
     def toplevel(self) -> Path | None:
         """Return the top folder of the work tree around the folder; None where there is none.
@@ -261,8 +224,15 @@ class Git:
         return Path(self.text("rev-parse", "--path-format=absolute", "--git-common-dir"))
 
     def resolve(self, revision: str) -> str:
-        """Return the full OID of `revision`, or "" where there is none."""
-        rc, out, _ = self.try_run("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        """Return the full OID of `revision`, or "" where there is none.
+
+        Raises:
+            GitError: There is a repository, but git cannot or will not read it.
+        """
+        args = ("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        rc, out, err = self.try_run(*args)
+        if rc == 128 and err and "not a git repository" not in err:
+            raise _explain(self.folder, args, rc, err)
         return out.decode().strip() if rc == 0 else ""
 
     def head(self) -> tuple[str, str]:
@@ -292,6 +262,17 @@ def _gitpython() -> tuple[type[GitPython], type[Exception]]:
     return GitPython, GitCommandNotFound
 
 
+def restore_command(path: Path) -> str:
+    """Return the command that gives a tracked file or folder its committed content again."""
+    folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
+    return Git(folder).command("checkout", "--", name)
+
+
+def hide(text: str) -> str:
+    """Return `text` with user and password taken out of every URL in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
 def is_disk_full(err: str) -> bool:
     """Whether git's words mean that the disk, or the user's share of it, is full."""
     return any(w in err for w in ("No space left", "Disk quota exceeded", "Out of diskspace"))
@@ -299,7 +280,7 @@ def is_disk_full(err: str) -> bool:
 
 def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError:
     """Turn git's own words into our error, keeping them."""
-    words = " ".join(line.strip() for line in err.splitlines() if line.strip()) or f"status {rc}"
+    words = hide(" ".join(err.split())) or f"status {rc}"
     what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
     if is_disk_full(err):
         return MissingError(what, hint=HINT_DISK)

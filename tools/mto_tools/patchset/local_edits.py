@@ -86,7 +86,7 @@ def _refuse_overlooked(away: Git) -> None:
     if hidden := sorted(marked.intersection(differ)):
         raise RefusedError(
             f"{away.folder} has edits that git was told to overlook: {', '.join(hidden)}",
-            hint=f"{_git(away)} update-index --no-assume-unchanged {shlex.join(hidden)}    # or "
+            hint=f"{away.command('update-index', '--no-assume-unchanged', *hidden)}    # or "
             "--no-skip-worktree: makes them part; git diff then shows them",
         )
 
@@ -163,11 +163,11 @@ def _refuse_skipped(git: Git, paths: Sequence[str], verb: str) -> None:
     skipped = sorted({tag[2:] for tag in tags if tag.startswith("S ")} & set(paths))
     if skipped:
         sparse = git.text("config", "--type=bool", "core.sparseCheckout", check=False) == "true"
-        rest = f"update-index --no-skip-worktree -- {shlex.join(skipped)}"
+        mend = ["update-index", "--no-skip-worktree", "--", *skipped]
         raise RefusedError(
             f"mto {verb} needs files of {git.folder} that git is told to pass over "
             f"(skip-worktree, as in a sparse checkout): {', '.join(skipped)}",
-            hint=f"{_git(git)} {'sparse-checkout disable' if sparse else rest}",
+            hint=git.command(*(["sparse-checkout", "disable"] if sparse else mend)),
         )
 
 
@@ -180,14 +180,14 @@ def _stash_command(git: Git, paths: Sequence[str]) -> str:
     files = [path for path in paths if path not in odd]
     commands = []
     if hidden:
-        commands.append(f"{_git(git)} update-index --no-assume-unchanged -- {shlex.join(hidden)}")
+        commands.append(git.command("update-index", "--no-assume-unchanged", "--", *hidden))
     if files and _differing(git, "--cached") - _differing(git, "HEAD"):
         # git cannot stash by name what is staged and whose file is as in HEAD again.
-        commands.append(f"{_git(git)} stash push")
+        commands.append(git.command("stash", "push"))
         files = [path for path in files if path not in tracked]
     if files:
-        ignored = "" if tracked.issuperset(files) else "--all "
-        commands.append(f"{_git(git)} stash push {ignored}-- {shlex.join(files)}")
+        ignored = [] if tracked.issuperset(files) else ["--all"]
+        commands.append(git.command("stash", "push", *ignored, "--", *files))
     commands += [shlex.join(["mv", f"{git.folder / p}", f"{git.folder / p}.mine"]) for p in odd]
     return " && ".join(commands)
 
@@ -203,10 +203,6 @@ def _can_stash(git: Git, path: str, tracked: bool) -> bool:
     if not os.path.lexists(file) or file.is_symlink() or file.is_file():
         return True
     return file.is_dir() and not tracked and any(file.iterdir())
-
-
-def _git(git: Git) -> str:
-    return f"git -C {shlex.quote(str(git.folder))}"
 
 
 def classify_files(git: Git, files: Mapping[str, Sequence[Version | None]]) -> dict[str, int]:

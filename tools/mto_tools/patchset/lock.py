@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.git import restore_command
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.transaction import recover
 from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of, load_upstream
@@ -89,6 +90,11 @@ class Lock:
     def trees(self) -> list[str]:
         """The tree of the pin, then the tree after each patch."""
         return [self.base_tree, *(patch.tree for patch in self.patches)]
+
+    @property
+    def commits(self) -> list[str]:
+        """The pin, then the commit after each patch."""
+        return [self.base_commit, *(patch.commit for patch in self.patches)]
 
     def through(self, layer: str | None) -> tuple[LockedPatch, ...]:
         """Return the patches up to and with `layer`; all of them for None."""
@@ -181,7 +187,7 @@ def parse_lock(data: bytes, where: Path) -> Lock:
 
 
 def _hint(where: Path) -> str:
-    return f"git checkout -- {where}    # in the mto clone"
+    return restore_command(where)
 
 
 def _contradiction(lock: Lock) -> str:
@@ -220,7 +226,7 @@ def read_lock(upstream: Upstream) -> Lock | None:
     if lock.base_commit != upstream.pin:
         raise CorruptError(
             f"{file}: base is {lock.base_commit}, but upstream.toml pins {upstream.pin}",
-            hint=f"git checkout -- {upstream.folder}; or, to move the pin, set it to "
+            hint=f"{restore_command(upstream.folder)}; or, to move the pin, set it to "
             f"{lock.base_commit} again and let mto upgrade {upstream.name} --to {upstream.pin} "
             "--accept write both",
         )
@@ -254,7 +260,7 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
         raise CorruptError(
             f"{upstream.folder}: the series and its lock name different patches: {', '.join(odd)}",
             hint=f"if the patches are as you want them: mto export {upstream.name} "
-            f"--from-patches; otherwise git checkout -- {upstream.folder}, and move away the "
+            f"--from-patches; otherwise {restore_command(upstream.folder)}, and move away the "
             "patches that git status shows as untracked there",
         )
     contents = [file.read_bytes() for file in files]
@@ -270,7 +276,11 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
 
 
 def open_upstream(home: Path, name: str, say: Say) -> Upstream:
-    """Finish or undo what a killed export or upgrade left in `patches/NAME`, then read it."""
+    """Finish what a killed export or upgrade left in `patches/NAME`, then read it.
+
+    Names are in small letters, and may be given in any.
+    """
+    name = name.lower()
     upstream = load_upstream(home, name)  # refuses a name that is a path
     recover(upstream.folder, say)
     return load_upstream(home, name)

@@ -19,7 +19,7 @@ from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.locks import Say
-from mto_tools.patchset.sources import Source, find_source, init_with_alternates, source_hint
+from mto_tools.patchset.sources import Source, cannot_fetch, find_source, init_with_alternates
 from mto_tools.patchset.tree_diff import commit_tree
 from mto_tools.upstreams.upstream import OID, Upstream
 
@@ -114,7 +114,7 @@ def open_scratch(
     lenders = [git for git in (_clone(upstream, repo),) if git]
     if found is None or found.kind == "repository":
         lenders.append(Git(found.value if found else upstream.home))
-    objects = [objects_of(git) for git in lenders if git.ok("rev-parse", "--git-dir")]
+    objects = [objects_of(git) for git in lenders if git.toplevel() or git.resolve("HEAD")]
     with tempfile.TemporaryDirectory(prefix="mto-upgrade-") as folder:
         git = init_with_alternates(Path(folder), objects)
         if found and found.kind != "repository":
@@ -150,11 +150,7 @@ def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
         if rc == 0:
             break
     else:
-        raise MissingError(
-            f"cannot fetch {upstream.name} from {source.shown} ({source.origin}): "
-            f"{' '.join(err.split()).replace(source.value, source.shown)}",
-            hint=source_hint(upstream),
-        )
+        raise cannot_fetch(upstream, source, err)
     git.try_run(*fetch, "+HEAD:refs/source/HEAD")
     head = git.resolve("refs/source/HEAD^{commit}")
     if head:

@@ -155,6 +155,8 @@ def path_problem(path: str) -> str:
         return "inside .git"
     if not path.isascii() or not path.isprintable() or '"' in path or "\\" in path:
         return "only printable ASCII without quotes and backslashes is supported in a file name"
+    if path.endswith((".orig", ".rej")):
+        return "left by a merge tool, and no part of a patch"
     return ""
 
 

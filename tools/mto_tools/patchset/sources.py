@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import Git
+from mto_tools.patchset.git import Git, hide
 from mto_tools.upstreams.upstream import Upstream
 
 VARIABLE = "MTO_UPSTREAM_URL"
@@ -37,11 +37,6 @@ class Source:
     def shown(self) -> str:
         """The value without a password or token, for messages."""
         return hide(self.value)
-
-
-def hide(text: str) -> str:
-    """Return `text` with user and password taken out of every URL in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def source_hint(upstream: Upstream) -> str:
@@ -130,17 +125,18 @@ def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
     for ref in git.text("for-each-ref", "--format=%(refname)", "refs/mto-fetch/").split():
         git.run("update-ref", "-d", ref)
     if rc:
-        words = hide(" ".join(first.split()))
-        if "dubious ownership" in first:
-            folder = shlex.quote(source.value.removeprefix("file://"))
-            raise MissingError(
-                f"git does not trust {source.shown}, which another user owns: {words}",
-                hint=f"git config --global --add safe.directory {folder}",
-            )
-        raise MissingError(
-            f"cannot fetch {upstream.name} {commit} from {source.shown} ({source.origin}): {words}",
-            hint=source_hint(upstream),
-        )
+        raise cannot_fetch(upstream, source, first, f" {commit}")
+
+
+def cannot_fetch(upstream: Upstream, source: Source, err: str, what: str = "") -> MissingError:
+    """Return the error of a failed fetch; `err` is git's own reason."""
+    words = hide(" ".join(err.split()))
+    hint = source_hint(upstream)
+    if "dubious ownership" in err:
+        folder = shlex.quote(source.value.removeprefix("file://"))
+        hint = f"git config --global --add safe.directory {folder}"
+    message = f"cannot fetch {upstream.name}{what} from {source.shown} ({source.origin}): {words}"
+    return MissingError(message, hint=hint)
 
 
 def _may_be_cut(git: Git) -> bool:

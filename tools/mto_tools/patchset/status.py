@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,22 +88,15 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
     if folder.is_dir() and any(folder.iterdir()):
         _look(Git(folder), lock, found, say)
     if found.through:
-        last = LAYERS.index(found.through)
-        found.layers = [n for n in LAYERS[: last + 1] if n in found.inserted]
+        present = {patch.layer for patch in lock.through(found.through)}
+        found.layers = [layer for layer in LAYERS if layer in present]
     return found
 
 
 def inserted_lines(patch: bytes) -> int:
     """Return the number of lines a zero-context patch inserts, by its hunk headers."""
-    total = 0
-    left = 0
-    for line in patch.split(b"\n"):
-        if left:
-            left -= line.startswith(b"+")
-        elif line.startswith(b"@@ -"):
-            left = int([*line.split(b" ")[2].split(b","), b"1"][1])
-            total += left
-    return total
+    counts = re.findall(rb"^@@ -[\d,]+ \+\d+(?:,(\d+))? @@", patch, re.MULTILINE)
+    return sum(int(count or 1) for count in counts)
 
 
 def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
@@ -131,7 +125,7 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     hidden = [] if on_top else unlike(git, lock, level)
     found.edited = sorted({*edited_files(git), *hidden})
     if found.edited and not on_top:
-        mixed = _mixed(git, lock, level, found.edited)
+        mixed = _mixed(git, lock, found.edited)
         found.word = PARTLY if mixed else EDITED
         found.detail = f"{'of another stage' if mixed else 'edited'}: {_few(mixed or found.edited)}"
     if unfinished:
@@ -170,19 +164,15 @@ def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
     return WRONG_BASE, "", f"HEAD is {head}, expected {lock.base_commit}"
 
 
-def _mixed(git: Git, lock: Lock, level: str, edited: list[str]) -> list[str]:
-    """Edited files whose bytes are exactly another stage of the series: a half-done step."""
+def _mixed(git: Git, lock: Lock, edited: list[str]) -> list[str]:
+    """Return edited files that hold another stage of the series: of a half-done step."""
     stages: dict[str, set[Version | None]] = {}
     for patch in lock.patches:
         for file in patch.touched:
             before = Version(file.before, file.mode) if file.before else None
             stages.setdefault(file.path, {before}).add(Version(file.after, file.mode))
-    found = []
-    for path in edited:
-        versions = list(stages.get(path, set()))
-        if classify_files(git, {path: versions})[path] >= 0:
-            found.append(path)
-    return found
+    which = classify_files(git, {path: list(stages.get(path, set())) for path in edited})
+    return [path for path in edited if which[path] >= 0]
 
 
 def _few(names: list[str]) -> str:

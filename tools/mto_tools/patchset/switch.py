@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +78,7 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
         RefusedError: Local edits are in the way, or another git is at work.
         MtoError: git could not write the target files; nothing has changed.
     """
-    _require_free_name(git, move)
+    require_free_name(git, move)
     files = [
         change
         for change in changes(git, move.head, move.goal)
@@ -92,8 +91,8 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
     place = private(git) / "transaction"
     with staging(place) as new:
         _stage(git, new, move, files, verb)
-        steps = {path: (old, fingerprint(new / "files" / path)) for path, old in before.items()}
-        steps = {path: step for path, step in steps.items() if any(step)}
+        after = {c.path: fingerprint(new / "files" / c.path) if c.after else "" for c in files}
+        steps = {path: (old, after[path]) for path, old in before.items() if old or after[path]}
         for note in commit_staged(place, git.folder, verb, steps, move, git):
             say(note)
 
@@ -104,29 +103,31 @@ def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str
     if real.exists():
         shutil.copyfile(real, index)
     away = git.with_env(GIT_INDEX_FILE=str(index), GIT_ATTR_SOURCE=move.goal)
-    rc, _, words = away.try_run("read-tree", "-i", "-m", move.head, move.goal)
-    if rc:
+    if away.text("ls-files", "--unmerged"):
         raise RefusedError(
-            f"mto {verb} cannot change the index of {git.folder}: {' '.join(words.split())}",
-            hint=f"git -C {shlex.quote(str(git.folder))} status; finish or abort the merge there",
+            f"mto {verb}: {git.folder} is in the middle of a merge",
+            hint=f"{git.command('merge', '--abort')}, or finish it first",
         )
-    listed = away.text("ls-files", "-t", "-z").split("\0")
-    left_out = {entry[2:] for entry in listed if entry.startswith("S ")}
-    wanted = [c.path for c in files if c.after and c.path not in left_out]
-    paths = "".join(f"{path}\0" for path in wanted).encode("utf-8", "surrogateescape")
+    away.run("read-tree", "-i", "-m", move.head, move.goal)
+    wanted = "".join(f"{change.path}\0" for change in files if change.after)
+    paths = wanted.encode("utf-8", "surrogateescape")
     prefix = f"--prefix={new / 'files'}/"
     away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
 
 
-def _require_free_name(git: Git, move: BranchMove) -> None:
+def require_free_name(git: Git, move: BranchMove) -> None:
+    """Refuse a move that makes a branch where another one, as `mto/x`, takes its name.
+
+    Raises:
+        RefusedError: Names the other branch.
+    """
     for ref, new, old in move.refs:
         below = git.text("for-each-ref", "--format=%(refname:short)", f"{ref}/").split("\n")
         if new and not old and below[0]:
             raise RefusedError(
                 f"{git.folder} has the branch {below[0]}, so git cannot make the branch "
                 f"{ref.removeprefix('refs/heads/')}",
-                hint=f"git -C {shlex.quote(str(git.folder))} branch -m "
-                f"{shlex.join([below[0], f'my-{below[0]}'])}",
+                hint=git.command("branch", "-m", below[0], f"my-{below[0]}"),
             )
 
 

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -164,10 +164,10 @@ def commit_staged(
     move: BranchMove | None,
     git: Git | None,
 ) -> list[str]:
-    """Decide the staged step and carry it out.
+    """Decide the step that `staging(place)` has prepared, and carry it out.
 
     Args:
-        place: Where the log stands; `staging` has filled `place.new`.
+        place: Where the log stands.
         root: Folder that the paths are relative to.
         what: Name of the step.
         files: Path to fingerprints (before, after).
@@ -175,7 +175,7 @@ def commit_staged(
         git: The clone that moves, held by `clone_lock`.
 
     Returns:
-        Lines for the user: edits that were made meanwhile and where they are.
+        Lines for the user: edits that were made meanwhile, and their new names.
 
     Raises:
         RefusedError: Another git is at work in the clone; nothing has changed.
@@ -184,6 +184,9 @@ def commit_staged(
     new = place.with_name(f"{place.name}.new")
     log = {"what": what, "files": files, "move": asdict(move) if move else None}
     write_file(new / "log.json", json.dumps(log).encode())
+    for path, (_, after) in files.items():
+        if after.startswith("file"):
+            _sync(new / "files" / path)
     with deferred_interrupt():
         with index_lock(git) if move and git else nullcontext():
             _sync(new)
@@ -264,7 +267,9 @@ def _put(root: Path, path: str, staged: Path, before: str, after: str) -> Iterat
         return  # in place already, and what differs is newer
     if not after:
         if now == before:
-            _unlink(root, file)
+            file.unlink()
+            with suppress(OSError):  # the first folder that is not empty
+                os.removedirs(file.parent)
         else:
             yield f"{file} stays, for it was changed meanwhile"
         return
@@ -277,6 +282,9 @@ def _put(root: Path, path: str, staged: Path, before: str, after: str) -> Iterat
         file.rename(yours)
         yield f"your edit of {file} is in {yours.name}"
     file.parent.mkdir(parents=True, exist_ok=True)
+    if after == "folder":  # of a submodule
+        file.mkdir()
+        return
     _rename(staged, file)
 
 
@@ -284,15 +292,6 @@ def free_name(path: Path) -> Path:
     """Return `path`, or the first of `path.2`, `path.3` and so on where nothing stands."""
     others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([path], others) if not os.path.lexists(name))
-
-
-def _unlink(root: Path, file: Path) -> None:
-    file.unlink(missing_ok=True)
-    for parent in itertools.takewhile(lambda parent: parent != root, file.parents):
-        try:
-            parent.rmdir()
-        except OSError:  # not empty, or gone
-            break
 
 
 def _rename(staged: Path, file: Path) -> None:

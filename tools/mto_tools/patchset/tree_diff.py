@@ -212,8 +212,11 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
             continue
         old, new = blobs[change.old], blobs[change.new]
         hunks = additive_hunks(old, new, by_git.get(change.path))
-        if hunks is None:
-            problems += _explain(change.path, old, by_git.get(change.path, [Range(0, 0, 0, 1)]))
+        if hunks is None and change.old == ZERO:
+            reason = "the last line does not end with a line feed"
+            problems.append(Problem(change.path, len(split_lines(new)), reason))
+        elif hunks is None:
+            problems += _explain(change.path, old, by_git[change.path])
         else:
             files.append(FilePatch(change.path, change.old, change.new, change.new_mode, hunks))
     if problems:

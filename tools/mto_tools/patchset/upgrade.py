@@ -20,10 +20,10 @@ import tomlkit
 from mto_tools.errors import ConflictError, MissingError, MtoError, RefusedError
 from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.checkout import leave_out, open_clone
-from mto_tools.patchset.export import Draft, write_series
+from mto_tools.patchset.export import draft_of, store_series, write_series
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import copied_index
-from mto_tools.patchset.lock import Lock, format_lock, load_series, lock_path, sha256
+from mto_tools.patchset.lock import Lock, load_series, lock_path, sha256
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.merge import SETTINGS
 from mto_tools.patchset.parser import read_series
@@ -36,7 +36,7 @@ from mto_tools.patchset.rehearse import (
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import Patch
 from mto_tools.patchset.sources import Source, fetch_commit, missing_files
-from mto_tools.patchset.transaction import clone_lock, free_name, replace_files
+from mto_tools.patchset.transaction import clone_lock, free_name
 from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches
 from mto_tools.upstreams.upstream import Upstream
 
@@ -198,13 +198,8 @@ def accept(
     for patch, tree in done:
         refuse_upstream_text(git, (upstream.pin, target), patch, before, tree)
         before = tree
-    drafts = [Draft(p.layer, p.subject, p.body, tree, p.name) for p, tree in done]
-    files, lock = write_series(git, target, drafts)
-    old = {file.name for file in upstream.patch_files()}
-    replaced: dict[str, bytes | None] = {**files, "upstream.toml": repinned(git, upstream, target)}
-    if files or lock_path(upstream.folder).exists():
-        replaced[lock_path(upstream.folder).name] = format_lock(lock)
-    replaced.update(dict.fromkeys(old - files.keys()))
+    files, lock = write_series(git, target, [draft_of(patch, tree) for patch, tree in done])
+    more = {"upstream.toml": repinned(git, upstream, target)}
     try:
         with clone_lock(open_clone(upstream, repo), say) as clone:
             if not clone.resolve(f"{target}^{{commit}}"):
@@ -214,7 +209,7 @@ def accept(
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
     if source and source.origin == "--source":
         say(f"the pin came from {source.shown}; upstream.toml names {upstream.url}: does it fit?")
-    replace_files(upstream.folder, replaced, "upgrade --accept")
+    store_series(upstream, files, lock, "upgrade --accept", more=more)
     return lock
 
 

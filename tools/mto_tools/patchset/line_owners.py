@@ -8,7 +8,6 @@ whatever the edit was, the series made from them only inserts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.series import ZERO, FilePatch, Hunk, split_lines
@@ -25,15 +24,13 @@ from mto_tools.patchset.tree_diff import (
 UPSTREAM = 0
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One patch of the series to be: what it inserted so far; nothing for a patch not yet there."""
-
-    files: tuple[FilePatch, ...] = ()
-
-
 def split_edit(
-    git: Git, base: str, applied: str, edited: str, slots: Sequence[Slot], new: int
+    git: Git,
+    base: str,
+    applied: str,
+    edited: str,
+    history: Sequence[Sequence[FilePatch]],
+    new: int,
 ) -> list[str]:
     """Return the tree after each patch, the last of which is `edited`.
 
@@ -42,8 +39,8 @@ def split_edit(
         base: Tree of the pin.
         applied: Tree of the series the edit started from.
         edited: Tree with the edit.
-        slots: The applied patches, in order.
-        new: Index of the slot that gets inserted lines; a reworded line stays in its patch.
+        history: For each patch of the series to be, the insertions it has so far.
+        new: Index of the patch that gets inserted lines; a reworded line stays in its patch.
 
     Raises:
         NotAdditiveError: The edit takes something of upstream away.
@@ -52,10 +49,10 @@ def split_edit(
     by_edit = ranges(git, applied, edited)
     gone = {c.path for c in changes(git, applied, edited) if ZERO in (c.old, c.new)}
     blobs = read_blobs(git, [oid for file in whole.values() for oid in (file.before, file.after)])
-    trees: list[dict[str, tuple[str, str] | None]] = [{} for _ in slots]
+    trees: list[dict[str, tuple[str, str] | None]] = [{} for _ in history]
     for path, file in whole.items():
-        history = [_of(slot, path) for slot in slots]
-        before = labels(blobs[file.before], history)
+        past = [next((f for f in files if f.path == path), None) for files in history]
+        before = labels(blobs[file.before], past)
         if path in gone:  # not there before the edit
             owners = [new + 1] * file.inserted
         else:
@@ -63,7 +60,7 @@ def split_edit(
             if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
                 owners = within(file, owners, new + 1)
         lines = split_lines(blobs[file.after])
-        first = min(owners, default=_creator(history) or new + 1) if file.is_new else 0
+        first = min(owners, default=_creator(past) or new + 1) if file.is_new else 0
         for number, tree in enumerate(trees, 1):
             if number >= first:
                 kept = [line for line, owner in zip(lines, owners, strict=True) if owner <= number]
@@ -113,10 +110,6 @@ def within(file: FilePatch, owners: Sequence[int], new: int) -> list[int]:
             result.append(UPSTREAM)
         after += 1
     return result
-
-
-def _of(slot: Slot, path: str) -> FilePatch | None:
-    return next((file for file in slot.files if file.path == path), None)
 
 
 def _creator(history: Sequence[FilePatch | None]) -> int:
