@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from mto_tools import doctor
 from mto_tools.compare import cli as compare_cli
 from mto_tools.errors import MtoError
 from mto_tools.launch import cli as launch_cli
@@ -24,6 +25,7 @@ patchset_cli.register(app)
 compare_cli.register(app)
 launch_cli.register(app)
 plan_cli.register(app)
+doctor.register(app)
 
 
 def main() -> None:
