@@ -39,8 +39,12 @@ def main() -> None:
 
         pretend_cuda(options.precision)
     if options.seed is not None:
-        # Two recipes leave Python's own generator unseeded, which nothing else here draws from.
-        random.seed(options.seed + int(os.environ.get("RANK", "0")))
+        import numpy
+
+        # Some recipes seed torch alone; generators of Python and numpy then differ in every run.
+        seed = options.seed + int(os.environ.get("RANK", "0"))
+        random.seed(seed)
+        numpy.random.seed(seed)
     for name in options.compat:
         from mto_tools import compat
 
