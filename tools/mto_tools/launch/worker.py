@@ -45,10 +45,10 @@ def main() -> None:
         seed = options.seed + int(os.environ.get("RANK", "0"))
         random.seed(seed)
         numpy.random.seed(seed)
-    for name in options.compat:
+    if options.compat:
         from mto_tools import compat
 
-        compat.shim(name)() if "." in name else compat.activate(name)
+        compat.activate(*options.compat)
     for file in options.before:
         runpy.run_path(file)
     runpy.run_path(str(script), run_name="__main__")
