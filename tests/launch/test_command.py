@@ -14,6 +14,7 @@ import pytest
 from mto_tools.errors import MissingError
 from mto_tools.launch.command import Launch, Rendezvous
 from mto_tools.launch.digits import CLASSES, image_folder
+from mto_tools.launch.process import start
 from mto_tools.launch.small import RECORD
 from mto_tools.launch.smoke import differences
 from mto_tools.upstreams.recipe import Recipe, load_recipe
@@ -271,3 +272,26 @@ def test_differences_see_one_bit_and_not_the_output_folder(tmp_path: Path) -> No
     assert differences(tmp_path / "a", tmp_path / "c") == ["checkpoint.model.w"]
     torch.save({**value, "extra": 1}, tmp_path / "d")
     assert "checkpoint: keys" in differences(tmp_path / "a", tmp_path / "d")
+
+
+def test_a_failure_below_torchrun_shows_the_cause_and_not_its_footer(script: Path) -> None:
+    script.write_text("raise RuntimeError('the cause of it')\n")
+    made = launch("simmim", script, seed=0)
+    log = script.with_name("log")
+    run = start(made.argv(), cwd=script.parent, log=log, environment=made.environment())
+    assert run.wait() == 1
+    assert "ChildFailedError" in log.read_text()
+    assert "RuntimeError: the cause of it" in run.cause()
+    assert "ChildFailedError" not in run.cause()
+
+
+def test_smoke_mini(tmp_path: Path) -> None:
+    """`mto smoke mini`: a recipe that counts steps and goes on with what its folder holds."""
+    for name in ("patches", "mto_core"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream" / "embedded").symlink_to(ROOT / "upstream" / "embedded")
+    assert _mto(tmp_path, "apply", "mini").returncode == 0
+    done = _mto(tmp_path, "smoke", "mini", "--style", "simmim", "--cpu", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "NOT" not in done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +85,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def mto(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def mto(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     names = {name: value for name, value in os.environ.items() if not name.startswith("MTO_")}
     done = subprocess.run(
         [sys.executable, "-m", "mto_tools.cli", *words],
@@ -93,7 +95,7 @@ def mto(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
         check=False,
         cwd=home.parent,
     )
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
     return done
 
 
@@ -120,3 +122,16 @@ def test_run_compare_plan_and_doctor(home: Path) -> None:
     found = json.loads(mto(home, "doctor", "toy", "--json").stdout)["findings"]
     states = {one["what"]: one["state"] for one in found if one["what"].startswith("toy")}
     assert states == {"toy source": "ok", "toy series": "ok", "toy packages": "ok"}
+
+
+def test_a_run_that_fails_leaves_its_log_and_tells_the_cause(home: Path) -> None:
+    script = home / "upstream" / "toy" / "main.py"
+    text = script.read_text()
+    script.write_text("raise SystemExit('the cause of it')\n" + text)
+    said = mto(home, "smoke", "toy", "--cpu", code=1).stderr
+    script.write_text(text)
+    assert "the cause of it" in said
+    log = Path(re.search(r"hint:.* (/\S+\.log)", said)[1])  # type: ignore[index]
+    assert "the cause of it" in log.read_text()
+    assert {file.suffix for file in log.parent.iterdir()} == {".log"}
+    shutil.rmtree(log.parent)
