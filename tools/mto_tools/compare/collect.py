@@ -88,7 +88,7 @@ def collect(run: Run, folder: Path, plan: Plan, seconds: float) -> Record:
         raise MissingError(
             f"{folder / logs.train} holds no line with {logs.step!r} and {logs.loss!r}",
             hint=f"read {folder / 'output.txt'}, and check [logs] in patches/{plan.upstream}/"
-            "recipe.toml",
+            "compare.toml",
         )
     if not measured:
         raise MissingError(

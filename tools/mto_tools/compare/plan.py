@@ -1,4 +1,4 @@
-"""What will be run: a recipe's recipe.toml and the user's options, turned into commands."""
+"""What will be run: a recipe's compare.toml and the user's options, turned into commands."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Did MTO help, by how much, and how sure is that? Decided by rules fixed before the runs.
 
-1. The first score of recipe.toml (for mini the linear probe; L_ss where there is none) at the end
+1. The first score of compare.toml (for mini the linear probe; L_ss where there is none) at the end
    of pre-training decides. The paired differences over seeds give a t-interval; helped or harmed is
    said only where it excludes zero.
 2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
