@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 
@@ -17,7 +16,12 @@ import torch
 from torch import nn
 
 from mto_tools import compat
-from mto_tools.launch import digits
+from mto_tools.home import find_home
+from mto_tools.launch.digits import lay_out
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
+
+HOME = find_home()
 
 
 def run(name: str) -> bool:
@@ -125,14 +129,14 @@ def test_launched_process_is_left_alone(no_launcher, name: str) -> None:
 
 def test_unpatched_bootmae_is_always_distributed(monkeypatch) -> None:
     monkeypatch.setattr(argparse.Namespace, "__setattr__", object.__setattr__)
-    runpy.run_path(str(Path(digits.__file__).with_name("always_distributed.py")))
+    assert run("namespace.always_distributed")
     args = argparse.Namespace(distributed=None, rank=0)
     args.distributed, args.rank = False, 2
     assert (args.distributed, args.rank) == (True, 2)
 
 
 def test_images_as_bootmae_reads_them(tmp_path: Path) -> None:
-    digits.wnid_lists(tmp_path / "images", 2)
+    lay_out(load_recipe(load_upstream(HOME, "bootmae")).data, tmp_path / "images", 2)
     labels = json.loads((tmp_path / "data/imagenet_class_index.json").read_text())
     label = {folder: int(number) for number, (folder, _) in labels.items()}
     assert len(label) == 1000
@@ -144,7 +148,7 @@ def test_images_as_bootmae_reads_them(tmp_path: Path) -> None:
 
 
 def test_images_as_conmim_reads_them(tmp_path: Path) -> None:
-    digits.map_files(tmp_path, 1)
+    lay_out(load_recipe(load_upstream(HOME, "conmim")).data, tmp_path, 1)
     for phase in ("train", "val"):
         lines = (tmp_path / f"{phase}_map.txt").read_text().splitlines()
         assert len(lines) == 8

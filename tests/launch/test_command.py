@@ -12,12 +12,23 @@ from pathlib import Path
 import pytest
 
 from mto_tools.errors import MissingError
-from mto_tools.launch.command import Launch
+from mto_tools.launch.command import Launch, Rendezvous
 from mto_tools.launch.digits import CLASSES, image_folder
-from mto_tools.launch.recipes import find_recipe, flags, nodes
-from mto_tools.launch.smoke import RECORD, differences
+from mto_tools.launch.process import start
+from mto_tools.launch.small import RECORD
+from mto_tools.launch.smoke import differences
+from mto_tools.upstreams.recipe import Recipe, load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 ROOT = Path(__file__).parents[2]
+
+
+def recipe(name: str) -> Recipe:
+    return load_recipe(load_upstream(ROOT, name))
+
+
+def launch(name: str, script: Path, **how: object) -> Launch:
+    return Launch(name=name, recipe=recipe(name), script=script, **how)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -28,35 +39,94 @@ def script(tmp_path: Path) -> Path:
 
 
 def test_on_a_gpu_the_script_itself_is_started(script: Path) -> None:
-    one = Launch(name="mae", script=script, arguments=["--x", "1"]).argv()
+    one = launch("mae", script, arguments=["--x", "1"]).argv()
     assert one == [sys.executable, str(script), "--x", "1"]
-    many = Launch(name="mae", script=script, arguments=["--x"], processes=8).argv()
+    many = launch("mae", script, arguments=["--x"], processes=8).argv()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     assert many == [*torchrun, "--nproc_per_node=8", str(script), "--x"]
+    assert "--nproc_per_node=1" in launch("simmim", script).argv(), "distributed even alone"
 
 
-def test_simmim_is_distributed_even_alone(script: Path) -> None:
-    assert "--nproc_per_node=1" in Launch(name="simmim", script=script).argv()
+def test_several_machines_as_torchrun_names_them(script: Path) -> None:
+    meet = Rendezvous(nnodes="2", rdzv_backend="c10d", rdzv_endpoint="node0:29500")
+    argv = launch("mae", script, rendezvous=meet).argv()
+    wanted = {"--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=node0:29500"}
+    assert wanted | {"--nproc_per_node=1"} == {part for part in argv if part.startswith("--")}
 
 
-def test_a_missing_script_names_the_command_that_brings_it(tmp_path: Path) -> None:
+def test_run_passes_torchrun_s_options_on(tmp_path: Path) -> None:
+    """A real torchrun, which makes a group of the one machine that is there."""
+    home = _home(tmp_path, "import os\nprint(os.environ['WORLD_SIZE'])\n")
+    options = ["--nnodes", "1:1", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    done = _mto(home, "run", "mini", *options, "--rdzv-id", "7", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "2"]
+
+
+@pytest.mark.parametrize("tasks", [{}, {"SLURM_STEP_NUM_TASKS": "2"}])
+def test_a_lone_process_is_no_slurm_task(tmp_path: Path, tasks: dict[str, str]) -> None:
+    home = _home(tmp_path, "import os\nprint('SLURM_PROCID' in os.environ)\n")
+    done = _mto(home, "run", "mini", SLURM_PROCID="0", SLURM_NTASKS="8", **tasks)
+    assert done.stdout.split() == [str(bool(tasks))]
+
+
+@pytest.mark.parametrize("name", ["MTO_SETTINGS", "MTO_DEEPSPEED_CONFIG"])
+def test_run_lets_settings_through_and_a_baseline_gets_none(
+    script: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "of another run")
+    assert name not in launch("mae", script).environment()
+    assert launch("mae", script).environment({name: "own"})[name] == "own"
+    assert launch("mae", script).environment(inherit=True)[name] == "of another run"
+
+
+def test_an_option_of_the_script_belongs_behind_the_dashes(tmp_path: Path) -> None:
+    done = _mto(_home(tmp_path, "import sys; print(sys.argv[1:])\n"), "run", "mini", "--mto")
+    assert done.returncode == 2
+    assert "mto run NAME -- --mto" in " ".join(done.stderr.replace("│", " ").split())
+    done = _mto(tmp_path, "run", "mini", "--", "--mto")
+    assert done.stdout.strip() == "['--mto']"
+
+
+def test_a_missing_script_names_the_command_that_brings_it(tmp_path: Path, script: Path) -> None:
     with pytest.raises(MissingError) as caught:
-        Launch(name="mae", script=tmp_path / "main_pretrain.py").argv()
+        launch("mae", tmp_path / "nowhere" / "main_pretrain.py").check()
     assert "make apply-mae" in caught.value.hint
-    assert str(tmp_path / "main_pretrain.py") in caught.value.message
+    assert str(tmp_path / "nowhere" / "main_pretrain.py") in caught.value.message
+    with pytest.raises(MissingError) as caught:
+        launch("mae", tmp_path / "main_pretrian.py").check()
+    assert "--script" in caught.value.hint
+    assert script.name in caught.value.hint
 
 
-@pytest.mark.parametrize("command", [["run", "mae", "--", "--x"], ["smoke", "simmim_swin"]])
-def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[str]) -> None:
+def _home(folder: Path, text: str) -> Path:
+    """A clone of mto in which mini is checked out, as this one script."""
     for name in ("patches", "mto_core"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", *command],
-        env={**os.environ, "MTO_HOME": str(tmp_path)},
+        (folder / name).symlink_to(ROOT / name)
+    script = folder / "upstream" / "mini" / "main_pretrain.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(text)
+    return folder
+
+
+def _mto(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mto_tools.cli", *words],
+        env={**os.environ, "MTO_HOME": str(home), **environment},
         capture_output=True,
         text=True,
         check=False,
+        cwd=home,
     )
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "mae", "--", "--x"], ["smoke", "simmim", "--style", "swin"]]
+)
+def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[str]) -> None:
+    for name in ("patches", "mto_core"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = _mto(tmp_path, *command)
     assert done.returncode == 3, done.stderr
     assert "hint" in done.stderr
 
@@ -96,13 +166,9 @@ def test_smoke_takes_only_steps_that_its_images_make(
     assert f"--steps {hint}, or another" in smoke("--nproc", str(nproc), "--steps", str(steps))
 
 
-def test_runs_that_are_compared_seed_python_s_generator(script: Path) -> None:
-    def worker(**how: object) -> list[str]:
-        return Launch(name="mae", script=script, **how).argv()  # type: ignore[arg-type]
-
-    assert "--seed=0" in worker(before=[script])
-    assert "--seed=0" in worker(cpu=True)
-    assert not any("--seed" in part for part in worker(compat=True))
+def test_only_a_recipe_that_calls_cuda_is_told_that_there_is_none(script: Path) -> None:
+    assert "--cpu" in launch("mae", script, cpu=True).argv()
+    assert "--cpu" not in launch("mini", script, cpu=True).argv()
 
 
 def test_a_record_tells_which_generators_were_drawn_from(tmp_path: Path) -> None:
@@ -117,7 +183,7 @@ def test_a_record_tells_which_generators_were_drawn_from(tmp_path: Path) -> None
     found = []
     for number, draw in enumerate(["", "", "random.random()", "numpy.random.rand()"]):
         file = tmp_path / f"{number}.record"
-        argv = Launch(name="mae", script=script, arguments=[draw], before=[RECORD]).argv()
+        argv = launch("mae", script, arguments=[draw], before=[RECORD], seed=0).argv()
         subprocess.run(argv, env={**os.environ, "MTO_RECORD": str(file)}, check=True, timeout=100)
         found.append(json.loads(file.read_text().splitlines()[0])["rng"])
     assert found[0] == found[1]
@@ -129,7 +195,7 @@ def test_a_cuda_script_runs_on_the_cpu(tmp_path: Path, launcher: str) -> None:
     """Every device call the recipes make; `torch.distributed.launch` passes --local-rank."""
     script = tmp_path / "cuda_only.py"
     script.write_text(_CUDA_ONLY)
-    made = Launch(name="simmim", script=script, arguments=["--opts", "A"], cpu=True, compat=True)
+    made = launch("simmim", script, arguments=["--opts", "A"], cpu=True, unpatched=True, seed=0)
     argv = [part.replace("distributed.run", f"distributed.{launcher}") for part in made.argv()]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -189,10 +255,9 @@ def test_digits_are_an_image_folder(tmp_path: Path) -> None:
 
 
 def test_options_in_each_recipes_manner() -> None:
-    assert flags({"sparsity": 0.1}) == ["--mto", "--mto_sparsity", "0.1"]
-    assert nodes({"sparsity": 0.1}) == ["MTO.ON", "True", "MTO.SPARSITY", "0.1"]
-    with pytest.raises(MissingError, match="known: mae"):
-        find_recipe("dino")
+    given = {"sparsity": 0.1}
+    assert recipe("mae").options.mto(given) == ["--mto", "--mto_sparsity", "0.1"]
+    assert recipe("simmim").options.mto(given) == ["MTO.ON", "True", "MTO.SPARSITY", "0.1"]
 
 
 def test_differences_see_one_bit_and_not_the_output_folder(tmp_path: Path) -> None:
@@ -207,3 +272,26 @@ def test_differences_see_one_bit_and_not_the_output_folder(tmp_path: Path) -> No
     assert differences(tmp_path / "a", tmp_path / "c") == ["checkpoint.model.w"]
     torch.save({**value, "extra": 1}, tmp_path / "d")
     assert "checkpoint: keys" in differences(tmp_path / "a", tmp_path / "d")
+
+
+def test_a_failure_below_torchrun_shows_the_cause_and_not_its_footer(script: Path) -> None:
+    script.write_text("raise RuntimeError('the cause of it')\n")
+    made = launch("simmim", script, seed=0)
+    log = script.with_name("log")
+    run = start(made.argv(), cwd=script.parent, log=log, environment=made.environment())
+    assert run.wait() == 1
+    assert "ChildFailedError" in log.read_text()
+    assert "RuntimeError: the cause of it" in run.cause()
+    assert "ChildFailedError" not in run.cause()
+
+
+def test_smoke_mini(tmp_path: Path) -> None:
+    """`mto smoke mini`: a recipe that counts steps and goes on with what its folder holds."""
+    for name in ("patches", "mto_core"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream" / "embedded").symlink_to(ROOT / "upstream" / "embedded")
+    assert _mto(tmp_path, "apply", "mini").returncode == 0
+    done = _mto(tmp_path, "smoke", "mini", "--style", "simmim", "--cpu", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "NOT" not in done.stderr

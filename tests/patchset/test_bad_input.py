@@ -265,7 +265,7 @@ def test_upstream_names(house: House) -> None:
     for name in ("moon", "../toy", ".", "Toy", ""):
         with pytest.raises(MissingError, match="there is no upstream"):
             load_upstream(house.home, name)
-    (house.patches / "compare.toml").write_text("anything = 1\n")
+    (house.patches / "recipe.toml").write_text("anything = 1\n")
     assert house.toy.entry == ["main.py"]
 
 

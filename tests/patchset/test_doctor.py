@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+from mto_tools.doctor import Finding, doctor
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset.doctor import Finding, doctor
 
 
 def by_name(findings) -> dict[str, Finding]:
@@ -22,7 +22,14 @@ def test_a_house_with_a_mirror(authored) -> None:
     assert "not checked out" in found["toy series"].found
     assert found["nobody"].state == "missing"
     applying.ensure_clone(authored.toy, print)
-    assert by_name(doctor(authored.home, ["toy"]))["toy series"].state == "ok"
+    found = by_name(doctor(authored.home, ["toy"]))["toy series"]
+    assert (found.state, "ready to apply" in found.found) == ("ok", True)
+    applying.apply(authored.toy, print)
+    found = by_name(doctor(authored.home, ["toy"]))["toy series"]
+    assert (found.state, "ready" in found.found, "applied" in found.found) == ("ok", False, True)
+    (authored.clone / "engine.py").write_text("mine\n")
+    found = by_name(doctor(authored.home, ["toy"]))["toy series"]
+    assert (found.state, found.hint) == ("note", "mto status toy")
 
 
 def test_a_source_that_is_gone_or_does_not_answer(authored, monkeypatch) -> None:

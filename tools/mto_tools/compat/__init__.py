@@ -88,6 +88,9 @@ GENERIC = (
     "torchvision_transforms.picklable_lambda",
 )
 
+# For scripts that no patch has touched: what the compat patch of one recipe writes into them.
+UNPATCHED = ("namespace.always_distributed",)
+
 _active: dict[str, bool] = {}  # by shim: whether it changed something
 
 
@@ -119,7 +122,7 @@ def shim(name: str) -> Callable[[], bool]:
     Raises:
         ValueError: No shim has that name.
     """
-    known = {*GENERIC, *(name for names in RECIPES.values() for name in names)}
+    known = {*GENERIC, *UNPATCHED, *(name for names in RECIPES.values() for name in names)}
     if name not in known:
         raise ValueError(f"no shim {name!r}; known: {', '.join(sorted(known))}")
     module, function = name.split(".")

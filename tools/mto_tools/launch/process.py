@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.launch import guard
+
+_TORCHRUN = re.compile(r"torch.distributed.elastic.*(failed \(exitcode|closing signal)")
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,5 @@ def cause(log: Path, lines: int = 15) -> str:
     torchrun adds its own traceback and a table of ranks, which say nothing of the cause.
     """
     text = log.read_text("utf-8", "replace").strip().splitlines()
-    for number, line in enumerate(text):
-        if "torch.distributed.elastic.multiprocessing.api" in line or "Sending process" in line:
-            text = text[:number]
-            break
-    return "\n".join(text[-lines:])
+    footer = (number for number, line in enumerate(text) if _TORCHRUN.search(line))
+    return "\n".join(text[: next(footer, None) or None][-lines:])

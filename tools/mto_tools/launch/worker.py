@@ -39,12 +39,16 @@ def main() -> None:
 
         pretend_cuda(options.precision)
     if options.seed is not None:
-        # Two recipes leave Python's own generator unseeded, which nothing else here draws from.
-        random.seed(options.seed + int(os.environ.get("RANK", "0")))
-    for name in options.compat:
+        import numpy
+
+        # Some recipes seed torch alone; generators of Python and numpy then differ in every run.
+        seed = options.seed + int(os.environ.get("RANK", "0"))
+        random.seed(seed)
+        numpy.random.seed(seed)
+    if options.compat:
         from mto_tools import compat
 
-        compat.shim(name)() if "." in name else compat.activate(name)
+        compat.activate(*options.compat)
     for file in options.before:
         runpy.run_path(file)
     runpy.run_path(str(script), run_name="__main__")

@@ -1,4 +1,4 @@
-"""Commands for those who write patches: export, lint, upgrade, doctor."""
+"""Commands for those who write patches: export, lint, upgrade."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mto_tools.errors import ConflictError, MissingError, MtoError
+from mto_tools.errors import ConflictError, MtoError
 from mto_tools.home import find_home
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A folder under patches/.")]
@@ -25,7 +25,6 @@ def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     for command in (export, lint, upgrade):
         app.command(rich_help_panel="Write patches")(command)
-    app.command()(doctor)
 
 
 def say(line: str) -> None:
@@ -185,40 +184,6 @@ def upgrade(
         print(lock.base_commit)
     say(f"{name} is now pinned to {lock.base_commit}; patches and lock are rewritten")
     say(f"a checkout still holds the old ones: mto apply {name}")
-
-
-def doctor(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Default: all upstreams.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no source over the net.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say what this machine has, what is missing, and what mends it.
-
-    Status 0: nothing that must be mended; 3: something is missing.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    from mto_tools.patchset import doctor as doctoring
-
-    home = find_home()
-    console, found = Console(highlight=False), []
-    colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
-    for finding in doctoring.doctor(home, names or _known(home), network=not offline):
-        found.append(finding)
-        if not as_json:
-            state = (f"{finding.state:8}", colours[finding.state])
-            line = Text.assemble(f"{finding.what:18}", state, finding.found)
-            console.print(line, soft_wrap=True)
-            if finding.hint:
-                console.print(Text(f"{'':26}{finding.hint}", "dim"), soft_wrap=True)
-    missing = [finding.what for finding in found if finding.state == "missing"]
-    if as_json:
-        _dump({"ok": not missing, "findings": [finding.as_dict() for finding in found]})
-    if missing:
-        raise MissingError(f"to be mended: {', '.join(missing)}", hint="the lines above say how")
 
 
 def _known(home: Path) -> list[str]:

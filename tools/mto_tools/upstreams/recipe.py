@@ -269,7 +269,7 @@ def load_recipe(upstream: Upstream) -> Recipe:
         raise MissingError(f"it is not known how to run {upstream.name}: no {file}", hint=mend)
     try:
         return Recipe.model_validate(tomlkit.parse(file.read_text("utf-8")).unwrap())
-    except TOMLKitError as error:
+    except (UnicodeDecodeError, TOMLKitError) as error:
         raise CorruptError(f"{file}: not TOML: {error}", hint=f"git diff -- {file}") from None
     except ValidationError as error:
         raise _refusal(file, error, mend) from None

@@ -1,9 +1,9 @@
-"""`mto doctor`: what this machine has, and what each upstream still needs."""
+"""`mto doctor`: programs, packages, disk and upstreams of this machine, with what mends a gap."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -13,14 +13,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mto_tools.errors import MtoError
+import typer
+
+from mto_tools.errors import MissingError, MtoError
+from mto_tools.home import find_home
+from mto_tools.launch.needs import missing_modules, package, required
 from mto_tools.patchset.git import OLDEST, Git, clean_environment
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.merge import NEEDED, git_version
 from mto_tools.patchset.sources import find_source
+from mto_tools.patchset.status import ABSENT, APPLIED, PRISTINE, status
+from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 PATIENCE = 8.0
@@ -68,6 +74,7 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
             upstream = load_upstream(home, name)
             yield _source(upstream, network)
             yield _series(upstream)
+            yield from _needs(upstream)
         except MtoError as error:
             yield Finding(name, "missing", error.message, error.hint)
 
@@ -99,18 +106,37 @@ def _disk(home: Path) -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, needed, hint in (
-        ("torch", True, "pip install torch"),
-        ("einops", True, "pip install einops"),
-        ("timm", False, "pip install 'mto-core[tools]', for mini and the recipes"),
-        ("torchvision", False, "pip install 'mto-core[tools]', for mini and the recipes"),
-        ("deepspeed", False, "pip install 'mto-core[deepspeed]', for the layer deepspeed"),
-    ):
-        try:
-            found = importlib.metadata.version(name) + (_cuda() if name == "torch" else "")
-            yield Finding(name, "ok", found)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing" if needed else "note", "not installed", hint)
+    for name in ("torch", "einops"):
+        found = package(name)
+        cuda = _cuda() if name == "torch" and found.version else ""
+        state = "ok" if found.ok else "missing"
+        yield Finding(name, state, f"{found}{cuda}", "" if found.ok else found.install)
+    for extra, use in (("tools", "mini and the recipes"), ("deepspeed", "the layer deepspeed")):
+        packages = [package(needed.name) for group, needed in required() if group == extra]
+        bad = [found for found in packages if not found.ok]
+        old = any(found.version for found in bad)
+        state = "missing" if old else "note" if bad else "ok"
+        hint = f"{bad[0].install}, for {use}" if bad else ""
+        yield Finding(extra, state, ", ".join(map(str, bad or packages)), hint)
+
+
+def _needs(upstream: Upstream) -> Iterator[Finding]:
+    """Packages of the recipe; they must be there once it is checked out."""
+    if not (upstream.folder / "recipe.toml").is_file():
+        return
+    recipe = load_recipe(upstream)
+    packages = [package(name) for name in recipe.needs]
+    bad = [found for found in packages if not found.ok]
+    modules = missing_modules(recipe, upstream.checkout)
+    words = [*map(str, bad), *(f"no module {name}" for name in modules)]
+    what = f"{upstream.name} packages"
+    if not words:
+        yield Finding(what, "ok", ", ".join(map(str, packages)))
+        return
+    old = any(found.version for found in bad)
+    hint = "; ".join(dict.fromkeys(found.install for found in bad))
+    state = "missing" if old or upstream.checkout.is_dir() else "note"
+    yield Finding(what, state, ", ".join(words), hint or "install the package that has it")
 
 
 def _cuda() -> str:
@@ -184,7 +210,13 @@ def _series(upstream: Upstream) -> Finding:
     if not _has_pin(upstream):
         hint = f"mto checkout {upstream.name}; mto apply {upstream.name}"
         return Finding(what, "note", f"{size}; not checked out", hint)
-    return Finding(what, "ok", f"{size}; checked out, ready to apply")
+    place = status(upstream, lambda line: None)
+    if place.word == APPLIED:
+        return Finding(what, "ok", f"{size}; applied")
+    if place.word in (PRISTINE, ABSENT):
+        return Finding(what, "ok", f"{size}; checked out, ready to apply")
+    detail = f"{size}; {place.word}: {place.detail}"
+    return Finding(what, "note", detail, f"mto status {upstream.name}")
 
 
 def _has_pin(upstream: Upstream) -> bool:
@@ -199,3 +231,44 @@ def _short(origin: str, upstream: Upstream) -> str:
 def _public(text: str) -> str:
     """Leave out a password in a URL."""
     return re.sub(r"://[^/@\s]+@", "://", text)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("doctor")(_command)
+
+
+def _command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Default: all upstreams.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no source over the net.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Say what this machine has, what is missing, and what mends it.
+
+    Status 0: nothing that must be mended; 3: something is missing.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    home = find_home()
+    known = sorted(path.parent.name for path in (home / "patches").glob("*/upstream.toml"))
+    console, found = Console(highlight=False), []
+    colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
+    for finding in doctor(home, names or known, network=not offline):
+        found.append(finding)
+        if not as_json:
+            state = (f"{finding.state:8}", colours[finding.state])
+            line = Text.assemble(f"{finding.what:18}", state, finding.found)
+            console.print(line, soft_wrap=True)
+            if finding.hint:
+                console.print(Text(f"{'':26}{finding.hint}", "dim"), soft_wrap=True)
+    missing = [finding.what for finding in found if finding.state == "missing"]
+    if as_json:
+        findings = [finding.as_dict() for finding in found]
+        print(json.dumps({"ok": not missing, "findings": findings}, indent=2))
+    if missing:
+        raise MissingError(f"to be mended: {', '.join(missing)}", hint="the lines above say how")

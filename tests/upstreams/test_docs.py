@@ -1,0 +1,99 @@
+"""docs/recipes.md: its table is made from recipe.toml, and its commands are those of the recipes.
+
+WRITE_DOCS=1 writes the table of today.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mto_tools.upstreams.recipe import Recipe, load_recipe
+from mto_tools.upstreams.upstream import all_upstreams
+
+HOME = Path(__file__).parents[2]
+PAGE = HOME / "docs" / "recipes.md"
+RECIPES = {upstream.name: load_recipe(upstream) for upstream in all_upstreams(HOME)}
+OURS = {"accumulation", "batch", "config", "micro", "output", "data"}
+
+
+def table() -> str:
+    rows = [["recipe", "scripts", "batch, accumulation, rate", "models", "images", "MTO watches"]]
+    for name, recipe in RECIPES.items():
+        options = recipe.options
+        given = [options.batch, options.accumulation or "none", options.rate]
+        assert recipe.plan
+        models = [
+            f"`{s.model}` {s.total_batch} images, {s.rate}{f', {s.epochs} epochs' * bool(s.epochs)}"
+            for s in recipe.plan.schedules
+        ]
+        listing = recipe.data.listing.format(data="$IMAGENET", phase="train")
+        images = f"listed in `{listing}`" if listing else "ImageFolder"
+        scripts = ", ".join(f"`{script}`" for script in recipe.scripts)
+        shown = ", ".join(one if one == "none" else f"`{one}`" for one in given)
+        rows.append([name, scripts, shown, "; ".join(models), images, recipe.traced])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def test_the_table_is_that_of_recipe_toml() -> None:
+    text = PAGE.read_text()
+    begin, end = re.search(r"<!-- recipes: .*-->\n", text), "<!-- end of recipes -->"
+    assert begin
+    before, after = text[: begin.end()], text[text.index(end) :]
+    if os.environ.get("WRITE_DOCS"):
+        PAGE.write_text(before + table() + after)
+    assert PAGE.read_text() == before + table() + after
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """Upstream, script ("" for the one that pre-trains) and arguments of each `mto run`."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("mto run ") and "..." not in line:
+                words = shlex.split(line)
+                ours, theirs = words[: words.index("--")], words[words.index("--") + 1 :]
+                script = ours[ours.index("--script") + 1] if "--script" in ours else ""
+                assert ours[ours.index("--nproc") + 1] == "8"
+                found.append((ours[2], script, theirs))
+    return found
+
+
+def test_every_script_has_a_command_and_every_command_a_script() -> None:
+    found = {(name, script or RECIPES[name].pretrain) for name, script, _ in commands()}
+    wanted = {
+        (n, script) for n, recipe in RECIPES.items() if n != "mini" for script in recipe.scripts
+    }
+    assert found == wanted
+
+
+def options(words: list[str]) -> dict[str, str]:
+    pairs = zip(words, [*words[1:], "--"], strict=True)
+    return {a: "" if b.startswith("--") else b for a, b in pairs if a.startswith("--")}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(name, words) for name, script, words in commands() if not script]
+)
+def test_pre_training_has_the_recipe_s_batch_rate_and_length(name: str, words: list[str]) -> None:
+    recipe: Recipe = RECIPES[name]
+    given, facts = options(words), recipe.plan
+    assert facts
+    schedule = next(
+        s for s in facts.schedules if s.model in words or s.flags.split("/")[-1] in " ".join(words)
+    )
+    accumulation = int(given.get(recipe.options.accumulation, 1))
+    assert int(given[recipe.options.batch]) * accumulation * 8 == schedule.total_batch
+    assert int(given[recipe.options.batch]) == schedule.images_per_gpu
+    template = facts.arguments.replace("{flags}", schedule.flags)
+    values = {"model": schedule.model, "rate": schedule.rate, "epochs": schedule.epochs}
+    values |= {"warmup": facts.warmup_epochs, "checkout": f"$MTO/upstream/{name}", "arm": "mto"}
+    for option, value in options(template.split()).items():
+        if not any(f"{{{one}}}" in value for one in OURS) and option != "--opts":
+            assert given.get(option) == value.format(**values), option
+    assert facts.mto in " ".join(words)
