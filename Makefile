@@ -16,17 +16,25 @@ NAMES    := $(notdir $(patsubst %/,%,$(wildcard patches/*/)))
 ifeq ($(VENV),off)
   PY    := $(PYTHON)
   TOOLS := environment
+  RECIPES := environment
+  DEEPSPEED := environment
   DEV   := environment
+  # The clone in which make stands wins over one that is installed.
+  export PYTHONPATH := $(CURDIR):$(CURDIR)/tools$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY    := $(VENV)/bin/python
   TOOLS := $(VENV)/.tools
+  RECIPES := $(VENV)/.recipes
+  DEEPSPEED := $(VENV)/.deepspeed
   DEV   := $(VENV)/.dev
 endif
+comma   := ,
 MTO     := $(PY) -m mto_tools.cli
+PIP     := -m pip install --quiet --disable-pip-version-check
 COMPARE := $(if $(DATA),--data $(DATA)) $(if $(STYLE),--style $(STYLE)) $(if $(STEPS),--steps $(STEPS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install environment demo test lint format typecheck status doctor lint-patches bench clean
+.PHONY: help install environment demo test test-floor lint format typecheck status doctor lint-patches bench clean
 
 help:  ## list every target
 	@printf 'usage: make TARGET\n\n'
@@ -34,30 +42,38 @@ help:  ## list every target
 	  | sed 's/%/NAME/' | awk -F '\t' '{ printf "  %-16s %s\n", $$1, $$2 }'
 	@printf '\nNAME is one of: %s\n' '$(NAMES)'
 
-install: $(TOOLS)  ## create .venv with what the tools need (other targets do it when needed)
+install: $(RECIPES)  ## create .venv with what the recipes need (other targets do it when needed)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.tools: pyproject.toml | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[tools]'
-	@touch $@
-
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[tools,recipes,deepspeed,dev]'
-	@touch $@ $(VENV)/.tools
+# A set of extras has a stamp; installing it stamps its parts too.
+$(VENV)/.tools: EXTRAS = tools
+$(VENV)/.recipes: EXTRAS = tools,recipes
+$(VENV)/.deepspeed: EXTRAS = tools,recipes,deepspeed
+$(VENV)/.dev: EXTRAS = tools,recipes,deepspeed,slurm,dev
+$(VENV)/.tools $(VENV)/.recipes $(VENV)/.deepspeed $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PY) $(PIP) -e '.[$(EXTRAS)]'
+	@touch $(addprefix $(VENV)/.,$(subst $(comma), ,$(EXTRAS)))
 
 environment:
-	@$(PY) -c 'import mto_core, mto_tools' 2>/dev/null || { \
-	  echo "error: $(PY) cannot import mto_core and mto_tools" >&2; \
-	  echo "hint:  $(PY) -m pip install -e '.[tools]'   (add --no-deps to keep your torch)" >&2; exit 3; }
+	@$(PY) -c 'import mto_core, mto_tools.patchset.cli' 2>/dev/null || { \
+	  echo "error: $(PY) lacks packages that mto needs" >&2; \
+	  echo "hint:  $(PY) -m pip install -e '.[tools,recipes]'   (it keeps a torch that is new enough)" >&2; \
+	  exit 3; }
 
-demo: $(TOOLS)  ## baseline against MTO on real images, then the report's path (SEEDS=3 for a spread)
+demo: $(if $(filter mini,$(UPSTREAM)),$(TOOLS),$(RECIPES))  ## baseline against MTO on real images, then the report's path (SEEDS=3 for a spread)
 	@$(MTO) compare $(UPSTREAM) --seeds $(SEEDS) $(COMPARE) $(ARGS)
 
-test: $(DEV) lint typecheck  ## everything CI runs: ruff, mypy, doctests, the test suite
+test: $(DEV) lint typecheck  ## everything CI runs: ruff, mypy, doctests, the test suite (ARGS=PATH for a part)
 	$(PY) -m pytest -q --doctest-modules mto_core
 	$(PY) -m pytest -n $(JOBS) --maxprocesses 8 $(or $(ARGS),tests)
+
+test-floor:  ## mto_core, mini and compat on the oldest versions that pyproject names
+	$(PYTHON) -m venv .venv-floor
+	grep -oE '"[a-z0-9-]+>=[0-9.]+"' pyproject.toml | grep -v setuptools | sed 's/"//g; s/>=/==/' > .venv-floor/floor.txt
+	.venv-floor/bin/python $(PIP) -c .venv-floor/floor.txt -e '.[tools,recipes,slurm,dev]'
+	.venv-floor/bin/python -m pytest -n $(JOBS) --maxprocesses 8 $(or $(ARGS),tests/mto_core tests/mini tests/compat)
 
 lint: $(DEV)  ## ruff
 	$(PY) -m ruff check .
@@ -69,6 +85,7 @@ format: $(DEV)  ## let ruff rewrite what it can
 
 typecheck: $(DEV)  ## mypy, strict for mto_core
 	$(PY) -m mypy --strict mto_core
+	$(PY) -m mypy tools/mto_tools
 
 status: $(TOOLS)  ## one word per upstream
 	@$(MTO) status $(ARGS)
@@ -79,7 +96,7 @@ doctor: $(TOOLS)  ## git, sources, disk, torch: what is ready and what is missin
 lint-patches: $(TOOLS)  ## prove the patch series additive-only, zero-context and locked
 	@$(MTO) lint $(ARGS)
 
-apply-%: $(TOOLS)  ## clone NAME if needed and apply its series
+apply-%: $(RECIPES)  ## clone NAME if needed and apply its series
 	@$(MTO) apply $* $(ARGS)
 
 revert-%: $(TOOLS)  ## back to the untouched upstream
@@ -97,13 +114,13 @@ export-%: $(TOOLS)  ## rewrite series and lock from the edited checkout of NAME
 upgrade-%: $(TOOLS)  ## rehearse the series on a newer upstream (TO=REF)
 	@$(MTO) upgrade $* $(if $(TO),--to $(TO)) $(ARGS)
 
-compare-%: $(TOOLS)  ## baseline against MTO side by side for NAME
+compare-%: $(RECIPES)  ## baseline against MTO side by side for NAME
 	@$(MTO) compare $* --seeds $(SEEDS) $(COMPARE) $(ARGS)
 
-smoke-%: $(TOOLS)  ## NAME on a few digits: baseline, MTO off, on, resume (CPU=1: no GPU)
+smoke-%: $(RECIPES)  ## NAME on a few digits: baseline, MTO off, on, resume (CPU=1: no GPU)
 	@$(MTO) smoke $* $(if $(CPU),--cpu) $(ARGS)
 
-plan-%: $(TOOLS)  ## NAME on your GPUs by DeepSpeed: configuration and command (GPUS=8 GPU_MEM=24)
+plan-%: $(DEEPSPEED)  ## NAME on your GPUs by DeepSpeed: configuration and command (GPUS=8 GPU_MEM=24)
 	@$(MTO) plan $* --gpus $(GPUS) --gpu-mem $(GPU_MEM) $(ARGS)
 
 bench: $(TOOLS)  ## speed and memory of the losses, each against its baseline

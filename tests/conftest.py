@@ -4,16 +4,33 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from .forkserver import ForkServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 HOME = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Callable[..., ForkServer]]:
+    """Give the server that has these modules imported, started at its first use."""
+    with ExitStack() as stack:
+        servers: dict[tuple[str, ...], ForkServer] = {}
+
+        def get(*modules: str, **env: str) -> ForkServer:
+            if modules not in servers:
+                servers[modules] = stack.enter_context(ForkServer(*modules, env=env))
+            return servers[modules]
+
+        yield get
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """A rank of a run, or the torchrun that starts it.
 
-    rank.py torchrun RANKS FOLDER SOCKET SCRIPT ARGUMENTS...
+    rank.py torchrun RANKS FOLDER SCRIPT ARGUMENTS...
     rank.py FOLDER SCRIPT ARGUMENTS...
 
-torchrun is the real one, and starts client.py for every rank. Each rank writes its pid to
-FOLDER/RANK.pid.
+torchrun is the real one, and starts for every rank the command in the variable FORKED_PYTHON. Each
+rank writes its pid to FOLDER/RANK.pid.
 
 With KILL=RANK:STEP in the environment, this rank kills itself at this step of DeepSpeed's engine.
 With ORDERED in the environment, gradients are summed in the order of the ranks. gloo's ring starts
@@ -13,6 +13,7 @@ a gradient stands, which is not the same in DDP and ZeRO.
 """
 
 import itertools
+import json
 import os
 import runpy
 import signal
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from torch.distributed.run import main as torchrun
@@ -28,6 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mto_tools.ds import optimizer
 from mto_tools.ds.engine import Engine
 
+# Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 optimizer.PIECE = 100  # so that these small shards travel in several pieces
 gloo_sum, plain_init = dist.all_reduce, DistributedDataParallel.__init__
 
@@ -69,10 +73,10 @@ def kill_at(step: int) -> None:
 
 def main(folder: str, *argv: str) -> None:
     if folder == "torchrun":
-        ranks, folder, server, *argv = argv
-        client = ["-S", str(Path(__file__).with_name("client.py")), server]
-        start = ["--standalone", f"--nproc_per_node={ranks}", "--no-python", sys.executable]
-        torchrun([*start, *client, __file__, folder, *argv])
+        ranks, folder, *argv = argv
+        start = ["--standalone", f"--nproc_per_node={ranks}", "--no-python"]
+        python = json.loads(os.environ["FORKED_PYTHON"])
+        torchrun([*start, *python, __file__, folder, *argv])
         return
     (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     if "ORDERED" in os.environ:

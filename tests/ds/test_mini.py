@@ -11,17 +11,15 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from ..forkserver import Forked, ForkServer
 
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed", allow_module_level=True)
@@ -36,6 +34,11 @@ SMALL = (
     *("--warmup_steps", "3", "--log_every", "1", "--eval_every", "1000", "--save_every", "3"),
     *("--threads", "1", "--mto", "--mto_log_every", "1"),
 )
+IMPORTS = (
+    *("deepspeed", "mto_tools.recipe", "mto_tools.ds.engine", "torch.distributed.launcher.api"),
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # every ZeRO optimizer imports it when made
+    *("timm.models.vision_transformer", "torchvision.datasets"),
+)
 ROUNDING = 1e-6  # relative, of a loss; 2e-7 was measured
 
 
@@ -44,7 +47,7 @@ class Run:
     """One run of mini on some ranks."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: Forked
 
     @property
     def out(self) -> Path:
@@ -55,7 +58,7 @@ class Run:
         return (self.folder / "err").read_text()
 
     def wait(self) -> int:
-        return self.process.wait(timeout=120)
+        return self.process.wait()
 
     def log(self, name: str = "log.jsonl") -> list[dict[str, Any]]:
         """The lines without their step time."""
@@ -75,19 +78,13 @@ class Ranks:
     recipe: Path
     data: Path
     folder: Path
-    socket: Path
+    server: ForkServer
     runs: list[Run] = field(default_factory=list)
 
     def fork(self, folder: Path, *argv: str | Path, **env: str) -> Run:
-        """Start a script in a process forked from zygote.py."""
         folder.mkdir(exist_ok=True)
-        with (folder / "stdout").open("w") as stdout, (folder / "err").open("w") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-S", HERE / "client.py", self.socket, *argv],
-                env=os.environ | env,
-                stdout=stdout,
-                stderr=stderr,
-            )
+        env["FORKED_PYTHON"] = json.dumps(self.server.command)
+        process = self.server.start(*argv, out=folder / "stdout", err=folder / "err", env=env)
         self.runs.append(Run(folder, process))
         return self.runs[-1]
 
@@ -121,7 +118,7 @@ class Ranks:
             flags = (*flags, "--deepspeed_config", str(folder / "ds.json"))
         script = (self.recipe / "main_pretrain.py", "--data_path", self.data)
         argv = (*script, "--output_dir", folder / "out", *SMALL, "--accum_steps", str(micro))
-        start = (HERE / "rank.py", "torchrun", str(world), folder, self.socket)
+        start = (HERE / "rank.py", "torchrun", str(world), folder)
         env |= {"ORDERED": "1"} if ordered else {}
         return self.fork(folder, *start, *argv, *flags, **env)
 
@@ -132,39 +129,25 @@ class Ranks:
 
 
 @pytest.fixture(scope="module")
-def ranks(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def ranks(
+    recipes: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    fork_server: Callable[..., ForkServer],
+) -> Iterator[Ranks]:
     recipe = recipes["patched"]
     folder = tmp_path_factory.mktemp("ranks")
-    server = Path(tempfile.mkdtemp()) / "zygote"  # a socket's path must be short
-    with (folder / "zygote.err").open("w") as errors:
-        zygote = subprocess.Popen(
-            [sys.executable, HERE / "zygote.py", server],
-            env=os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-            stderr=errors,
-        )
-    try:
-        end = time.monotonic() + 120
-        while not server.exists():
-            assert zygote.poll() is None, (folder / "zygote.err").read_text()[-3000:]
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        ranks = Ranks(recipe, folder / "data", folder, server)
-        digits = ranks.fork(folder / "made", recipe / "make_digits.py", "--out", folder / "digits")
-        assert digits.wait() == 0, digits.stderr
-        for file in sorted((folder / "digits" / "train").glob("[0-3]/*.png")):
-            kept = folder / "data" / "train" / file.parent.name
-            kept.mkdir(parents=True, exist_ok=True)
-            if len(list(kept.iterdir())) < 12:
-                shutil.copy(file, kept)
-        yield ranks
-        for run in ranks.runs:
-            run.process.kill()  # and zygote.py what it stands for, torchrun or a rank
-            run.process.wait()
-    finally:
-        time.sleep(0.2)
-        zygote.kill()
-        zygote.wait()
-        shutil.rmtree(server.parent)
+    server = fork_server(*IMPORTS, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+    ranks = Ranks(recipe, folder / "data", folder, server)
+    digits = ranks.fork(folder / "made", recipe / "make_digits.py", "--out", folder / "digits")
+    assert digits.wait() == 0, digits.stderr
+    for file in sorted((folder / "digits" / "train").glob("[0-3]/*.png")):
+        kept = folder / "data" / "train" / file.parent.name
+        kept.mkdir(parents=True, exist_ok=True)
+        if len(list(kept.iterdir())) < 12:
+            shutil.copy(file, kept)
+    yield ranks
+    for run in ranks.runs:
+        run.process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ..forkserver import Forked, ForkServer
+
 RECIPE = Path(__file__).parents[2] / "upstream" / "embedded" / "mini"
 
+IMPORTS = (
+    *("torch.distributed", "timm.models.vision_transformer", "torchvision.datasets"),
+    *("sklearn.datasets", "sklearn.linear_model"),
+)
 TINY = (
     *("--img_size", "8", "--patch_size", "2", "--embed_dim", "16", "--depth", "2"),
     *("--num_heads", "2", "--decoder_dim", "16", "--decoder_depth", "1", "--decoder_num_heads"),
@@ -35,38 +38,22 @@ TINY = (
 class Process:
     """One run of a script of the recipe."""
 
-    pid: int
+    forked: Forked
     out: Path
     err: Path
-    zygote: subprocess.Popen[str]
-    code: int | None = None
-
-    def kill(self) -> None:
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        if self.code is None:
-            self.code = int(ask(self.zygote, {"wait": self.pid}))
-        return self.code
+        return self.forked.wait()
+
+    def kill(self) -> None:
+        self.forked.kill()
 
     def is_running(self) -> bool:
-        if self.code is None:
-            answer = ask(self.zygote, {"poll": self.pid})
-            self.code = int(answer) if answer.strip() else None
-        return self.code is None
+        return self.forked.is_running()
 
     @property
     def stderr(self) -> str:
         return self.err.read_text()
-
-
-def ask(zygote: subprocess.Popen[str], job: dict[str, Any]) -> str:
-    assert zygote.stdin is not None
-    assert zygote.stdout is not None
-    zygote.stdin.write(json.dumps(job) + "\n")
-    zygote.stdin.flush()
-    return zygote.stdout.readline()
 
 
 @dataclass
@@ -76,7 +63,7 @@ class Recipe:
     folder: Path
     data: Path
     tmp: Path
-    zygote: subprocess.Popen[str]
+    server: ForkServer
     processes: list[Process] = field(default_factory=list)
 
     def start(
@@ -88,14 +75,10 @@ class Recipe:
     ) -> Process:
         n = len(self.processes)
         out, err = self.tmp / f"{n}.out", self.tmp / f"{n}.err"
-        job = {
-            "run": [str(self.folder / script), *map(str, argv)],
-            "stdout": str(out),
-            "stderr": str(err),
-            "env": env or {},
-            "file_size": file_size,
-        }
-        process = Process(int(ask(self.zygote, job)), out, err, self.zygote)
+        forked = self.server.start(
+            self.folder / script, *argv, out=out, err=err, env=env, file_size=file_size
+        )
+        process = Process(forked, out, err)
         self.processes.append(process)
         return process
 
@@ -134,20 +117,6 @@ def write_images(root: Path, per_class: int, rng: np.random.Generator) -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(timeout=30)
-
-
-@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
@@ -157,17 +126,18 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, tiny_data: Path, zygote: subprocess.Popen[str]) -> Iterator[Recipe]:
+def recipe(
+    tmp_path: Path, tiny_data: Path, fork_server: Callable[..., ForkServer]
+) -> Iterator[Recipe]:
     folder = tmp_path / "mini"
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     logs = tmp_path / "processes"
     logs.mkdir()
-    recipe = Recipe(folder, tiny_data, logs, zygote)
+    recipe = Recipe(folder, tiny_data, logs, fork_server(*IMPORTS))
     yield recipe
     for process in recipe.processes:
-        if process.code is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")
