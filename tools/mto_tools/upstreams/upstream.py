@@ -112,7 +112,10 @@ def load_upstream(home: Path, name: str) -> Upstream:
     _settle(file.parent)
     if not _NAME.fullmatch(name) or not file.is_file():
         known = ", ".join(_names(home)) or "none"
-        raise MissingError(f"there is no upstream {name!r}: {file} does not exist; known: {known}")
+        raise MissingError(
+            f"there is no upstream {name!r}: {file} does not exist; known: {known}",
+            hint="mto status lists them",
+        )
     return parse_upstream(home, name, file.read_text("utf-8"), file)
 
 
