@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mto_core import affinity
@@ -181,6 +182,7 @@ def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -
     """Save the first image's affinity maps (Figure 2) as `.npz`.
 
     Arrays: `affinity` float16 `[L+1, N, N]`, rows and columns ordered masked then visible;
+    `masked_to_visible` float16 `[L+1, M, V]`, softmax(X_M X_Vᵀ), the map that H is made of;
     `num_masked` int; `mask` bool `[N]`.
 
     Raises:
@@ -192,10 +194,22 @@ def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -
             f"{[tokens.shape[1] for tokens in tokens_by_depth]}; leave --mto_affinity_steps out"
         )
     first = mask[:1].flatten(1)
-    maps = [affinity(tokens[:1].detach(), first)[0] for tokens in tokens_by_depth]
+    shown = [tokens[:1].detach() for tokens in tokens_by_depth]
     np.savez_compressed(
         path,
-        affinity=np.stack([m.float().cpu().numpy().astype(np.float16) for m in maps]),
+        affinity=_stacked([affinity(tokens, first)[0] for tokens in shown]),
+        masked_to_visible=_stacked([_masked_to_visible(tokens[0], first[0]) for tokens in shown]),
         num_masked=int(first.sum()),
         mask=first[0].cpu().numpy(),
     )
+
+
+def _masked_to_visible(tokens: Tensor, mask: Tensor) -> Tensor:
+    """softmax(X_M X_Vᵀ) [M, V] of tokens [N, D]: softmax(X Xᵀ) may underflow there."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        x = tokens.float()
+        return (x[mask] @ x[~mask].mT).softmax(-1)
+
+
+def _stacked(maps: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    return np.stack([m.float().cpu().numpy().astype(np.float16) for m in maps])
