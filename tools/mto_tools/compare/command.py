@@ -41,7 +41,7 @@ from mto_tools.compare.versions import versions
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.launch.digits import lay_out
-from mto_tools.patchset.journal import Say
+from mto_tools.patchset.locks import Say
 from mto_tools.upstreams.templates import fill
 
 
