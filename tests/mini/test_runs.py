@@ -104,7 +104,8 @@ def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style:
     torn = 0
     found: list[int] = []  # the step of the checkpoint that each kill left behind
     for function in ("", "write_atomically") * 4:
-        process = start(out, draw.randint(1, events[function] // 10), function)
+        share = events[function] // 10
+        process = start(out, draw.randint(share // 2, share), function)
         assert process.wait() == -9, process.stderr
         torn += (out / "checkpoint.pth.tmp").exists()
         found.append(read_checkpoint(out)["step"] if (out / "checkpoint.pth").exists() else 0)
