@@ -17,7 +17,7 @@ from mto_tools.compat import apex
 def scaler(monkeypatch: pytest.MonkeyPatch) -> torch.amp.GradScaler:
     """A real GradScaler: torch's works on the CPU too."""
     made = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    monkeypatch.setattr(apex, "_scaler", made)
+    monkeypatch.setattr(apex, "loss_scaler", made)
     return made
 
 
@@ -92,7 +92,7 @@ def test_state_has_the_layout_of_apex_and_comes_back(scaler, monkeypatch) -> Non
     apex.load_state_dict(state)
     assert scaler.get_scale() == 32768.0
     assert apex.state_dict() == state
-    monkeypatch.setattr(apex, "_scaler", None)
+    monkeypatch.setattr(apex, "loss_scaler", None)
     with pytest.raises(RuntimeError, match=r"amp\.initialize"):
         apex.state_dict()
 
@@ -104,7 +104,7 @@ def test_default_scale_is_that_of_apex() -> None:
 
 
 def test_half_inside_float_outside(monkeypatch) -> None:
-    monkeypatch.setattr(apex, "_scaler", None)
+    monkeypatch.setattr(apex, "loss_scaler", None)
 
     class Model(nn.Module):
         def __init__(self) -> None:

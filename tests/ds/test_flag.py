@@ -109,7 +109,8 @@ def test_a_script_that_never_starts_deepspeed_is_stopped_at_its_first_step(
     file: Path, parses: bool
 ) -> None:
     parsed("--deepspeed_config", str(file))
-    own = "import argparse, mto_tools.ds as d; d.add_arguments(argparse.ArgumentParser())\n"
+    own = "import argparse, mto_tools.ds as d\np = argparse.ArgumentParser()\n"
+    own += "d.add_arguments(p)\np.parse_args()\n"
     done = subprocess.run(
         [sys.executable, "-c", (own if parses else "") + STEP],
         env=dict(os.environ),

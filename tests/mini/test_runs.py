@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from .conftest import (
 )
 
 STYLES = ("simmim", "mae")
+KILL_AT = Path(__file__).parents[1] / "kill_at.py"
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -86,29 +86,32 @@ def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style:
         *("--style", style, "--drop_path", "0.2", "--steps", "60", "--log_every", "4"),
         *("--eval_every", "7", "--save_every", "3"),  # saves fall between lines of the log
     )
-    whole = recipe.train(tmp_path / "whole", *flags)
+
+    def start(out: Path, event: int, function: str) -> Process:
+        script = recipe.folder / "main_pretrain.py"
+        words = (str(event), recipe.folder, function, script)
+        given = ("--data_path", recipe.data, "--output_dir", out, *TINY, *flags)
+        return recipe.start(*words, *given, script=KILL_AT)
+
+    events = {}
+    for function in ("", "write_atomically"):
+        process = start(tmp_path / f"whole{function}", 0, function)
+        assert process.wait() == 0, process.stderr
+        events[function] = int(process.out.read_text().split()[-1])
 
     out = tmp_path / "killed"
     draw = random.Random(f"kills {style}")
-    found: list[int] = []  # the step of the checkpoint that each kill left behind
     torn = 0
-    while True:
-        process = recipe.start_tiny(out, *flags)
-        wait_for_saves(process, out, draw.randint(0, 3))
-        if len(found) % 2:
-            while process.is_running() and not (out / "checkpoint.pth.tmp").exists():
-                pass  # until a checkpoint is being written
-        else:
-            time.sleep(draw.uniform(0, 0.05))
-        process.kill()
-        if process.wait() == 0:
-            break  # it was faster than the kill
+    found: list[int] = []  # the step of the checkpoint that each kill left behind
+    for function in ("", "write_atomically") * 4:
+        share = events[function] // 10
+        process = start(out, draw.randint(share // 2, share), function)
         assert process.wait() == -9, process.stderr
         torn += (out / "checkpoint.pth.tmp").exists()
         found.append(read_checkpoint(out)["step"] if (out / "checkpoint.pth").exists() else 0)
     assert len({step for step in found if step}) >= 3, found
     assert torn >= 1, "no kill fell into the writing of a checkpoint"
-    assert_same_run(whole, out)
+    assert_same_run(tmp_path / "whole", recipe.train(out, *flags))
 
 
 def test_resumed_with_another_period_of_the_log(recipe: Recipe, tmp_path: Path) -> None:
@@ -123,21 +126,6 @@ def test_resumed_with_another_period_of_the_log(recipe: Recipe, tmp_path: Path) 
     assert list(found) == [4, 7, 12]
     for first, last in ((0, 4), (4, 7), (7, 12)):
         assert found[last] == pytest.approx(sum(losses[first:last]) / (last - first), rel=1e-6)
-
-
-def wait_for_saves(process: Process, out: Path, count: int) -> None:
-    """Return when checkpoint.pth has been replaced `count` times since the process started."""
-
-    def stamp() -> int:
-        path = out / "checkpoint.pth"
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    last = stamp()
-    while count and process.is_running():
-        now = stamp()
-        count -= now != last
-        last = now
-        time.sleep(0.001)
 
 
 def test_two_ranks_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Tiny(nn.Module):
 @pytest.fixture(autouse=True)
 def _off_again() -> Iterator[None]:
     yield
-    recipe.add_arguments(argparse.ArgumentParser())
+    flags()
     recipe.attach(nn.Linear(1, 1))
 
 

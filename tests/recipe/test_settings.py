@@ -21,12 +21,20 @@ from .test_mini import SMALL, train
 CfgNode = pytest.importorskip("yacs.config").CfgNode
 
 
+@pytest.fixture(params=["own", "parents"])
+def parser(request: pytest.FixtureRequest) -> argparse.ArgumentParser:
+    """A parser with the options, its own or, as in MAE's launcher, those of another."""
+    own = argparse.ArgumentParser(add_help=False)
+    recipe.add_arguments(own, preset="mae")
+    return own if request.param == "own" else argparse.ArgumentParser(parents=[own])
+
+
 @pytest.mark.parametrize("option", ["--mto_singularity=1", "--mto_log_every=5", "--mto_preset=mae"])
 def test_options_without_the_switch_are_refused(
-    option: str, capsys: pytest.CaptureFixture[str]
+    option: str, parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        flags(option)
+        parser.parse_args([option])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert option.split("=")[0] in error
@@ -80,11 +88,10 @@ def test_asked_and_not_attached_stops_at_the_first_step() -> None:
     step_once(model)
 
 
-def test_parsing_again_decides_anew() -> None:
-    """The same parser in a notebook, whose first run had MTO."""
-    parser = argparse.ArgumentParser()
-    recipe.add_arguments(parser, preset="mae")
+def test_parsing_again_decides_anew(parser: argparse.ArgumentParser) -> None:
+    """In a notebook, whose first run had MTO."""
     parser.parse_args(["--mto", "--mto_sparsity", "0.3"])
+    assert resolve_settings(None, None).sparsity == 0.3
     assert VARIABLE in os.environ
     parser.parse_args([])
     assert VARIABLE not in os.environ
@@ -103,8 +110,9 @@ LAUNCH = """
 import multiprocessing, sys
 sys.path.insert(0, {recipe!r})
 from main_pretrain import get_args_parser, main
+parser = get_args_parser()  # the worker makes it anew, and parses nothing
 if __name__ == "__main__":
-    args = get_args_parser().parse_args()
+    args = parser.parse_args()
     assert not [name for name in vars(args) if "mto" in name]
     worker = multiprocessing.get_context({method!r}).Process(target=main, args=(args,))
     worker.start()

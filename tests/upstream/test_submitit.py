@@ -43,8 +43,7 @@ def launch(runs: Runs, folder: Path, *flags: str) -> subprocess.CompletedProcess
     (folder / "sitecustomize.py").write_text(EVERY_PROCESS)
     models = MODELS.format(file=str(runs.patched / "models_mae.py"))
     (folder / "models_mae.py").write_text(models)  # in front of upstream's: a small model more
-    given = runs.recipe.pretrain(runs.patched, runs.runner.data(4), folder / "job", 1)
-    given = [argument for argument in given if not argument.startswith("--output_dir")]
+    given = runs.runner.arguments(runs.patched, folder / "job", 4, 1)
     path = os.pathsep.join([str(folder), str(runs.patched)])
     return subprocess.run(
         [

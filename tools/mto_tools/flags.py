@@ -6,39 +6,74 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError, RefusedError
 
 
-def add_private_argument(
-    group: argparse._ArgumentGroup, flag: str, keep: Callable[[Any], None], **more: Any
-) -> None:
-    """Add an option whose value goes to `keep`, and nowhere else; `more` as `add_argument` has."""
+class PrivateOptions:
+    """The options of one feature, which keeps their values itself.
 
-    class Keep(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-            keep(values)
+    They follow their parser into others that name it among their `parents`.
 
-    nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-    group.add_argument(flag, action=Keep, **nowhere, **more)
+    Args:
+        group: The parser's group for them.
+        begin: Called when a parser with these options begins a command line.
+        check: Called at the end of it.
 
-
-def around_parsing(
-    parser: argparse.ArgumentParser, before: Callable[[], None], after: Callable[[], None]
-) -> None:
-    """Call `before` and `after` whenever `parser` parses a command line.
-
-    A parser that has this one among its `parents` calls neither.
+    A ValueError or MtoError of the three functions is an error of the command line.
     """
-    parse: Any = parser.parse_known_args
 
-    def parse_known_args(args: Any = None, namespace: Any = None, **more: Any) -> Any:
-        if namespace is None:  # else it goes on with a command line parsed in part
-            before()
-        found = parse(args, namespace, **more)
-        after()
-        return found
+    def __init__(
+        self,
+        group: argparse._ArgumentGroup,
+        begin: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._group = group
+        self.begin = begin
+        self.check = check
 
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    def add(self, flag: str, keep: Callable[[Any], None], **more: Any) -> None:
+        """Add an option whose value goes to `keep` alone; `more` as `add_argument` takes it."""
+        nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        action: Any = self._group.add_argument(flag, action=_Keep, **nowhere, **more)
+        action.options, action.keep = self, keep
+
+
+class _Keep(argparse.Action):
+    options: PrivateOptions
+    keep: Callable[[Any], None]
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        _or_refuse(parser, lambda: self.keep(values))
+
+
+_parse_known_args: Any = argparse.ArgumentParser.parse_known_args
+
+
+def _parse(parser: Any, args: Any = None, namespace: Any = None, **more: Any) -> Any:
+    """`parse_known_args`, with word to the options that it begins and ends.
+
+    A parser that is only made must change nothing: many scripts make theirs on import, which a
+    spawned worker repeats.
+    """
+    own = {action.options: None for action in parser._actions if isinstance(action, _Keep)}
+    if namespace is None:  # else it goes on with a command line parsed in part
+        for options in own:
+            options.begin()
+    found = _parse_known_args(parser, args, namespace, **more)
+    for options in own:
+        _or_refuse(parser, options.check)
+    return found
+
+
+argparse.ArgumentParser.parse_known_args = _parse  # type: ignore[method-assign,assignment]
+
+
+def _or_refuse(parser: argparse.ArgumentParser, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except (ValueError, MtoError) as error:
+        parser.error(str(error))
 
 
 class StepGuard:

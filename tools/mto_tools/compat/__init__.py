@@ -3,8 +3,7 @@
     from mto_tools import compat; compat.activate("mae")
 
 as the first line of an entry script, notebook or script of one's own. A recipe of another name gets
-`GENERIC`, all shims but those that also change how it is launched or what its model computes; name
-these, or only those it needs:
+all `GENERIC` shims. It names those it needs besides, or those alone that it needs:
 
     compat.activate("toymim", "timm_0_3_2.vision_transformer")
     compat.activate("torch_six.torch_six", "numpy_aliases.numpy_aliases")
@@ -68,28 +67,17 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# What any recipe of that time may get: in other recipes these do nothing, or what is meant.
-GENERIC = (
-    *COMMON,
-    "torch_load.yacs_node",
-    "torch_load.numpy_scalars",
-    "apex.amp",
-    "timm_0_3_2.version",
-    "timm_0_3_2.add_weight_decay",
-    "timm_0_3_2.block",
-    "timm_data.pil_interp",
-    "timm_optim.renamed",
-    "timm_optim.novograd",
-    "timm_registry.register_model",
-    "timm_scheduler.t_mul",
-    "timm_scheduler.lr_scale_once",
-    "scipy_interp2d.interp2d",
-    "torchvision_functional.get_image_size",
-    "torchvision_transforms.picklable_lambda",
+# These change how a recipe is launched, or what its model computes: for those that name them.
+BY_NAME = (
+    "local_rank.required_flag",
+    "namespace.always_distributed",
+    "one_process.environment",
+    "timm_0_3_2.vision_transformer",
 )
-
-# For scripts that no patch has touched: what the compat patch of one recipe writes into them.
-UNPATCHED = ("namespace.always_distributed",)
+# In a recipe of that time these do nothing, or what is meant.
+GENERIC = tuple(
+    dict.fromkeys(name for names in RECIPES.values() for name in names if name not in BY_NAME)
+)
 
 _active: dict[str, bool] = {}  # by shim: whether it changed something
 
@@ -109,10 +97,11 @@ def activate(*names: str) -> list[str]:
     wanted: dict[str, None] = {}
     for name in names:
         wanted |= dict.fromkeys((name,) if "." in name else RECIPES.get(name, GENERIC))
-    shims = {name: shim(name) for name in wanted}
-    for name, put_in_place in shims.items():
+    for name in wanted:
+        _check(name)
+    for name in wanted:
         if name not in _active:
-            _active[name] = put_in_place()
+            _active[name] = _put_in_place(name)
     return [name for name in wanted if _active[name]]
 
 
@@ -122,9 +111,20 @@ def shim(name: str) -> Callable[[], bool]:
     Raises:
         ValueError: No shim has that name.
     """
-    known = {*GENERIC, *UNPATCHED, *(name for names in RECIPES.values() for name in names)}
-    if name not in known:
-        raise ValueError(f"no shim {name!r}; known: {', '.join(sorted(known))}")
+    _check(name)
     module, function = name.split(".")
     found: Callable[[], bool] = getattr(import_module(f"{__name__}.{module}"), function)
     return found
+
+
+def _check(name: str) -> None:
+    known = {*GENERIC, *BY_NAME}
+    if name not in known:
+        raise ValueError(f"no shim {name!r}; known: {', '.join(sorted(known))}")
+
+
+def _put_in_place(name: str) -> bool:
+    try:
+        return shim(name)()
+    except ModuleNotFoundError:  # a recipe that needs the library says so itself
+        return False

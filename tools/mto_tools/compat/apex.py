@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_scaler: torch.amp.GradScaler | None = None
+loss_scaler: torch.amp.GradScaler | None = None
 
 
 def amp() -> bool:
@@ -45,7 +45,7 @@ def initialize(
     Raises:
         ValueError: Another level: O2 and O3 keep half precision weights, which this does not do.
     """
-    global _scaler
+    global loss_scaler
     if opt_level not in ("O0", "O1"):
         raise ValueError(
             f"apex.amp level {opt_level} needs apex itself; use O1 (half precision inside the "
@@ -53,7 +53,7 @@ def initialize(
         )
     on = opt_level == "O1"
     device = next(model.parameters()).device.type
-    _scaler = torch.amp.GradScaler(device, enabled=on and device == "cuda")
+    loss_scaler = torch.amp.GradScaler(device, enabled=on and device == "cuda")
     if on:
         model.forward = _half_inside(model.forward, device)
     return model, optimizer
@@ -112,9 +112,9 @@ def load_state_dict(saved: dict[str, Any]) -> None:
 
 
 def _initialized() -> torch.amp.GradScaler:
-    if _scaler is None:
+    if loss_scaler is None:
         raise RuntimeError("apex.amp: call amp.initialize(model, optimizer) first")
-    return _scaler
+    return loss_scaler
 
 
 def _half_inside(forward: Any, device: str) -> Any:

@@ -27,8 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mto_tools.errors import MtoError
-from mto_tools.flags import StepGuard, add_private_argument, around_parsing
+from mto_tools.flags import PrivateOptions, StepGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,19 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     A file that is missing or refused is an error of the command line.
     """
 
-    def keep(file: Path) -> None:
-        try:
-            _ask(file)
-        except MtoError as error:
-            parser.error(str(error))
-
-    _ask(None)
-    around_parsing(parser, lambda: _ask(None), lambda: None)
-    group = parser.add_argument_group("DeepSpeed")
+    options = PrivateOptions(parser.add_argument_group("DeepSpeed"), lambda: _ask(None))
     text = "run under DeepSpeed with this configuration, as `mto plan` writes it"
-    add_private_argument(group, "--deepspeed_config", keep, type=Path, metavar="FILE", help=text)
+    options.add("--deepspeed_config", _ask, type=Path, metavar="FILE", help=text)
     text = "accepted, and without effect: --deepspeed_config says it all"
-    add_private_argument(group, "--deepspeed", lambda _: None, nargs=0, help=text)
+    options.add("--deepspeed", lambda _: None, nargs=0, help=text)
 
 
 def defaults() -> dict[str, Any]:

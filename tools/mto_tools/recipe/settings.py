@@ -16,7 +16,7 @@ from typing import Any
 
 from mto_core import MTOConfig
 from mto_tools.errors import RefusedError
-from mto_tools.flags import StepGuard, add_private_argument, around_parsing
+from mto_tools.flags import PrivateOptions, StepGuard
 
 VARIABLE = "MTO_SETTINGS"
 
@@ -72,13 +72,15 @@ class Settings:
         """Refuse settings that would have no effect, or have no meaning.
 
         Raises:
-            ValueError: Options without the switch, or as `config` says.
+            RefusedError: Options without the switch.
+            ValueError: As `config` says.
         """
         if self.given and not self.on:
             flags = ", ".join(f"--mto_{name}" for name in self.given)
-            raise ValueError(
+            raise RefusedError(
                 f"{flags} given without --mto (MTO.ON True in a yacs configuration): the run would "
-                "be the plain recipe. Add the switch, or leave the options out"
+                "be the plain recipe",
+                hint="add the switch, or leave the options out",
             )
         self.config()
 
@@ -92,36 +94,21 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
 
     The values never reach the namespace that `parse_args` returns.
     """
+    options = PrivateOptions(
+        parser.add_argument_group("masked token optimization"),
+        begin=lambda: _ask(Settings(recipe=preset)),
+        check=lambda: _asked().check(),
+    )
 
-    def begin() -> None:
-        _ask(Settings(recipe=preset))
-
-    def checked() -> None:
-        try:
-            _asked().check()
-        except ValueError as error:
-            parser.error(str(error))
-
-    begin()
-    around_parsing(parser, begin, checked)
-    group = parser.add_argument_group("masked token optimization")
+    def keep(**value: Any) -> None:
+        _ask(replace(_asked(), **value))
 
     def option(flag: str, kind: Any, text: str, **more: Any) -> None:
         name = flag.removeprefix("--mto_")
-
-        def keep(value: Any) -> None:
-            try:
-                _ask(replace(_asked(), **{name: value}))
-            except ValueError as error:
-                parser.error(str(error))
-
-        add_private_argument(group, flag, keep, type=kind, help=text, **more)
-
-    def switch(_: Any) -> None:
-        _ask(replace(_asked(), on=True))
+        options.add(flag, lambda value: keep(**{name: value}), type=kind, help=text, **more)
 
     text = "add the MTO losses to the recipe's own"
-    add_private_argument(group, "--mto", switch, nargs=0, help=text)
+    options.add("--mto", lambda _: keep(on=True), nargs=0, help=text)
     option("--mto_preset", str, "weights by recipe name (default: this recipe's)", metavar="NAME")
     option("--mto_sparsity", float, "weight of the sparsity loss (eq. 3)", metavar="W")
     option("--mto_singularity", float, "weight of the singularity loss (eq. 6)", metavar="W")
@@ -185,11 +172,7 @@ def resolve_settings(preset: str | None, node: Mapping[str, Any] | None) -> Sett
         settings = Settings(**given)
     if preset is not None:
         settings = replace(settings, recipe=preset)
-    if settings.given and not settings.on:
-        try:
-            settings.check()
-        except ValueError as error:
-            raise RefusedError(str(error), hint="add --mto (MTO.ON True)") from None
+    settings.check()
     _ask(settings)
     return settings
 
