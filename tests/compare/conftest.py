@@ -14,35 +14,35 @@ from mto_tools.compare.command import build, train
 from mto_tools.compare.plan import Options, Plan, make_plan
 from mto_tools.compare.report import Report
 from mto_tools.compare.run import execute
-from mto_tools.compare.spec import Launch
+from mto_tools.compare.spec import make_launch
 from mto_tools.home import find_home
+from mto_tools.upstreams.recipe import Recipe
 
 HERE = Path(__file__).parent
 CLONE = find_home()
-LAUNCH = Launch.model_validate(
+RECIPE = Recipe.model_validate(
     {
-        "entry": "fake_recipe.py",
-        "arguments": [
-            *("--data_path", "{data}", "--output_dir", "{out}", "--style", "{style}"),
-            *("--seed", "{seed}", "--steps", "{steps}"),
-            *("--log_every", "{log_every}", "--eval_every", "{eval_every}"),
-        ],
-        "baseline": ["--mto", "--mto_preset", "observe"],
-        "mto": ["--mto", "--mto_preset", "{preset}"],
-        "measures": [
-            *("--mto_log_every", "{log_every}", "--mto_grad_every", "{grad_every}"),
-            *("--mto_affinity_steps", "{affinity_steps}"),
-        ],
-        "styles": {"mae": "mae", "simmim": "simmim"},
-        "steps": 180,
-        "disk_mb_per_run": 1,
-        "data": {"name": "digits", "make": ["make_digits.py", "--out", "{data}"]},
-        "scores": [
-            {"key": "probe", "label": "Linear probe accuracy"},
-            {"key": "knn", "label": "k-NN accuracy"},
-        ],
+        "pretrain": "fake_recipe.py",
+        "arguments": "--data_path {data} --output_dir {out} --style {style} --seed {seed} "
+        "--steps {steps} --log_every {log_every} --eval_every {eval_every}",
+        "checkpoint": "checkpoint.pth",
+        "resume_from": "checkpoint.pth",
+        "cuda_only": False,
+        "styles": {"mae": {"preset": "mae"}, "simmim": {"preset": "simmim"}},
+        "data": {"name": "digits", "make": "make_digits.py --out {data}"},
+        "logs": {"train": "log.jsonl", "data": "data"},
+        "compare": {
+            "steps": 180,
+            "disk_mb_per_run": 1,
+            "scores": [
+                {"key": "probe", "label": "Linear probe accuracy"},
+                {"key": "knn", "label": "k-NN accuracy"},
+            ],
+        },
     }
 )
+assert RECIPE.compare
+LAUNCH = make_launch(RECIPE, RECIPE.compare)
 
 
 @pytest.fixture

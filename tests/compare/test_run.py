@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare import guard
 from mto_tools.compare.command import train
 from mto_tools.compare.run import environment, execute
 from mto_tools.errors import MissingError, MtoError
+from mto_tools.launch import guard
 
 from .conftest import fake_plan, quiet
 

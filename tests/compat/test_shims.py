@@ -6,11 +6,13 @@ import argparse
 import math
 import os
 import pickle
+import subprocess
 import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -41,13 +43,94 @@ def run(name: str) -> bool:
 
 
 def test_every_listed_shim_exists_and_says_why() -> None:
-    for name in {name for shims in compat.RECIPES.values() for name in shims}:
+    for name in {*compat.GENERIC, *(name for shims in compat.RECIPES.values() for name in shims)}:
         assert len((compat.shim(name).__doc__ or "").split()) > 5, name
 
 
-def test_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ValueError, match="known: mae, simmim"):
-        compat.activate("dino")
+@pytest.mark.parametrize("name", ["torch_six.torch_sixty", "dino.v2"])
+def test_an_unknown_shim_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}'.*torch_six.torch_six"):
+        compat.activate("mae", name)
+
+
+FIFTH = """
+import os
+from mto_tools import compat
+made = compat.activate({names})
+from torch._six import inf
+import timm, numpy as np
+np.int, np.float
+assert timm.__version__ == {version!r}, timm.__version__
+assert "RANK" not in os.environ
+assert compat.activate({names}) == made
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "version"),
+    [
+        (("a_fifth_upstream",), "0.3.2"),
+        (("a_fifth_upstream", "timm_0_3_2.vision_transformer"), "0.3.2"),
+        (("torch_six.torch_six", "numpy_aliases.numpy_aliases"), timm.__version__),
+    ],
+)
+def test_an_upstream_of_another_name_needs_no_line_of_python(
+    names: tuple[str, ...], version: str
+) -> None:
+    script = FIFTH.format(names=", ".join(map(repr, names)), version=version)
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+LAMBDA = """
+import torchvision.transforms as T
+from mto_tools import compat
+compat.activate("torchvision_transforms.picklable_lambda")
+from torch.utils.data import DataLoader
+OFFSET = 1
+class Data:
+    def __init__(self):
+        first = T.Lambda(lambda x, times=10: times * x + OFFSET)
+        self.transform = T.Compose([first, T.Lambda(abs)])
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return self.transform(-index)
+if __name__ == "__main__":
+    loader = DataLoader(Data(), num_workers=2, multiprocessing_context="{method}")
+    assert [int(x) for x in loader] == [1, 9, 19, 29]
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_lambda_reaches_workers(tmp_path, method: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LAMBDA.format(method=method))
+    subprocess.run([sys.executable, str(script)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "hidden"),
+    [
+        ({}, [], True),
+        ({"SLURM_NTASKS": "1"}, [], True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, [], True),
+        ({"SLURM_NTASKS": "4"}, [], False),
+        ({"MASTER_ADDR": "127.0.0.1"}, [], False),
+        ({"SUBMITIT_EXECUTOR": "slurm"}, [], False),
+        ({}, ["--dist_url", "file:///init"], False),
+    ],
+)
+def test_a_lone_process_in_a_slurm_job_is_alone(
+    monkeypatch, variables: dict[str, str], arguments: list[str], hidden: bool
+) -> None:
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "MASTER_", "RANK", "WORLD_SIZE", "SUBMITIT_")):
+            monkeypatch.delenv(name)
+    for name, value in ({"SLURM_PROCID": "0"} | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    assert run("one_process.slurm") == hidden
+    assert ("SLURM_PROCID" in os.environ) != hidden
 
 
 def test_torch_six(keep) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from mto_tools.patchset.apply import apply, diff, revert, verify
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.lock import read_lock
 
-from .conftest import FILES, LINES, House, patch_of, raw_git, write
+from .conftest import FILES, IDENTITY, LINES, House, patch_of, raw_git, write
 
 
 def quiet(_: str) -> None:
@@ -66,13 +68,13 @@ def test_message_of_a_patch_becomes_that_of_its_commit(house: House) -> None:
 
 def test_apply_and_revert_are_idempotent(house: House) -> None:
     base = raw_git(house.origin, "rev-parse", "HEAD^{tree}")
-    assert apply(house.toy, quiet).done
+    assert apply(house.toy, quiet).changed
     before = (house.clone / "main.py").stat().st_mtime_ns
-    assert not apply(house.toy, quiet).done
+    assert not apply(house.toy, quiet).changed
     assert (house.clone / "main.py").stat().st_mtime_ns == before
-    assert revert(house.toy, quiet).done
+    assert revert(house.toy, quiet).changed
     assert house.head_tree() == base
-    assert not revert(house.toy, quiet).done
+    assert not revert(house.toy, quiet).changed
     assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
     assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
     assert not (house.clone / "ds.json").exists()
@@ -154,100 +156,92 @@ IN_THE_WAY = {
     "staged": "engine.py (staged)",
     "staged, then restored": "engine.py (staged)",
     "assume-unchanged": "engine.py (edited)",
+    "mode": "engine.py (edited)",
+    "folder for a file": "engine.py (edited)",
 }
 IN_THE_WAY_OF_A_NEW_FILE = {
-    "untracked": "ds.json (untracked, and the switch adds it)",
-    "ignored": "ds.json (untracked, and the switch adds it)",
-    "added": "ds.json (staged by you, and the switch adds it)",
-    "folder": "ds.json (untracked, and the switch adds it)",
-    "pipe": "ds.json (untracked, and the switch adds it)",
+    "untracked": "ds.json (untracked",
+    "ignored": "ds.json (untracked",
+    "added": "ds.json (staged by you",
+    "folder": "ds.json (untracked",
+    "pipe": "ds.json (untracked",
 }
+
+
+def put_in_the_way(house: House, way: str, target: Path) -> None:
+    """Make the edit that `way` names."""
+    original = target.read_bytes() if target.exists() else b""
+    if way == "assume-unchanged":
+        raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
+    if way in ("deleted", "folder for a file"):
+        target.unlink()
+    if way == "mode":
+        target.chmod(0o755)
+    elif way == "pipe":
+        os.mkfifo(target)
+    elif "folder" in way:
+        write(house.clone, {f"{target.name}/inside": "mine\n"})
+    elif way != "deleted":
+        target.write_text("mine\n")
+    if way in ("staged", "staged, then restored", "added"):
+        raw_git(house.clone, "add", target.name)
+    if way == "staged, then restored":
+        target.write_bytes(original)
+    if way == "ignored":
+        (house.clone / ".git" / "info").mkdir(exist_ok=True)
+        (house.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
 
 
 @pytest.mark.parametrize(
     ("verb", "way"),
     [("apply", way) for way in IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE]
-    + [("revert", way) for way in IN_THE_WAY],
+    + [("revert", way) for way in ("staged", "assume-unchanged", "mode")],
 )
-def test_edits_in_the_way_are_refused_then_kept(
-    house: House, verb: str, way: str, said: list[str]
+def test_edits_in_the_way_are_refused_and_the_hint_puts_them_aside(
+    house: House, verb: str, way: str
 ) -> None:
     reason = (IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE)[way]
     ensure_clone(house.toy, quiet)
+    run, back = (apply, revert) if verb == "apply" else (revert, apply)
     if verb == "revert":
         apply(house.toy, quiet)
     target = house.clone / reason.split()[0]
-    original = target.read_bytes() if target.exists() else None
-    if way == "assume-unchanged":
-        raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
-    if way == "deleted":
-        target.unlink()
-    elif way == "pipe":
-        os.mkfifo(target)
-    elif way == "folder":
-        write(house.clone, {"ds.json/inside": "mine\n"})
-    else:
-        target.write_text("mine\n")
-    if way in ("staged", "staged, then restored", "added"):
-        raw_git(house.clone, "add", target.name)
-    if way == "staged, then restored":
-        target.write_bytes(original or b"")
-    if way == "ignored":
-        (house.clone / ".git" / "info").mkdir(exist_ok=True)
-        (house.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
+    put_in_the_way(house, way, target)
     seen = raw_git(house.clone, "status", "--porcelain", "-uall")
     head = raw_git(house.clone, "rev-parse", "HEAD")
-    run = apply if verb == "apply" else revert
     with pytest.raises(RefusedError) as caught:
         run(house.toy, quiet)
     assert reason in caught.value.message
-    assert "--keep" in caught.value.hint
     assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
     assert raw_git(house.clone, "rev-parse", "HEAD") == head
     assert not list((house.clone / ".git").glob("*.lock"))
-    if way in ("folder", "pipe"):
-        with pytest.raises(RefusedError, match="no file, and the switch adds a file"):
-            run(house.toy, quiet, keep_edits=True)
-        assert target.is_fifo() or read(house, "ds.json/inside") == "mine\n"
-        return
-
-    kept = run(house.toy, said.append, keep_edits=True).kept
-    assert any(f"stash apply --index {kept}" in line for line in said)
-    assert raw_git(house.clone, "status", "--porcelain", "-uall") == ""
+    hinted = subprocess.run(
+        ["bash", "-c", caught.value.hint], env={**os.environ, **IDENTITY}, capture_output=True
+    )
+    assert hinted.returncode == 0, hinted.stderr
+    if way == "folder for a file":
+        raw_git(house.clone, "restore", target.name)
+    assert run(house.toy, quiet).changed
     # back to where the user was, and their edits come back as they were
-    (revert if verb == "apply" else apply)(house.toy, quiet)
-    raw_git(house.clone, "stash", "apply", "--index", kept)
-    if way == "assume-unchanged":
-        raw_git(house.clone, "update-index", "--no-assume-unchanged", "engine.py")
-        seen = " M engine.py"
-    assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
-    if way == "deleted":
-        assert not target.exists()
-    else:
-        assert target.read_bytes() == (original if way == "staged, then restored" else b"mine\n")
+    back(house.toy, quiet)
+    if way in ("pipe", "folder for a file"):
+        assert target.with_name(f"{target.name}.mine").exists()
+        return
+    raw_git(house.clone, "stash", "pop", "--index")
+    expected = " M engine.py" if way == "assume-unchanged" else seen
+    assert raw_git(house.clone, "status", "--porcelain", "-uall") == expected
 
 
-def test_keep_takes_index_and_files_apart(house: House) -> None:
-    ensure_clone(house.toy, quiet)
-    write(house.clone, {"engine.py": "staged version\n", "run.sh": "#!/bin/sh\nmine\n"})
-    raw_git(house.clone, "add", "engine.py")
-    write(house.clone, {"engine.py": "file version\n", "not-in-the-way": "stays\n"})
-    kept = apply(house.toy, quiet, keep_edits=True).kept
-    assert raw_git(house.clone, "show", f"{kept}^2:engine.py") == "staged version"
-    assert raw_git(house.clone, "show", f"{kept}:engine.py") == "file version"
-    assert raw_git(house.clone, "show", f"{kept}:run.sh") == "#!/bin/sh\nmine"
-    assert (house.clone / "run.sh").stat().st_mode & 0o100
-    assert read(house, "not-in-the-way") == "stays\n"
-    assert apply(house.toy, quiet, keep_edits=True).kept == ""
-
-
-def test_two_keeps_in_one_second(house: House) -> None:
-    ensure_clone(house.toy, quiet)
-    kept = []
-    for text in ("one\n", "two\n"):
-        write(house.clone, {"data.txt": text})
-        kept.append(apply(house.toy, quiet, keep_edits=True).kept)
-    assert [raw_git(house.clone, "show", f"{b}:data.txt") for b in kept] == ["one", "two"]
+def test_nothing_of_a_refused_apply_stays(house: House) -> None:
+    """A branch below `mto` keeps git from making that branch: told before a file is written."""
+    git = ensure_clone(house.toy, quiet)
+    raw_git(house.clone, "branch", "mto/experiment")
+    with pytest.raises(RefusedError, match="mto/experiment") as caught:
+        apply(house.toy, quiet)
+    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    assert not revert(house.toy, quiet).changed
+    raw_git(git.folder, *shlex.split(caught.value.hint)[3:])
+    assert apply(house.toy, quiet).changed
 
 
 def test_commits_on_top_stay_on_a_branch(house: House, said: list[str]) -> None:

@@ -19,12 +19,14 @@ from pathlib import Path
 import pytest
 
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import authoring_cli, pending, resolve
+from mto_tools.patchset import pending, upgrade
 from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock, verify
 from mto_tools.patchset.parser import read_series
+from mto_tools.patchset.rehearse import rehearse
+from mto_tools.patchset.scratch_repo import open_scratch
 from mto_tools.upstreams.upstream import load_upstream
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "subprocess.Popen"}
@@ -174,7 +176,9 @@ def test_killed_upgrade(small, tmp_path, raw) -> None:
     new_upstream(small, raw, lines.replace("line 9\n", "line 9 is other now\n"))
 
     def action(home: Path) -> None:
-        authoring_cli._upgrade(load_upstream(home, "toy"), "main", True, None, None, False)
+        toy = load_upstream(home, "toy")
+        with pending.exclusive(toy.folder, print), open_scratch(toy, print) as scratch:
+            upgrade.upgrade(scratch, rehearse(scratch, "main"), print)
 
     def check(home: Path, state: str) -> None:
         toy = load_upstream(home, "toy")
@@ -200,10 +204,10 @@ def test_killed_continue(small, tmp_path, raw) -> None:
     def action(home: Path) -> None:
         toy = load_upstream(home, "toy")
         with pending.exclusive(toy.folder, print):
-            resolve.proceed(toy, lambda line: None)
+            upgrade.proceed(toy, lambda line: None)
 
     def check(home: Path, state: str) -> None:
-        folder = resolve.folder_of(load_upstream(home, "toy"))
+        folder = upgrade.folder_of(load_upstream(home, "toy"))
         if state == "old":
             assert (folder / "engine.py").read_text() == resolved
             ring.again(home)

@@ -116,7 +116,7 @@ def test_modes_do_not_count_where_git_ignores_them(house: House) -> None:
     raw_git(house.clone, "config", "core.fileMode", "false")
     (house.clone / "engine.py").chmod(0o755)
     assert status(house.toy, quiet).word == "applied"
-    assert revert(house.toy, quiet).done
+    assert revert(house.toy, quiet).changed
 
 
 def test_a_mode_changed_after_the_kill_is_the_users(house: House, said: list[str]) -> None:

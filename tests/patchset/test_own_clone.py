@@ -95,9 +95,9 @@ def test_revert_where_no_patch_was_applied(no_compat: House, own: Path) -> None:
     before = where(own)
     apply(no_compat.toy, quiet, repo=own, through="compat")
     assert raw_git(own, "branch", "--show-current") == "mto"
-    assert revert(no_compat.toy, quiet, repo=own).done
+    assert revert(no_compat.toy, quiet, repo=own).changed
     assert where(own) == before
-    assert not revert(no_compat.toy, quiet, repo=own).done
+    assert not revert(no_compat.toy, quiet, repo=own).changed
 
 
 @pytest.mark.parametrize("commits", [0, 1])
@@ -112,7 +112,7 @@ def test_a_branch_mto_that_mto_did_not_make(house: House, own: Path, commits: in
         with pytest.raises(RefusedError, match="expected the pin"):
             revert(house.toy, quiet, repo=own)
     else:
-        assert not revert(house.toy, quiet, repo=own).done
+        assert not revert(house.toy, quiet, repo=own).changed
     assert where(own) == before
 
 

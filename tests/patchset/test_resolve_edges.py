@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mto_tools.errors import ConflictError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import authoring_cli, pending, resolve
+from mto_tools.patchset import pending, upgrade
 from mto_tools.patchset.export import export
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.parser import read_series
+from mto_tools.patchset.rehearse import rehearse
+from mto_tools.patchset.scratch_repo import open_scratch
 
 
 def mute(line: str) -> None:
     """Say nothing."""
 
 
+def accept(house, ref: str) -> None:
+    with pending.exclusive(house.patches, mute), open_scratch(house.toy, mute) as scratch:
+        upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
+
+
 def go_on(house) -> None:
     with pending.exclusive(house.patches, mute):
-        resolve.proceed(house.toy, mute)
+        upgrade.proceed(house.toy, mute)
 
 
 def drop_markers(file: Path, *, middle: bool = True) -> None:
@@ -44,7 +50,7 @@ def waiting(authored, raw):
     raw(authored.origin, "commit", "-qam", "moves")
     applying.apply(authored.toy, mute)
     with pytest.raises(ConflictError, match="0003-mto-loss.patch conflicts"):
-        authoring_cli._upgrade(authored.toy, "main", True, None, None, False)
+        accept(authored, "main")
     return authored
 
 
@@ -52,16 +58,16 @@ def test_an_export_made_meanwhile_is_not_dropped(waiting) -> None:
     file = waiting.clone / "engine.py"
     file.write_text("# new\n" + file.read_text())
     export(waiting.toy, layer="compat")
-    folder = resolve.folder_of(waiting.toy)
+    folder = upgrade.folder_of(waiting.toy)
     drop_markers(folder / "engine.py")
     with pytest.raises(RefusedError, match="as it was before .*lock changed") as caught:
         go_on(waiting)
     assert "mto upgrade toy --abort" in caught.value.hint
     # The hint holds: abort, start again, and the new line goes along.
     target = caught.value.hint.split("--to ")[1].split(" ")[0]
-    resolve.abort(waiting.toy)
+    upgrade.abort(waiting.toy)
     with pytest.raises(ConflictError):
-        authoring_cli._upgrade(waiting.toy, target, True, None, None, False)
+        accept(waiting, target)
     drop_markers(folder / "engine.py")
     go_on(waiting)
     assert waiting.toy.pin == target
@@ -69,27 +75,32 @@ def test_an_export_made_meanwhile_is_not_dropped(waiting) -> None:
     assert lint(waiting.home, "toy").problems == []
 
 
-def test_a_new_file_that_git_ignores_is_named(waiting, raw) -> None:
-    folder = resolve.folder_of(waiting.toy)
+def test_files_that_git_ignores_and_that_tools_leave_are_no_part(waiting, raw) -> None:
+    folder = upgrade.folder_of(waiting.toy)
+    (folder / "engine.py.orig").write_bytes((folder / "engine.py").read_bytes())
+    (folder / "engine.py.rej").write_text("left by a tool\n")
     drop_markers(folder / "engine.py")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/engine.cpython-311.pyc").write_bytes(b"\0")
+    (folder / "run.log").write_text("noise\n")
     (folder / "out").mkdir()
     (folder / "out/helper.py").write_text("helps = 1\n")
-    (folder / "run.log").write_text("noise\n")
-    with pytest.raises(RefusedError, match=r"they would be lost: out/, run.log\n") as caught:
-        go_on(waiting)
-    assert f"git -C {folder} add -f" in caught.value.hint
-    assert (folder / "out/helper.py").exists()
     raw(folder, "add", "-f", "out/helper.py")
-    with pytest.raises(RefusedError, match=r"lost: run.log\n"):
-        go_on(waiting)
-    (folder / "run.log").unlink()
-    go_on(waiting)
+    (folder / "new.py").write_text("new = 1\n")
+    done = waiting.mto("upgrade", "toy", "--continue")
+    assert done.returncode == 0, done.stderr
     (mto,) = (patch for patch in read_series(waiting.toy) if patch.layer == "mto")
-    assert "out/helper.py" in [file.path for file in mto.files]
+    assert [f.path for f in mto.files] == ["engine.py", "main.py", "new.py", "out/helper.py"]
+    assert not folder.exists()
+    # An ignored file is the person's all the same: it is kept, and named.
+    (kept,) = folder.parent.glob("toy.*")
+    assert (kept / "run.log").read_text() == "noise\n"
+    assert "run.log" in done.stderr
+    assert str(kept) in done.stderr
 
 
 def test_the_middle_marker_is_one_too(waiting) -> None:
-    folder = resolve.folder_of(waiting.toy)
+    folder = upgrade.folder_of(waiting.toy)
     drop_markers(folder / "engine.py", middle=False)
     number = (folder / "engine.py").read_text().splitlines().index("=======") + 1
     with pytest.raises(ConflictError, match=rf"markers are left .*engine.py:{number}\n"):
@@ -102,8 +113,8 @@ def test_a_line_of_upstream_is_no_marker(authored, raw) -> None:
     engine.write_text("Title\n=======\n" + text)
     raw(authored.origin, "commit", "-qam", "moves")
     with pytest.raises(ConflictError):
-        authoring_cli._upgrade(authored.toy, "main", True, None, None, False)
-    file = resolve.folder_of(authored.toy) / "engine.py"
+        accept(authored, "main")
+    file = upgrade.folder_of(authored.toy) / "engine.py"
     title, _, rest = file.read_text().partition("line 1\n")
     assert title == "Title\n=======\n"
     file.write_text("line 1\n" + rest)
@@ -129,9 +140,9 @@ def test_no_password_is_shown_or_kept(authored, raw, own_git_configuration) -> N
     assert "the pin came from https://***@somewhere.invalid/toy.git" in done.stderr
     stopped = authored.mto("upgrade", "toy", "--to", "main", "--accept", "--source", secret)
     assert stopped.returncode == 6, stopped.stderr
-    folder = resolve.folder_of(authored.toy)
-    state = (folder / ".git/mto-upgrade.json").read_text()
-    assert json.loads(state)["source"] == "https://***@somewhere.invalid/toy.git"
+    folder = upgrade.folder_of(authored.toy)
+    kept = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    assert not any(b"SECRETTOKEN" in data for data in kept)
     drop_markers(folder / "engine.py")
     gone = authored.mto("upgrade", "toy", "--continue")
     assert gone.returncode == 0, gone.stderr

@@ -11,15 +11,14 @@ import pytest
 
 from mto_tools.errors import ConflictError, MissingError, RefusedError
 from mto_tools.patchset import apply as applying
-from mto_tools.patchset import authoring_cli, pending, resolve
+from mto_tools.patchset import pending, upgrade
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.scan import scan
+from mto_tools.patchset.rehearse import Rehearsal, rehearse
+from mto_tools.patchset.scratch_repo import open_scratch
 from mto_tools.patchset.trees import NotAdditiveError
-from mto_tools.patchset.upgrade import Rehearsal, rehearse
-from mto_tools.patchset.workshop import open_workshop
 from mto_tools.upstreams.upstream import load_upstream
 
 
@@ -37,12 +36,13 @@ def verdicts(rehearsal: Rehearsal) -> dict[str, str]:
 
 
 def run(house, ref: str, source: str | None = None) -> Rehearsal:
-    with open_workshop(house.toy, mute, source) as shop:
-        return rehearse(shop, house.toy, ref)
+    with open_scratch(house.toy, mute, source) as scratch:
+        return rehearse(scratch, ref)
 
 
 def accept(house, ref: str, source: str | None = None) -> None:
-    authoring_cli._upgrade(house.toy, ref, True, source, None, False)
+    with pending.exclusive(house.patches, mute), open_scratch(house.toy, mute, source) as scratch:
+        upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def resolve_engine(folder: Path) -> None:
 def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     house, commits = moved
     before = snapshot(house.patches)
-    folder = resolve.folder_of(house.toy)
+    folder = upgrade.folder_of(house.toy)
     with pytest.raises(ConflictError, match=r"0001-compat-import.patch conflicts") as caught:
         accept(house, "v3")
     assert "crlf.py is gone (removed by " + commits["v3"] in caught.value.message
@@ -198,7 +198,7 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     assert "import compat" in (folder / "main.py").read_text()
     with pytest.raises(RefusedError, match="is under way"):
         accept(house, "v1")
-    go_on = lambda: resolve.proceed(house.toy, mute)  # noqa: E731
+    go_on = lambda: upgrade.proceed(house.toy, mute)  # noqa: E731
     with pytest.raises(ConflictError, match=r"0003-mto-loss.patch conflicts"):
         go_on()
     text = (folder / "engine.py").read_text()
@@ -233,13 +233,13 @@ def test_abort_forgets_and_nothing_else_changed(moved) -> None:
     house, _ = moved
     before = snapshot(house.patches)
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        resolve.abort(house.toy)
+        upgrade.abort(house.toy)
     with pytest.raises(ConflictError):
         accept(house, "v3")
-    resolve.abort(house.toy)
+    upgrade.abort(house.toy)
     assert snapshot(house.patches) == before
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        resolve.proceed(house.toy, mute)
+        upgrade.proceed(house.toy, mute)
 
 
 def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
@@ -250,27 +250,16 @@ def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
     raw(house.origin, "commit", "-qm", "brings it back under another text")
     with pytest.raises(ConflictError):
         accept(house, "main")
-    folder = resolve.folder_of(house.toy)
+    folder = upgrade.folder_of(house.toy)
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
     for _ in range(2):  # refused as long as it is so
         with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
-            resolve.proceed(house.toy, mute)
+            upgrade.proceed(house.toy, mute)
     (folder / "copy.py").unlink()
     with pytest.raises(ConflictError, match="0003"):
-        resolve.proceed(house.toy, mute)
+        upgrade.proceed(house.toy, mute)
     assert house.toy.pin == house.pin
-
-
-def test_scan_tries_every_commit(moved) -> None:
-    house, commits = moved
-    with open_workshop(house.toy, mute) as shop:
-        tried = {one.commit: one for one in scan(shop, house.toy)}
-        since = [one.commit for one in scan(shop, house.toy, "v1")]
-    assert len(tried) == 5
-    assert [tried[commits[tag]].ok for tag in ("v0", "v1", "v2", "v3")] == [True] * 3 + [False]
-    assert tried[commits["v1"]].counts["moved"] == 1
-    assert since == [commits["v1"], commits["v2"], commits["v3"]]
 
 
 def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
@@ -339,6 +328,3 @@ def test_command_line(moved) -> None:
     assert bad.returncode == ConflictError.exit_code
     assert "file renamed" in bad.stdout
     assert commits["v3"] in bad.stderr
-    assert house.mto("upgrade", "toy", "--to", "v1", "--scan").returncode == 2
-    table = house.mto("upgrade", "toy", "--scan", "--json")
-    assert [one["ok"] for one in json.loads(table.stdout)["commits"]] == [False, *[True] * 3, False]

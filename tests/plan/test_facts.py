@@ -13,9 +13,17 @@ from mto_tools.plan.config import Place, command
 from mto_tools.plan.planner import Request, make_plan
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
+REST = """\
+pretrain = "main.py"
+arguments = "--epochs {epochs}"
+checkpoint = "{epoch}.pth"
+resume = "--resume {folder}/{epoch}.pth"
+[styles.tiny]
+preset = "simmim"
+[data]
+name = "digits"
+"""
 TOY = """\
-[other]
-key = "of another room"
 [plan]
 arguments = "--net {model} --bs {micro} --acc {accumulation} --lr {rate} --ds {config}"
 mto = "--mto --mto_preset simmim"
@@ -39,7 +47,7 @@ def toy(tmp_path: Path) -> Upstream:
     shutil.copytree(HOME / "patches" / "mini", tmp_path / "patches" / "toy")
     file = tmp_path / "patches" / "toy" / "upstream.toml"
     file.write_text(file.read_text().replace('name = "mini"', 'name = "toy"'))
-    (file.parent / "recipe.toml").write_text(TOY)
+    (file.parent / "recipe.toml").write_text(REST + TOY)
     return load_upstream(tmp_path, "toy")
 
 
@@ -67,7 +75,7 @@ def test_a_fifth_upstream_needs_no_python(toy: Upstream) -> None:
         ("[plan.memory.tiny]", "[plan.memory.small]", MissingError, "plan.memory.tiny"),
         ("{rate}", "{speed}", CorruptError, "speed"),
         ('rate = "1e-3"', 'rate = "fast"', CorruptError, "plan.schedules.0.rate"),
-        ("[other]", "[other", CorruptError, "TOML"),
+        ("[data]", "[data", CorruptError, "TOML"),
         ("mto =", "mtoo =", CorruptError, "plan.mtoo"),
     ],
 )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mto_tools import recipe
@@ -60,3 +65,26 @@ def batch(size: int = 4) -> tuple[Tensor, Tensor]:
     x = torch.randn(size, 6, 8, generator=generator)
     mask = torch.rand(size, 6, generator=generator).argsort(1) < 3
     return x, mask
+
+
+def lines(folder: Path, *drop: str, name: str = "mto.jsonl") -> list[dict[str, Any]]:
+    """The records of a file; `drop` names fields that depend on the clock, say."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is not JSON")
+
+    text = (folder / name).read_text()
+    records = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    return [{k: v for k, v in record.items() if k not in drop} for record in records]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        folder = root / "train" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return root

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from mto_tools import recipe
+from mto_tools.errors import RefusedError
 from mto_tools.recipe.files import JsonLines, RunFiles, save_affinity
-from mto_tools.recipe.settings import settle
+from mto_tools.recipe.settings import resolve_settings
 
-from .conftest import Tiny, batch, flags
+from .conftest import Tiny, batch, flags, lines
 
 
 def test_balance_resumes_exactly(tmp_path: Path) -> None:
@@ -23,15 +25,15 @@ def test_balance_resumes_exactly(tmp_path: Path) -> None:
         flags("--mto", "--mto_balance", "0.1")
         model = Tiny()
         recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
-        return [float(recipe.add(model(x * s, mask), mask, step=s)) for s in range(first, last + 1)]
+        steps = range(first, last + 1)
+        return [recipe.add(model(x * s, mask), mask, step=s).item() for s in steps]
 
     whole = steps(tmp_path / "whole", 1, 45)
     steps(tmp_path / "cut", 1, 33)
     assert steps(tmp_path / "cut", 26, 45) == whole[25:]
     assert len(set(whole[25:])) > 1
-    both = [(tmp_path / name / "mto.jsonl").read_text() for name in ("whole", "cut")]
-    strip = [[{**json.loads(r), "rng": ""} for r in text.splitlines()] for text in both]
-    assert strip[0] == strip[1]
+    whole_lines, cut_lines = (lines(tmp_path / n, "rng", "step_ms") for n in ("whole", "cut"))
+    assert whole_lines == cut_lines
 
 
 def test_other_settings_on_resume_are_said(
@@ -68,7 +70,7 @@ def test_the_settings_are_replaced_in_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = RunFiles(tmp_path)
-    files.start(1, settle(None, None))
+    files.start(1, resolve_settings(None, None))
     before = (tmp_path / "mto-config.json").read_text()
 
     def killed(*_: object) -> None:
@@ -76,30 +78,93 @@ def test_the_settings_are_replaced_in_one_step(
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        files.start(2, dataclasses.replace(settle(None, None), log_every=7))
+        files.start(2, dataclasses.replace(resolve_settings(None, None), log_every=7))
     assert (tmp_path / "mto-config.json").read_text() == before
 
 
 def test_a_second_line_of_a_step_replaces_the_first(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "mto.jsonl")
+    written = JsonLines(tmp_path / "mto.jsonl")
     for step, value in ((1, 0), (2, 10), (2, 1), (2, 22), (3, 3)):
-        lines.write({"step": step, "value": value})
-    found = [json.loads(line)["value"] for line in lines.path.read_text().splitlines()]
-    assert found == [0, 22, 3]
+        written.write({"step": step, "value": value})
+    assert [line["value"] for line in lines(tmp_path)] == [0, 22, 3]
 
 
-def test_json_lines_are_cut_at_the_resumed_step_and_never_lost(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "mto.jsonl")
-    assert lines.start(1) is None
+def test_lines_from_the_resumed_step_on_move_and_are_never_lost(tmp_path: Path) -> None:
+    written = JsonLines(tmp_path / "mto.jsonl")
+    assert written.start(1) is None
     for step in (10, 20, 30):
-        lines.write({"step": step})
-    with lines.path.open("a") as file:
+        written.write({"step": step, "loss": float("nan")})
+    with written.path.open("a") as file:
         file.write('{"step": 40, "los')
-    assert lines.start(25) == {"step": 20}
-    assert lines.path.read_text() == '{"step": 10}\n{"step": 20}\n'
-    lines.start(1)
-    assert not lines.path.exists()
-    assert (tmp_path / "mto.1.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
+    first, second, third = ({"step": step, "loss": None} for step in (10, 20, 30))
+    assert written.start(25) == second
+    assert lines(tmp_path) == [first, second]
+    assert lines(tmp_path, name="mto.replaced.jsonl") == [third]
+    written.start(1)
+    assert not written.path.exists()
+    assert lines(tmp_path, name="mto.1.jsonl") == [first, second]
+
+
+def run_epochs(folder: Path, epochs: range, batches: int, micro: int = 1, **options: str) -> None:
+    """Epochs as the recipes count them: steps of an epoch times the epoch's number."""
+    flags("--mto", *(f"--mto_{name}={value}" for name, value in options.items()))
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
+    x, mask = batch()
+    for epoch in epochs:
+        for number in range(batches // micro * micro):
+            step = epoch * (batches // micro) + number // micro + 1
+            loss = model(x, mask)
+            recipe.add(loss, mask, step=step, micro_batches=micro, batches_per_epoch=batches)
+
+
+def test_history_and_warm_up_go_on_when_steps_per_epoch_change(tmp_path: Path) -> None:
+    """Each resume has another batch or accumulation; log lines are rarer than resumes."""
+    plan = [(range(2), 24, 1), (range(2, 3), 12, 1), (range(3, 5), 24, 4), (range(5, 6), 96, 1)]
+    for epochs, batches, micro in plan:
+        run_epochs(tmp_path, epochs, batches, micro, log_every="20", warmup_steps="240")
+    found = lines(tmp_path)
+    # 48 steps, then 12 (49-60), then 2 x 6 (61-72), then 96 (73-168)
+    assert [line["step"] for line in found] == [1, 20, 40, 49, 60, 61, 73, 80, 100, 120, 140, 160]
+    assert [line["epoch"] for line in found] == sorted(line["epoch"] for line in found)
+    assert found[-1]["epoch"] == pytest.approx(5 + 88 / 96)
+    for line in found:
+        assert line["weights"]["singularity"] == pytest.approx(0.1 * line["step"] / 240)
+    assert not (tmp_path / "mto.replaced.jsonl").exists()
+
+
+def test_a_resume_from_an_older_checkpoint_keeps_what_the_newer_one_contains(
+    tmp_path: Path,
+) -> None:
+    run_epochs(tmp_path, range(4), 10, log_every="5")
+    before = lines(tmp_path, "step_ms", "rng")
+    run_epochs(tmp_path, range(2, 3), 5, log_every="5")
+    assert lines(tmp_path, "step_ms", "rng")[:5] == before[:5]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 5, 10, 15, 20, 21, 25]
+    assert lines(tmp_path, "step_ms", "rng", name="mto.replaced.jsonl") == before[5:]
+
+
+def test_accumulation_longer_than_an_epoch_is_refused(tmp_path: Path) -> None:
+    flags("--mto")
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    x, mask = batch()
+    with pytest.raises(RefusedError, match="8 micro batches.*an epoch has 5"):
+        recipe.add(model(x, mask), mask, step=1, micro_batches=8, batches_per_epoch=5)
+
+
+def test_step_ms_is_the_mean_between_logged_lines(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    run_epochs(tmp_path, range(1), 9, log_every="4")
+    took = 1000 * (time.perf_counter() - start)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [1, 4, 8]
+    assert "step_ms" not in found[0]
+    spent = [
+        ms * steps for ms, steps in zip([r["step_ms"] for r in found[1:]], (3, 4), strict=True)
+    ]
+    assert all(isinstance(r["step_ms"], float) and r["step_ms"] > 0 for r in found[1:])
+    assert sum(spent) < took  # both intervals lie within the run
 
 
 def test_hierarchical_affinity_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from mto_tools import recipe
-from mto_tools.recipe.settings import settle
 
-from .conftest import Tiny, batch, flags
+from .conftest import Tiny, batch, flags, lines
 
 
 def test_micro_batches_write_one_line_equal_to_that_of_the_whole_batch(tmp_path: Path) -> None:
@@ -42,8 +41,8 @@ def test_micro_batches_left_over_from_an_epoch_are_in_no_line(
     whole = 5 // micro_batches
     seen: list[list[object]] = []
     for number, drop_rest in enumerate((False, True)):
-        flags("--mto", "--mto_log_every", "1", "--mto_grad_every", "1", "--mto_balance", "0.1")
-        settle(None, {**vars(settle(None, None)), "affinity_steps": (whole + 1,)})
+        options = f"--mto_affinity_steps={whole + 1}"
+        flags("--mto", "--mto_log_every=1", "--mto_grad_every=1", "--mto_balance=0.1", options)
         model = Tiny()
         folder = tmp_path / str(number)
         recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
@@ -58,10 +57,10 @@ def test_micro_batches_left_over_from_an_epoch_are_in_no_line(
                 torch.manual_seed(10 * epoch + i)
                 step = epoch * whole + i // micro_batches + 1
                 recipe.add(model(xs, masks), masks, step=step, micro_batches=micro_batches)
-        lines = [json.loads(line) for line in (folder / "mto.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == list(range(1, 2 * whole + 1))
+        found = lines(folder, "step_ms")
+        assert [line["step"] for line in found] == list(range(1, 2 * whole + 1))
         maps = np.load(folder / f"mto-affinity-{whole + 1:06d}.npz")["affinity"].tolist()
-        seen.append([lines, maps])
+        seen.append([found, maps])
     assert seen[0] == seen[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -11,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from .conftest import lines
 
 HOME = Path(__file__).parents[2]
 SMALL = (
@@ -25,18 +24,6 @@ SMALL = (
     *("--threads", "1"),
 )
 ON = ("--mto", "--mto_log_every", "1")
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        folder = root / "train" / f"class{number % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-    return root
 
 
 def command(recipe: Path, images: Path, *flags: str, ranks: int = 0) -> list[str]:
@@ -59,11 +46,6 @@ def train(cwd: Path, recipe: Path, images: Path, *flags: str, ranks: int = 0) ->
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return cwd / "out"
-
-
-def lines(out: Path, name: str, *drop: str) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (out / name).read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in drop} for record in records]
 
 
 def leaves(out: Path) -> dict[str, Any]:
@@ -100,8 +82,8 @@ def test_baseline_is_sacred(
     assert bytes_plain == (off / "checkpoint.pth").read_bytes()
     assert bytes_plain == (observed / "checkpoint.pth").read_bytes()
     assert sorted(path.name for path in off.iterdir()) == ["checkpoint.pth", "log.jsonl"]
-    log = lines(plain, "log.jsonl", "step_ms")
-    assert log == lines(off, "log.jsonl", "step_ms")
+    log = lines(plain, "step_ms", name="log.jsonl")
+    assert log == lines(off, "step_ms", name="log.jsonl")
 
     a, b = (torch.load(out / "checkpoint.pth", weights_only=True) for out in (plain, on))
     assert a.keys() == b.keys()
@@ -111,8 +93,8 @@ def test_baseline_is_sacred(
         k: v.shape for k, v in b["model"].items()
     }
     assert not torch.equal(a["model"]["mask_token"], b["model"]["mask_token"])
-    assert [r["data"] for r in log] == [r["data"] for r in lines(on, "log.jsonl")]
-    watched, trained = lines(observed, "mto.jsonl"), lines(on, "mto.jsonl")
+    assert [r["data"] for r in log] == [r["data"] for r in lines(on, name="log.jsonl")]
+    watched, trained = lines(observed), lines(on)
     assert [r["rng"] for r in watched] == [r["rng"] for r in trained]
     assert watched[0]["loss"] == trained[0]["loss"]
     assert watched[-1]["loss"] != trained[-1]["loss"]
@@ -154,8 +136,8 @@ def test_killed_at_any_moment_and_resumed(
     a, b = leaves(whole), leaves(resumed)
     assert a.keys() == b.keys()
     assert [path for path in a if a[path] != b[path]] == []
-    assert lines(whole, "mto.jsonl") == lines(resumed, "mto.jsonl")
-    assert lines(whole, "log.jsonl", "step_ms") == lines(resumed, "log.jsonl", "step_ms")
+    assert lines(whole, "step_ms") == lines(resumed, "step_ms")
+    assert lines(whole, "step_ms", name="log.jsonl") == lines(resumed, "step_ms", name="log.jsonl")
 
 
 @pytest.mark.parametrize("style", ["mae", "simmim"])
@@ -167,8 +149,8 @@ def test_two_ranks_are_one(
     two = train(tmp_path / "two", recipes["patched"], images, *flags, ranks=2)
     split = train(tmp_path / "split", recipes["patched"], images, *flags, "--accum_steps", "4")
     for other in (two, split):
-        for a, b in zip(lines(one, "mto.jsonl"), lines(other, "mto.jsonl"), strict=True):
+        for a, b in zip(lines(one), lines(other), strict=True):
             for name in ("loss", "total", "sparsity", "singularity", "ranking", "heterogeneity"):
                 assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-5), (a["step"], name)
-        for a, b in zip(lines(one, "log.jsonl"), lines(other, "log.jsonl"), strict=True):
+        for a, b in zip(lines(one, name="log.jsonl"), lines(other, name="log.jsonl"), strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +14,24 @@ import torch
 from torch import Tensor
 
 from mto_core import MTOConfig, heterogeneity, ranking_loss, singularity_loss, sparsity_loss
+from mto_core.trace import TraceError
 from mto_tools import recipe
-from mto_tools.recipe.settings import settle
+from mto_tools.recipe.settings import resolve_settings
 
-from .conftest import Tiny, batch, flags
+from .conftest import Tiny, batch, flags, lines
 
 
 def test_flags_stay_out_of_the_namespace() -> None:
     args = flags("--lr", "2", "--mto", "--mto_sparsity", "0.5", "--mto_affinity_steps", "1,9")
     assert vars(args) == {"lr": 2.0}
-    assert settle(None, None).on
-    assert settle(None, None).affinity_steps == (1, 9)
-    assert settle(None, None).config() == MTOConfig.preset("mae", sparsity=0.5)
+    found = resolve_settings(None, None)
+    assert found.on
+    assert found.affinity_steps == (1, 9)
+    assert found.config() == MTOConfig.preset("mae", sparsity=0.5)
 
 
 def test_off_is_the_identity(tmp_path: Path) -> None:
-    flags("--mto_sparsity", "5")
+    flags()
     model = Tiny()
     recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
     x, mask = batch()
@@ -107,32 +111,107 @@ def test_only_training_forwards_arm() -> None:
     recipe.attach(model, model.blocks, num_prefix_tokens=1)
     x, mask = batch()
     copied = copy.deepcopy(model)
-    assert recipe._run is not None
-    trace = recipe._run.traces[0]
-    with torch.no_grad():
-        model(x, mask)
     model.eval()
-    model(x, mask)
-    copied(x, mask)
-    assert not trace.armed
+    for forward in (copied, model):
+        with pytest.raises(TraceError):
+            recipe.add(forward(x, mask), mask, step=1)
     model.train()
+    with torch.no_grad(), pytest.raises(TraceError):
+        recipe.add(model(x, mask), mask, step=1)
+    recipe.add(model(x, mask), mask, step=1)
+
+
+@pytest.mark.parametrize("preset", ["observe", "mae"])
+def test_tokens_of_an_earlier_forward_are_refused(preset: str) -> None:
+    """A forward before training, then one whose tokens were not recorded."""
+    flags("--mto", "--mto_preset", preset)
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    x, mask = batch()
     model(x, mask)
-    assert trace.armed
+    loss = model.forward(x, mask.flip(0))  # passes by the hook that arms
+    with pytest.raises(TraceError):
+        recipe.add(loss, mask.flip(0), step=1)
+
+
+@pytest.mark.parametrize("shape", [[], [1], [1, 1]])
+def test_a_loss_of_one_number_keeps_its_shape(shape: list[int], tmp_path: Path) -> None:
+    """BootMAE without its feature loss has a loss of shape [1]."""
+    flags("--mto", "--mto_balance", "0.1", "--mto_grad_every", "1")
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
+    x, mask = batch()
+    total = recipe.add(model(x, mask).reshape(shape), mask, step=10)
+    assert list(total.shape) == shape
+    total.backward()
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_loss_of_several_numbers_is_refused() -> None:
+    flags("--mto")
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    x, mask = batch()
+    with pytest.raises(ValueError, match=r"loss must be a scalar, got shape \[4\]"):
+        recipe.add(model(x, mask).expand(4), mask, step=1)
+
+
+def test_between_logged_steps_the_log_keeps_the_newest_measured_values() -> None:
+    flags("--mto", "--mto_preset", "simmim", "--mto_log_every", "3")
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    x, mask = batch()
+    found = []
+    for step in range(1, 4):
+        recipe.add(model(x * step, mask), mask, step=step)
+        found.append(recipe.log())
+    assert not any(math.isnan(value) for record in found for value in record.values())
+    assert found[1]["mto_h02"] == found[0]["mto_h02"] != found[2]["mto_h02"]
+    assert found[1]["mto_loss"] != found[0]["mto_loss"]
+
+
+@pytest.mark.parametrize(
+    ("visible_first", "constant"), [(False, False), (False, True), (True, False)]
+)
+def test_a_mask_in_another_order_than_the_tokens_is_told(
+    visible_first: bool, constant: bool
+) -> None:
+    """Visible tokens first, as some decoders have them; black images have equal visible tokens."""
+    flags("--mto")
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    mask = torch.stack([torch.randperm(16) < 10 for _ in range(4)])
+    x = torch.ones(4, 16, 8) if constant else torch.randn(4, 16, 8)
+    places = torch.randn(16, 8)
+    given = torch.where(mask[:, :, None], places, x + places)
+    if visible_first:
+        order = mask.int().argsort(dim=1, stable=True)
+        given = given.gather(1, order[:, :, None].expand_as(given))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recipe.add(model(given, torch.zeros_like(mask)), mask, step=1)
+    assert any("order of the mask" in str(w.message) for w in caught) == visible_first
 
 
 def test_settings_of_a_yacs_node() -> None:
     model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, preset="simmim", settings={"ON": True})
-    assert recipe._run is not None
-    assert recipe._run.config == MTOConfig.preset("simmim")
+    recipe.attach(
+        *(model, model.blocks), num_prefix_tokens=1, preset="simmim", settings={"ON": True}
+    )
+    x, mask = batch()
+    loss = model(x, mask)
+    added = recipe.add(loss, mask, step=1) - loss
+    assert added.item() == pytest.approx(recipe.log()["mto_singularity"])  # weight 1
     with pytest.raises(ValueError, match="unknown MTO setting 'weight'; known: on, "):
         recipe.attach(model, model.blocks, settings={"WEIGHT": 1})
 
 
-def test_an_unknown_preset_names_the_known_ones() -> None:
-    flags("--mto", "--mto_preset", "swin")
-    with pytest.raises(ValueError, match="unknown preset 'swin'.*mae.*simmim"):
-        recipe.attach(Tiny(), Tiny().blocks)
+def test_an_unknown_preset_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        flags("--mto", "--mto_preset", "swin")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("'swin'", "mae", "simmim"))
 
 
 @pytest.mark.parametrize(
@@ -146,4 +225,4 @@ def test_periods_that_cannot_be_are_refused_at_the_start(
     words = f"MTO setting {name} must be at least {int(name == 'log_every')}, got {value}"
     assert words in capsys.readouterr().err
     with pytest.raises(ValueError, match=words):
-        settle(None, {"ON": True, name.upper(): value})
+        resolve_settings(None, {"ON": True, name.upper(): value})

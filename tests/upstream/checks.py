@@ -22,7 +22,7 @@ def test_off_is_the_unpatched_recipe_bit_for_bit(runs: Runs, processes: int) -> 
     assert off.grads == plain.grads
     assert off.rng == plain.rng
     for epoch in (0, 1):
-        files = [runs.recipe.checkpoint(run.out, epoch) for run in (plain, off)]
+        files = [runs.runner.checkpoint(run.out, epoch) for run in (plain, off)]
         assert differences(*files) == []
 
 
@@ -52,7 +52,7 @@ def test_every_step_is_logged_with_finite_terms(runs: Runs) -> None:
 
 def test_on_saves_the_same_kind_of_checkpoint(runs: Runs) -> None:
     plain, on = (
-        torch.load(runs.recipe.checkpoint(run.out, 1), map_location="cpu", weights_only=False)
+        torch.load(runs.runner.checkpoint(run.out, 1), map_location="cpu", weights_only=False)
         for run in (runs.baseline(), runs.on())
     )
     assert list(plain) == list(on)
@@ -67,7 +67,7 @@ def test_on_saves_the_same_kind_of_checkpoint(runs: Runs) -> None:
 
 def test_resume_is_exact(runs: Runs) -> None:
     assert runs.resumed().losses == runs.on().losses[4:]
-    files = [runs.recipe.checkpoint(run.out, 1) for run in (runs.on(), runs.resumed())]
+    files = [runs.runner.checkpoint(run.out, 1) for run in (runs.on(), runs.resumed())]
     assert [name for name in differences(*files) if not _is_setting(name)] == []
     old, new = runs.log(runs.on())[4:], runs.log(runs.resumed())
     assert old == new

@@ -9,7 +9,6 @@ MTO_UPSTREAM_PRECISION=bfloat16 is some three times faster on a CPU that has suc
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import subprocess
@@ -20,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from mto_tools.launch.recipes import RECIPES
-from mto_tools.launch.smoke import Run, Runner, unpatched
+from mto_tools.launch.small import Run, Runner
+from mto_tools.launch.smoke import unpatched
+from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import load_upstream
 
 ROOT = Path(__file__).parents[2]
@@ -50,9 +50,13 @@ class Runs:
     patched: Path
     plain: Path
 
-    @functools.cached_property
-    def recipe(self):
-        return self.runner.recipe
+    @property
+    def name(self) -> str:
+        """Of the upstream, and the style but for the first: simmim, simmim_swin."""
+        first = next(iter(self.runner.recipe.styles))
+        return self.runner.upstream + (
+            "" if self.runner.style == first else f"_{self.runner.style}"
+        )
 
     def with_processes(self, processes: int) -> Runner:
         return replace(self.runner, processes=processes)
@@ -79,7 +83,7 @@ class Runs:
         return self.runner.pretrain(
             "on",
             self.patched,
-            self.recipe.mto(dict(OPTIONS)),
+            self.runner.mto(dict(OPTIONS)),
             epochs=2,
             before=[HERE / "capture.py"],
             environment={"MTO_CAPTURE": str(folder)},
@@ -87,9 +91,10 @@ class Runs:
 
     @functools.cache  # noqa: B019
     def resumed(self) -> Run:
-        checkpoint = self.recipe.checkpoint(self.on().out, 0)
-        arguments = [*self.recipe.mto(dict(OPTIONS)), *self.recipe.resume(checkpoint)]
-        return self.runner.pretrain("resumed", self.patched, arguments, epochs=2)
+        arguments = self.runner.mto(OPTIONS)
+        return self.runner.pretrain(
+            "resumed", self.patched, arguments, epochs=2, resume=self.on().out
+        )
 
     def captured(self, step: int) -> dict[str, Any]:
         import torch
@@ -98,13 +103,16 @@ class Runs:
         return torch.load(self.runner.work / "capture" / f"{step}.pt")
 
     def log(self, run: Run) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.recipe.log(run.out).read_text().splitlines()]
+        return self.runner.log(run.out)
+
+    def log_file(self, out: Path) -> Path:
+        return out / self.runner.recipe.logs.measures
 
     def finetune(self, script: str) -> str:
-        checkpoint = self.recipe.checkpoint(self.on().out, 1)
-        data = self.runner.data(4)
-        given = self.recipe.finetune(self.patched, data, self.runner.work / "tuned", checkpoint)
-        return self.runner.start(Path(script).stem, self.patched / script, given[script])
+        checkpoint = self.runner.checkpoint(self.on().out, 1)
+        out = self.runner.work / "tuned"
+        given = self.runner.other(script, self.patched, self.runner.data(4), out, checkpoint)
+        return self.runner.start(Path(script).stem, self.patched / script, given)
 
 
 @pytest.fixture(scope="session")
@@ -121,21 +129,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory):
     """Clone, patch, and offer the runs of the recipe that the module names in `RECIPE`."""
-    recipe = RECIPES[request.param if hasattr(request, "param") else request.module.RECIPE]
-    pytest.importorskip("tensorboard")
-    if recipe.upstream == "simmim":
-        pytest.importorskip("yacs")
-        pytest.importorskip("termcolor")
-    upstream = load_upstream(home, recipe.upstream)
+    wanted = request.param if hasattr(request, "param") else request.module.RECIPE
+    name, _, style = wanted.partition("_")
+    upstream = load_upstream(home, name)
+    recipe = load_recipe(upstream)
+    for module in ("tensorboard", *(("yacs", "termcolor") if "yacs" in recipe.needs else ())):
+        pytest.importorskip(module)
     if not upstream.checkout.exists():
         subprocess.run(
-            [sys.executable, "-m", "mto_tools.cli", "apply", recipe.upstream],
+            [sys.executable, "-m", "mto_tools.cli", "apply", name],
             env={**os.environ, "MTO_HOME": str(home)},
             check=True,
         )
-    work = tmp_path_factory.mktemp(recipe.name)
+    work = tmp_path_factory.mktemp(wanted)
     plain = unpatched(upstream.checkout, upstream.pin, work / "plain")
     precision = os.environ.get("MTO_UPSTREAM_PRECISION", "float32")
-    runner = Runner(recipe, work, precision=precision, before=(HERE / "reseed.py",))
+    runner = Runner(
+        *(name, recipe, recipe.style(style or None, name), work),
+        precision=precision,
+        before=(HERE / "reseed.py",),
+    )
     yield Runs(runner, upstream.checkout, plain)
     shutil.rmtree(work)  # a ViT-B checkpoint with its optimizer is over a gigabyte

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.plan.facts import load_facts
+from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.upstreams.upstream import load_upstream
 
 HOME = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ LARGE = ("large", "huge")
 CASES = [
     (name, model)
     for name in ("mae", "simmim", "bootmae", "conmim")
-    for model in load_facts(load_upstream(HOME, name)).memory
+    for model in plan_facts(load_upstream(HOME, name)).memory
     if "MTO_LARGE" in os.environ or not any(word in model for word in LARGE)
 ]
 
@@ -37,7 +37,7 @@ def test_a_model_is_as_counted(home: Path, name: str, model: str) -> None:
     command = [sys.executable, str(MEASURE), name, str(upstream.checkout), model]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    known = load_facts(upstream).memory[model]
+    known = plan_facts(upstream).memory[model]
     assert (known.parameters, known.trainable) == (found["parameters"], found["trainable"])
     counted = known.activations("fp16") - found["saved"]
     assert counted >= 0, "CUDA's float32 softmax only adds"

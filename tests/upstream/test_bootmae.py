@@ -28,7 +28,7 @@ def test_both_decoders_are_watched_and_no_momentum_encoder(runs: Runs) -> None:
 def test_momentum_encoder_is_saved_as_ever_and_resumes(runs: Runs) -> None:
     import torch
 
-    files = [runs.recipe.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
+    files = [runs.runner.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
     off, on, resumed = (torch.load(f, weights_only=False)["model_ema"] for f in files)
     assert list(off) == list(on)
     assert all(torch.equal(on[name], resumed[name]) for name in on)

@@ -28,7 +28,7 @@ def test_teacher_is_not_watched(runs: Runs) -> None:
 def test_teacher_is_saved_as_ever_and_resumes(runs: Runs) -> None:
     import torch
 
-    names = [runs.recipe.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
+    names = [runs.runner.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
     copies = [file.with_name("checkpoint_copy-1.pth") for file in names]
     off, on, resumed = (torch.load(f, weights_only=False)["model"] for f in copies)
     assert list(off) == list(on)
@@ -36,14 +36,13 @@ def test_teacher_is_saved_as_ever_and_resumes(runs: Runs) -> None:
 
 
 def test_finetuning_starts_from_an_mto_checkpoint(runs: Runs) -> None:
-    arguments = [*runs.recipe.mto(dict(OPTIONS)), "--model=conmim_base_patch16_224"]
+    arguments = [*runs.runner.mto(dict(OPTIONS)), "--model=conmim_base_patch16_224"]
     base = runs.runner.pretrain("base", runs.patched, arguments, steps=4)
     teacher = base.out / "checkpoint_copy-0.pth"  # what the README fine-tunes from
     script = "run_class_finetuning.py"
-    given = runs.recipe.finetune(
-        runs.patched, runs.runner.data(4), runs.runner.work / "tuned", teacher
-    )
-    text = runs.runner.start("tuned", runs.patched / script, given[script])
+    out = runs.runner.work / "tuned"
+    given = runs.runner.other(script, runs.patched, runs.runner.data(4), out, teacher)
+    text = runs.runner.start("tuned", runs.patched / script, given)
     assert "Expand the shared relative position embedding" in text
     assert "Weights of VisionTransformer not initialized from pretrained model: ['fc_norm" in text
     assert "Max accuracy" in text

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from mto_tools.launch.recipes import BATCH
-from mto_tools.launch.smoke import Run
+from mto_tools.launch.small import BATCH, Run
 
 from .conftest import HERE, OPTIONS, Runs
 
@@ -57,11 +56,11 @@ class Pairs:
             "train_batch_size": 2 * BATCH * accumulation,
             "train_micro_batch_size_per_gpu": BATCH,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": CLIPS.get(self.runs.recipe.name, 0.0),
+            "gradient_clipping": CLIPS.get(self.runs.name, 0.0),
             "zero_optimization": {"stage": stage},
         }
         file.write_text(json.dumps(content))
-        if self.runs.recipe.upstream == "simmim":
+        if self.runs.runner.upstream == "simmim":
             return ["DEEPSPEED.CONFIG", str(file)]
         return [f"--deepspeed_config={file}"]
 
@@ -79,17 +78,15 @@ class Pairs:
     ) -> Run:
         """Two epochs of four micro batches; `stage` 0 is DDP."""
         given = [*arguments]
-        given += self.runs.recipe.mto(dict(OPTIONS)) if mto else []
+        given += self.runs.runner.mto(dict(OPTIONS)) if mto else []
         given += self.config(stage, accumulation) if stage else []
-        if resume:
-            checkpoint = self.runs.recipe.checkpoint(self.runs.runner.work / resume, 0)
-            given += self.runs.recipe.resume(checkpoint)
         runner = self.runs.with_processes(2)
-        return runner.pretrain(name, self.runs.patched, given, epochs=2, before=before)
+        old = runner.work / resume if resume else None
+        return runner.pretrain(name, self.runs.patched, given, epochs=2, resume=old, before=before)
 
     def saved(self, run: Run, epoch: int = 1) -> dict[str, Any]:
         """A checkpoint."""
-        file = self.runs.recipe.checkpoint(run.out, epoch)
+        file = self.runs.runner.checkpoint(run.out, epoch)
         return torch.load(file, map_location="cpu", weights_only=False)
 
 
@@ -129,7 +126,7 @@ def test_as_under_ddp(pairs: Pairs, mto: bool, stage: int) -> None:
     base = pairs.run(f"ddp-{mto}", mto=mto)
     run = pairs.run(f"zero-{mto}", mto=mto, stage=stage)
     assert len(run.losses) == 8
-    exact = pairs.runs.recipe.name not in CLIPS
+    exact = pairs.runs.name not in CLIPS
     agree(pairs, run, base, exact)
     assert run.rng == base.rng
     if mto:
@@ -147,7 +144,7 @@ def test_checkpoints_go_on_in_both_directions(pairs: Pairs) -> None:
     and the checkpoint holds rank 0's.)
     """
     base, zero = pairs.run("ddp-True", mto=True), pairs.run("zero-True", mto=True, stage=1)
-    exact = pairs.runs.recipe.name not in CLIPS
+    exact = pairs.runs.name not in CLIPS
     expected = pairs.run("ddp-to-ddp", mto=True, resume=base.out.name)
     on_zero = pairs.run("ddp-to-zero", mto=True, stage=1, resume=base.out.name)
     on_ddp = pairs.run("zero-to-ddp", mto=True, resume=zero.out.name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mto_tools.launch.smoke import Run
+from mto_tools.launch.small import Run
 
 from .conftest import HERE, OPTIONS, Runs
 from .unclipped import Unclipped, same, same_but_for_rounding
@@ -68,10 +68,10 @@ def test_accumulated_gradients_are_those_of_plain_torch(unclipped: Unclipped) ->
 
 def accumulated(runs: Runs, unclipped: Unclipped, name: str, resume: Run | None = None) -> Run:
     """Two epochs of six micro batches, of which four make a step and two are left over."""
-    given = [*unclipped.flags, *runs.recipe.mto(dict(OPTIONS)), *unclipped.config(1, 4)]
-    if resume:
-        given += runs.recipe.resume(runs.recipe.checkpoint(resume.out, 0))
-    return runs.with_processes(2).pretrain(name, runs.patched, given, steps=6, epochs=2)
+    given = [*unclipped.flags, *runs.runner.mto(dict(OPTIONS)), *unclipped.config(1, 4)]
+    old = resume.out if resume else None
+    runner = runs.with_processes(2)
+    return runner.pretrain(name, runs.patched, given, steps=6, epochs=2, resume=old)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_schedules_go_by_steps(runs: Runs, leftovers: Run) -> None:
     """By upstream's formulas, written out for two steps: a warm-up of one from zero, then one."""
     assert len(leftovers.losses) == 8
     assert [line["step"] for line in runs.log(leftovers)] == [1, 2]
-    saved = torch.load(runs.recipe.checkpoint(leftovers.out, 1), weights_only=False)
+    saved = torch.load(runs.runner.checkpoint(leftovers.out, 1), weights_only=False)
     assert {float(entry["step"]) for entry in saved["optimizer"]["state"].values()} == {2.0}
     assert {group["lr"] for group in saved["optimizer"]["param_groups"]} == {7.5e-4}
     (student_0, teacher_0), (student_1, teacher_1) = models(leftovers, 0), models(leftovers, 1)

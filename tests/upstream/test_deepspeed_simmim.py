@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mto_tools.errors import MtoError
-from mto_tools.launch.smoke import Run
+from mto_tools.launch.small import Run
 
 from .conftest import Runs
 from .unclipped import Unclipped, same, same_but_for_rounding
@@ -27,7 +27,7 @@ def unclipped(runs: Runs) -> Unclipped:
 
 
 def logged(runs: Runs, run: Run) -> str:
-    return (runs.recipe.log(run.out).parent / "log_rank0.txt").read_text()
+    return (runs.log_file(run.out).parent / "log_rank0.txt").read_text()
 
 
 def test_every_bit_is_ddps_where_nothing_is_clipped(runs: Runs, unclipped: Unclipped) -> None:

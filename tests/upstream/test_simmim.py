@@ -22,13 +22,13 @@ def test_finetuning_starts_from_an_mto_checkpoint(runs: Runs) -> None:
     # Before the first step each group's rate is the peak times its layer's decay, once.
     rates = re.search(r"Current learning rate for different parameter groups: \[(.*)\]", text)
     found = [float(rate) for rate in rates[1].split(", ")]
-    decay, layers = (0.65, 12) if runs.recipe.name == "simmim" else (0.9, 24)
+    decay, layers = (0.65, 12) if runs.name == "simmim" else (0.9, 24)
     assert max(found) == pytest.approx(1.25e-3 * 4 / 512)
     assert min(found) == pytest.approx(max(found) * decay ** (layers + 1))
 
 
 def test_terms_are_in_the_recipes_own_log(runs: Runs) -> None:
-    log = (runs.recipe.log(runs.on().out).parent / "log_rank0.txt").read_text()
+    log = (runs.log_file(runs.on().out).parent / "log_rank0.txt").read_text()
     assert len(re.findall(r"mto_sparsity \S+\tmto_singularity \S+\tmto_ranking", log)) == 8
-    off = (runs.recipe.log(runs.off().out).parent / "log_rank0.txt").read_text()
+    off = (runs.log_file(runs.off().out).parent / "log_rank0.txt").read_text()
     assert "mto_sparsity" not in off

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mto_tools.launch.smoke import Run
+from mto_tools.launch.small import Run
 
 from .test_deepspeed import Pairs, agree, values
 
@@ -33,7 +33,7 @@ class Unclipped(Pairs):
     @property
     def flags(self) -> tuple[str, ...]:
         """What tells the recipe."""
-        if self.runs.recipe.upstream == "simmim":
+        if self.runs.runner.upstream == "simmim":
             return ("TRAIN.CLIP_GRAD", str(NEVER))
         return (f"--clip_grad={NEVER}",)
 

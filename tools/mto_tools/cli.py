@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+from mto_tools.errors import MissingError, MtoError, from_os_error
 
-from mto_tools.compare import cli as compare_cli
-from mto_tools.errors import MtoError
-from mto_tools.launch import cli as launch_cli
-from mto_tools.patchset import cli as patchset_cli
-from mto_tools.plan import cli as plan_cli
+if TYPE_CHECKING:
+    import typer
 
-app = typer.Typer(
-    name="mto",
-    help="Masked Token Optimization: patch the official MIM recipes, compare, see what it does.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="markdown",
-)
-patchset_cli.register(app)
-compare_cli.register(app)
-launch_cli.register(app)
-plan_cli.register(app)
+
+def load_app() -> typer.Typer:
+    """Import the command line.
+
+    Raises:
+        MissingError: A package of the extra `tools` is not installed.
+    """
+    try:
+        from mto_tools.app import app
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("mto_"):
+            raise
+        raise MissingError(
+            f"the command mto needs the package {error.name}, which is not installed",
+            hint="in your clone of mto: pip install -e '.[tools]'",
+        ) from error
+    return app
 
 
 def main() -> None:
     """Run the command line; turn an `MtoError` into two lines on stderr and its exit code."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an output in ASCII gets stand-ins
+        elif stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     try:
-        app()
+        try:
+            load_app()()
+        finally:
+            sys.stdout.flush()
     except MtoError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"[bold red]error:[/] {_escape(error.message)}")
-        if error.hint:
-            console.print(f"[bold green]hint:[/]  {_escape(error.hint)}")
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  not flushed again at exit
+        _fail(from_os_error(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _fail(error: MtoError) -> None:
+    """Print error and hint; in color on a terminal."""
+    bold = "\033[1;{}m{}\033[0m" if sys.stderr.isatty() else "{1}"
+    print(bold.format(31, "error:"), _printable(error.message), file=sys.stderr)
+    if error.hint:
+        print(bold.format(32, "hint:"), f" {_printable(error.hint)}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _printable(text: str) -> str:
+    """Replace the bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class MtoError(Exception):
     """What failed, on which object, and the command that mends it.
@@ -52,3 +54,21 @@ class ConflictError(MtoError):
     """A person must decide."""
 
     exit_code = 6
+
+
+def from_os_error(error: OSError) -> MtoError:
+    """Turn a refusal of the operating system into an error with a hint."""
+    where = error.filename or "the output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MissingError(
+            f"no space left on the disk of {where}",
+            hint="free some disk space, then run the command again; it finishes or undoes an "
+            "interrupted step",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MtoError(
+            f"cannot write {where}: {error.strerror}",
+            hint="see that it is yours and not read-only; the next mto command finishes or undoes "
+            "an interrupted step",
+        )
+    return MtoError(f"{where}: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""Where the house stands: the clone that holds `patches/` and `upstream/`."""
+"""The root of the mto clone: the folder that holds `patches/` and `upstream/`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from mto_tools.errors import MissingError
 def find_home() -> Path:
     """Return the root of the mto clone.
 
-    Looked for in this order: the environment variable `MTO_HOME`, the clone this package was
-    installed from with `pip install -e`, the working directory and its parents.
+    Looked for in this order: the environment variable `MTO_HOME`, the working directory and its
+    parents, the clone this package was installed from with `pip install -e`. So a command acts on
+    the clone it is given in, also where the installed package belongs to another one.
 
     Raises:
-        MissingError: None of them holds a `patches` folder.
+        MissingError: None of them holds `patches/` and `mto_core/`.
     """
     named = os.environ.get("MTO_HOME")
-    cwd = Path.cwd()
-    candidates = [Path(named)] if named else [Path(__file__).parents[2], cwd, *cwd.parents]
+    installed = Path(__file__).parents[2]
+    candidates = [Path(named)] if named else [*_working_folders(), installed]
     for candidate in candidates:
         if (candidate / "patches").is_dir() and (candidate / "mto_core").is_dir():
             return candidate.resolve()
+    where = named or "the working directory, its parents, and the folder of the package"
     raise MissingError(
-        f"no mto clone found: looked for a folder with patches/ and mto_core/ in "
-        f"{named or cwd}{'' if named else ' and its parents'}",
+        f"no mto clone found: looked for a folder with patches/ and mto_core/ in {where}",
         hint="cd into your clone of mto, or export MTO_HOME=/path/to/it",
     )
+
+
+def _working_folders() -> list[Path]:
+    try:
+        cwd = Path.cwd()
+    except FileNotFoundError:  # deleted since
+        return []
+    return [cwd, *cwd.parents]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say
+from mto_tools.patchset.lock import open_upstream
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.status import EDITED, status
-from mto_tools.upstreams.upstream import load_upstream
 
 
 def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
@@ -28,7 +29,7 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
         RefusedError: The checkout was edited since the series was applied.
         MissingError, CorruptError: Whatever keeps the series from being applied.
     """
-    upstream = load_upstream(home, name)
+    upstream = open_upstream(home, name, say)
     found = status(upstream, say)
     edited = ""
     if found.word == EDITED:
@@ -37,8 +38,8 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
             raise RefusedError(
                 f"{found.repo} was edited since the series was applied{edited[:300]}; "
                 "the report would not say what was run",
-                hint=f"mto apply {name} --keep    (keeps the edits on a branch), "
-                "or compare with --allow-edited",
+                hint=f"git -C {shlex.quote(found.repo)} stash    # sets the edits aside; or "
+                "compare with --allow-edited",
             )
         commit = found.head
     else:
@@ -52,7 +53,10 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
 
 def _head(home: Path) -> str:
     git = Git(home)
-    if not git.is_toplevel():
-        return "unknown: not a git clone"
+    try:
+        if not git.is_toplevel():
+            return "unknown: not a git clone"
+    except MtoError as error:  # such as a clone that another user owns
+        return f"unknown: {error.message}"
     edits = git.text("status", "--porcelain", "--untracked-files=no", convert=True)
     return git.resolve("HEAD") + (" with local edits" if edits else "")

@@ -40,8 +40,9 @@ from mto_tools.compare.verdict import judge
 from mto_tools.compare.versions import versions
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.home import find_home
-from mto_tools.launch import digits
-from mto_tools.patchset.journal import Say
+from mto_tools.launch.digits import lay_out
+from mto_tools.patchset.locks import Say
+from mto_tools.upstreams.templates import fill
 
 
 def compare(
@@ -208,16 +209,16 @@ def default_data(home: Path, where: Path, launch: Launch, name: str, say: Say) -
     """Make the built-in data set once, in `home/data`, and return its folder."""
     data = home / "data" / launch.data.name
     done = home / "data" / f".{launch.data.name}.done"
-    if launch.data.layout:
-        data /= "images"  # a layout may write beside it
+    if not launch.data.make:
+        data /= "images"  # lists may be written beside it
     if not done.is_file() or not (data / launch.data.images).is_dir():  # the mark may outlive it
         say(f"making the data set {data}")
         data.parent.mkdir(parents=True, exist_ok=True)
-        if launch.data.layout:
-            getattr(digits, launch.data.layout)(data, launch.data.per_class)
+        if not launch.data.make:
+            lay_out(launch.data, data, launch.data.per_class)
             done.touch()
             return data
-        script, *arguments = (part.format(data=data) for part in launch.data.make)
+        script, *arguments = fill(launch.data.make, {"data": data})
         made = subprocess.run(
             [sys.executable, script, *arguments],
             cwd=where,

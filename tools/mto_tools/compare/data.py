@@ -5,45 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, model_validator
 
 from mto_tools.errors import MissingError
+from mto_tools.upstreams.recipe import Data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
-class DataSpec(BaseModel):
-    """The data set that is used when none is named, and how to tell that one is there.
-
-    The built-in one is made by a script of the checkout, or laid out by `mto_tools.launch.digits`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    make: list[str] = []  # script of the checkout and its arguments
-    layout: Literal["", "image_folder", "map_files", "wnid_lists"] = ""
-    per_class: int = 8  # training images of each of the 8 classes, with `layout`
-    images: str = "train"  # folder inside the data set that must hold an image
-    # File with a line per image, where the recipe reads no more than it names: "{data}/..." in the
-    # data set, or relative to the folder that the recipe is started in.
-    listing: str = ""
-
-    @model_validator(mode="after")
-    def _made_in_one_way(self) -> DataSpec:
-        if bool(self.make) == bool(self.layout):
-            raise ValueError("needs either make or layout")
-        return self
-
-
-def start_folder(spec: DataSpec, data: Path, checkout: Path) -> Path:
+def start_folder(spec: Data, data: Path, checkout: Path) -> Path:
     """Where the recipe is started: beside the data if its list is there, else in the checkout."""
-    relative = spec.listing and "{data}" not in spec.listing
-    return data.parent if relative and (data.parent / spec.listing).is_file() else checkout
+    listing = spec.listing.format(data=data, phase="train")
+    beside = spec.started_beside_data and (data.parent / listing).is_file()
+    return data.parent if beside else checkout
 
 
-def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
+def count_images(spec: Data, data: Path, cwd: Path, upstream: str) -> int:
     """Count the images that a recipe started in `cwd` trains on in one epoch.
 
     Raises:
@@ -51,9 +27,10 @@ def count_images(spec: DataSpec, data: Path, cwd: Path, upstream: str) -> int:
     """
     if not spec.listing:
         return sum(1 for _ in _images(data / spec.images))
-    path = cwd / spec.listing.format(data=data)
+    path = cwd / spec.listing.format(data=data, phase="train")
     if not path.is_file():
-        where = "" if "{data}" in spec.listing else f", nor is {data.parent / spec.listing}"
+        beside = data.parent / path.relative_to(cwd) if spec.started_beside_data else None
+        where = f", nor is {beside}" if beside else ""
         raise MissingError(
             f"{path}, a line for each image of {data}, is not there{where}",
             hint=f"mto compare {upstream}    (uses the built-in data), or write the list; "

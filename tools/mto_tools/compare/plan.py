@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mto_tools.compare.spec import Launch, LogSpec, Score
 from mto_tools.errors import MissingError, MtoError
-from mto_tools.launch.command import ALWAYS_DISTRIBUTED
+from mto_tools.launch.command import Launch as Start
 
 ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")
@@ -199,21 +199,28 @@ def make_plan(
         "affinity_steps": ",".join(map(str, affinity_steps)),
         "batch": str(options.batch),
         "epochs": str(epochs),
-        "warmup": str((epochs or 0) // 10),
     }
-    starter = _starter(launch, upstream, checkout, cpu=not gpu)
-    own = launch.values.get(style, {})
+    fields["checkout"] = str(checkout)
+    more = {"middle": steps, "save": epochs, "total": options.batch, "warmup": (epochs or 0) // 10}
+    fields |= {name: str(value) for name, value in more.items()} | {"workers": "0"}
+    recipe = launch.recipe
+    measures = launch.measures if recipe.styles[style].maps else launch.measures[:-2]
     runs = []
     for seed in range(options.seeds):
         for arm in ARMS:
             here = {**fields, "seed": str(seed), "out": str(out / "runs" / f"{arm}-{seed}")}
-            here |= {name: value.format(**here) for name, value in own.items()}
             chosen = launch.baseline if arm == "baseline" else launch.mto
-            templates = [*launch.arguments, *chosen, *launch.measures]
-            arguments = [template.format(**here) for template in templates]
-            start = [part.format(**here) for part in starter]
-            command = [sys.executable, *start, *arguments, *options.extra]
-            runs.append(Run(arm=arm, seed=seed, command=command))
+            arguments = recipe.words(recipe.arguments, **here)
+            arguments += [word.format(**here) for word in (*chosen, *measures)]
+            start = Start(
+                name=upstream,
+                recipe=recipe,
+                script=(checkout / recipe.pretrain).absolute(),
+                arguments=[*arguments, *options.extra],
+                cpu=not gpu,
+                seed=seed,
+            )
+            runs.append(Run(arm=arm, seed=seed, command=start.argv()))
     return Plan(
         upstream=upstream,
         style=style,
@@ -238,20 +245,6 @@ def make_plan(
         batch=options.batch,
         epochs=epochs,
     )
-
-
-def _starter(launch: Launch, upstream: str, checkout: Path, *, cpu: bool) -> list[str]:
-    """What follows `python`, up to the script.
-
-    `mto run` starts the script itself on a GPU; here it is always its worker, which seeds Python's
-    own generator as well. BootMAE and ConMIM leave that alone, and the arms would see other images.
-    """
-    if launch.launch == "python":
-        return [launch.entry]
-    alone = upstream not in ALWAYS_DISTRIBUTED
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    worker = ["-m", "mto_tools.launch.worker", *(["--cpu"] if cpu else []), "--seed={seed}"]
-    return [*([] if alone else torchrun), *worker, str((checkout / launch.entry).absolute())]
 
 
 def usable_cores() -> int:

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,9 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mto_tools.compare import guard
 from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
+from mto_tools.launch.command import OF_ONE_RUN
+from mto_tools.launch.process import Started, end, start
 
 POLL = 0.2  # seconds between looks at the logs
 FAILED = "failed"  # file in the folder of a run that failed: its exit status
@@ -39,8 +38,7 @@ class Outcome:
 class _Child:
     run: Run
     folder: Path
-    process: subprocess.Popen[bytes]
-    started: float
+    process: Started
     offset: int = 0
     step: int = 0
     last: dict[str, Any] = field(default_factory=dict)
@@ -49,13 +47,12 @@ class _Child:
 def environment(threads: int) -> dict[str, str]:
     """The environment of every run: the same threads for all, and no file written to the clone."""
     count = str(threads)
+    inherited = {k: v for k, v in os.environ.items() if k not in (*OF_ONE_RUN, "SLURM_PROCID")}
     return {
-        **os.environ,
+        **inherited,
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ would make the checkout look edited
     }
 
 
@@ -92,13 +89,13 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                 time.sleep(POLL)
                 progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
                 for child in list(running):
-                    done = child.process.poll() is not None
+                    done = child.process.returncode is not None
                     _show(child, progress, tasks, plan)
                     if not done:
                         continue
                     running.remove(child)
-                    _end([child])
-                    seconds = time.monotonic() - child.started
+                    end([child.process])
+                    seconds = time.monotonic() - child.process.began
                     outcomes.append(Outcome(child.run, child.process.returncode, seconds))
                     progress.stop_task(tasks[child.run.name])
                     if child.process.returncode == 0:
@@ -109,38 +106,16 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                         raise error
                     console.print(f"failed: {error.message}", markup=False, highlight=False)
         finally:
-            _end(running)
+            end(child.process for child in running)
     return outcomes
 
 
 def _start(run: Run, plan: Plan, out: Path) -> _Child:
     folder = out / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(guard.__file__), *run.command],
-            cwd=plan.cwd,
-            env=environment(plan.threads),
-            stdin=subprocess.PIPE,  # held open for as long as the run may live
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return _Child(run, folder, process, time.monotonic())
-
-
-def _end(children: list[_Child]) -> None:
-    for child in children:
-        assert child.process.stdin is not None
-        child.process.stdin.close()  # the guard ends its group
-    deadline = time.monotonic() + guard.GRACE + 5  # the guard itself needs GRACE + 1
-    for child in children:
-        try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
+    log = folder / "output.txt"
+    started = start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
+    return _Child(run, folder, started)
 
 
 class _Terminated(BaseException):
@@ -167,14 +142,16 @@ def _sigterm_is_an_exception() -> Any:
 
 def _failure(child: _Child, out: Path) -> MtoError:
     log = child.folder / "output.txt"
-    code = child.process.returncode
+    code = child.process.returncode or 0
     how, hint = f"with exit status {code}", "mend the cause and start again"
     if code > 128:  # as the guard passes on a death by signal
         how = f"by signal {code - 128}"
         if code - 128 == signal.SIGKILL:
             hint = "if memory ran out, run fewer at once with --jobs 1"
-    last = log.read_text("utf-8", "replace").strip().splitlines()[-TAIL:]
-    words = "\n".join(f"  | {line}" for line in last) or "  | (it printed nothing)"
+    words = (
+        "\n".join(f"  | {line}" for line in child.process.cause(TAIL).splitlines())
+        or "  | (it printed nothing)"
+    )
     return MtoError(
         f"{_title(child.run)} ended {how} at step {child.step}; its last lines:\n"
         f"{words}\nAll of it is in {log}",

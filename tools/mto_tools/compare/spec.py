@@ -1,125 +1,96 @@
-"""`patches/NAME/compare.toml`: how one upstream is run, as data."""
+"""A recipe as a comparison runs it, from `patches/NAME/recipe.toml`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Literal
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from tomlkit.exceptions import TOMLKitError
+from pydantic import BaseModel, ConfigDict
 
-from mto_tools.compare.data import DataSpec
-from mto_tools.errors import CorruptError, MissingError
+from mto_tools.errors import MissingError
+from mto_tools.upstreams.recipe import Compare, Data, Logs, Recipe, Score, load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
-PLACEHOLDERS = {"data", "out", "seed", "steps", "style", "preset"} | {
-    "log_every", "eval_every", "grad_every", "affinity_steps", "batch", "epochs", "warmup"
-}  # fmt: skip
-
-
-class Score(BaseModel):
-    """A score the recipe logs on the way: its field in the log and how to read it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    key: str
-    label: str
-    percent: bool = True  # logged in 0..1, shown as a percentage
-    higher_is_better: bool = True
-
-
-class LogSpec(BaseModel):
-    """Where the recipe writes its JSON lines, and what it calls the fields.
-
-    A recipe that logs less leaves names empty: without `train`, L_ss is taken from `measures`;
-    without `data`, the order of the data is vouched for by the random numbers alone.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    train: str = "log.jsonl"
-    step: str = "step"
-    loss: str = "loss"
-    step_ms: str = "step_ms"
-    data: str = "data"
-    measures: str = "mto.jsonl"
-    affinity: str = "mto-affinity-{step:06d}.npz"
-    initial: str = ""  # checkpoint of the weights before the first step, where one is asked for
+LogSpec = Logs
+__all__ = ["Data", "Launch", "LogSpec", "Score", "load_launch"]
 
 
 class Launch(BaseModel):
-    """All of it.
-
-    Arguments are templates; the names in braces are `PLACEHOLDERS`, of which `{affinity_steps}`
-    becomes numbers joined by commas, and the style's own `values`. With `batch`, the recipe counts
-    epochs: `{epochs}` is the least number of whole ones that holds `{steps}`, and `{warmup}` a
-    tenth of that, rounded down.
-    """
+    """The recipe, its table `[compare]`, and MTO's options in its manner."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    entry: str
-    launch: Literal["python", "run"] = "python"  # "run": as `mto run` starts it
-    batch: int | None = Field(default=None, ge=1)  # images of an optimizer step
-    arguments: list[str]
+    recipe: Recipe
+    compare: Compare
     baseline: list[str]
     mto: list[str]
     measures: list[str]
-    styles: dict[str, str]  # style: preset of MTO that is meant for it; the first is the default
-    values: dict[str, dict[str, str]] = {}  # placeholders of a style's own; may hold others
-    steps: int
-    disk_mb_per_run: int
-    data: DataSpec
-    logs: LogSpec = LogSpec()
-    scores: list[Score] = []  # the first one decides; without any, L_ss does
-    # The target of L_ss comes, in whole or in part, from a copy of the model that follows the one
-    # that is trained: each arm has a target of its own, and L_ss can decide nothing between them.
-    moving_target: bool = False
 
-    @field_validator("styles")
-    @classmethod
-    def _not_empty(cls, value: dict[str, str]) -> dict[str, str]:
-        if not value:
-            raise ValueError("must name at least one")
-        return value
+    @property
+    def batch(self) -> int | None:
+        """Images of an optimizer step; None where the recipe counts steps."""
+        return self.compare.batch
 
-    @model_validator(mode="after")
-    def _known_placeholders(self) -> Launch:
-        templates = [*self.arguments, *self.baseline, *self.mto, *self.measures, *self.data.make]
-        for style in self.styles:
-            own = self.values.get(style, {})
-            for template, known in [
-                *((template, PLACEHOLDERS | set(own)) for template in templates),
-                *((template, PLACEHOLDERS) for template in own.values()),
-            ]:
-                if unknown := set(re.findall(r"\{(.*?)\}", template)) - known:
-                    raise ValueError(f"unknown placeholder {{{unknown.pop()}}} in {template!r}")
-        return self
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a run."""
+        return self.compare.steps
+
+    @property
+    def disk_mb_per_run(self) -> int:
+        """Room that a run takes."""
+        return self.compare.disk_mb_per_run
+
+    @property
+    def moving_target(self) -> bool:
+        """L_ss decides nothing, as each arm has a target of its own."""
+        return self.compare.moving_target
+
+    @property
+    def scores(self) -> list[Score]:
+        """The first one decides."""
+        return list(self.compare.scores)
+
+    @property
+    def logs(self) -> Logs:
+        """Files that a run leaves."""
+        return self.recipe.logs
+
+    @property
+    def data(self) -> Data:
+        """How images are read."""
+        return self.recipe.data
+
+    @property
+    def styles(self) -> dict[str, str]:
+        """Preset of MTO by style; the first style is the default."""
+        return {name: style.preset for name, style in self.recipe.styles.items()}
+
+
+def make_launch(recipe: Recipe, compare: Compare) -> Launch:
+    """Words for the arms; names in braces are filled in by the plan."""
+    mto = recipe.options.mto
+    every = {name: f"{{{name}}}" for name in ("log_every", "grad_every", "affinity_steps")}
+    return Launch(
+        recipe=recipe,
+        compare=compare,
+        # The baseline measures the same things and adds nothing: all weights are zero.
+        baseline=mto({"preset": "observe"}),
+        mto=mto({"preset": "{preset}"}),
+        measures=mto(every)[len(mto({})) :],
+    )
 
 
 def load_launch(home: Path, upstream: str) -> Launch:
-    """Read `patches/UPSTREAM/compare.toml`.
+    """Read `patches/UPSTREAM/recipe.toml`.
 
     Raises:
-        MissingError: No such upstream, or it has no compare.toml.
-        CorruptError: The file is not TOML, or a field is missing, unknown or of another type.
+        MissingError: No such upstream, or its recipe.toml has no table `[compare]`.
+        CorruptError: The file is not TOML, or a key is missing, unknown or of another type.
     """
-    folder = home / "patches" / upstream
-    if not folder.is_dir() or upstream != Path(upstream).name:
-        known = sorted(path.parent.name for path in (home / "patches").glob("*/compare.toml"))
+    found = load_upstream(home, upstream)
+    recipe = load_recipe(found)
+    if recipe.compare is None:
         raise MissingError(
-            f"there is no upstream {upstream!r} in {home / 'patches'}",
-            hint=f"mto compare {known[0]}    (of {', '.join(known)})" if known else "mto status",
+            f"{upstream} cannot be compared: {found.folder / 'recipe.toml'} has no table [compare]",
+            hint=f"write it after the model of {home / 'patches/mini/recipe.toml'}",
         )
-    path = folder / "compare.toml"
-    if not path.is_file():
-        raise MissingError(
-            f"upstream {upstream} cannot be compared yet: {path} is missing",
-            hint=f"write it after the model of {home / 'patches/mini/compare.toml'}",
-        )
-    try:
-        return Launch.model_validate(tomlkit.parse(path.read_text("utf-8")).unwrap())
-    except TOMLKitError as error:
-        raise CorruptError(f"{path} is not TOML: {error}", hint=f"git diff -- {path}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CorruptError(f"{path}: {where}: {first['msg']}", hint=f"git diff -- {path}") from None
+    return make_launch(recipe, recipe.compare)

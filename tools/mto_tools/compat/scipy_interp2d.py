@@ -16,7 +16,7 @@ def interp2d() -> bool:
     On a regular grid, the only case in the recipes, the old class fitted the same FITPACK spline as
     `RectBivariateSpline` does with no smoothing.
     """
-    from scipy import interpolate
+    from scipy import interpolate  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,7 +33,7 @@ class GridSpline:
 
     def __init__(self, x: Any, y: Any, z: Any, kind: str = "linear") -> None:
         """Fit the spline through every point."""
-        from scipy.interpolate import RectBivariateSpline
+        from scipy.interpolate import RectBivariateSpline  # type: ignore[import-untyped]
 
         columns, rows, values = np.asarray(x), np.asarray(y), np.asarray(z)
         if values.size != columns.size * rows.size:

@@ -27,8 +27,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mto_tools.errors import MtoError, RefusedError
-from mto_tools.flags import add_kept
+from mto_tools.errors import MtoError
+from mto_tools.flags import StepGuard, add_private_argument, around_parsing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ VARIABLE = "MTO_DEEPSPEED_CONFIG"
 
 _config: Config | None = None
 _engine: Engine | None = None
-_guard: Any = None
+_guard = StepGuard()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.error(str(error))
 
     _ask(None)
+    around_parsing(parser, lambda: _ask(None), lambda: None)
     group = parser.add_argument_group("DeepSpeed")
     text = "run under DeepSpeed with this configuration, as `mto plan` writes it"
-    add_kept(group, "--deepspeed_config", keep, type=Path, metavar="FILE", help=text)
+    add_private_argument(group, "--deepspeed_config", keep, type=Path, metavar="FILE", help=text)
     text = "accepted, and without effect: --deepspeed_config says it all"
-    add_kept(group, "--deepspeed", lambda _: None, nargs=0, help=text)
+    add_private_argument(group, "--deepspeed", lambda _: None, nargs=0, help=text)
 
 
 def defaults() -> dict[str, Any]:
@@ -208,21 +209,12 @@ def _asked() -> Config | None:
 
 def _refuse_steps(file: Path | str | None) -> None:
     """Stop an optimizer that steps without DeepSpeed though `file` asks for it."""
-    global _guard
-    if _guard is not None:
-        _guard.remove()
-        _guard = None
-    if file is None:
-        return
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    def refuse(*_: Any) -> None:
-        raise RefusedError(
+    _guard.clear()
+    if file is not None:
+        _guard.arm(
             f"DeepSpeed was asked for with {file}, but the script never called ds.start",
-            hint=f"mto status   (is layer deepspeed applied?); without DeepSpeed: unset {VARIABLE}",
+            f"mto status   (is layer deepspeed applied?); without DeepSpeed: unset {VARIABLE}",
         )
-
-    _guard = register_optimizer_step_pre_hook(refuse)
 
 
 # A process that never parses a command line is guarded from this import on.

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
+
+Style = Annotated[
+    str | None, typer.Option(help="model of the recipe; by default its first", show_default=False)
+]
+Nproc = Annotated[int, typer.Option(min=1, help="processes on this machine, one per GPU")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")]
+Repo = Annotated[
+    Path | None, typer.Option(help="the checkout, if not upstream/NAME", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add this area's commands to `app`."""
-    app.command("run")(run)
+    app.command("run", cls=_Run)(run)
     app.command("smoke")(smoke)
+
+
+class _Run(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # of click, which newer typers bring along
+            if type(error).__name__ == "NoSuchOption":
+                option = getattr(error, "option_name", "")
+                error.message = (  # type: ignore[attr-defined]
+                    f"{option} is no option of mto run; put it after --, where the script's own "
+                    f"are: mto run NAME -- {option}"
+                )
+            raise
 
 
 def run(
@@ -26,89 +53,117 @@ def run(
     script: Annotated[
         str, typer.Option(help="one of its scripts; by default the one that pre-trains")
     ] = "",
-    nproc: Annotated[int, typer.Option(help="processes on this machine, one per GPU")] = 1,
-    cpu: Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")] = False,
+    nproc: Nproc = 1,
+    nnodes: Annotated[str, typer.Option("--nnodes", help="machines, or MIN:MAX")] = "1",
+    node_rank: Annotated[int | None, typer.Option("--node_rank", "--node-rank")] = None,
+    rdzv_id: Annotated[str | None, typer.Option("--rdzv_id", "--rdzv-id")] = None,
+    rdzv_backend: Annotated[str | None, typer.Option("--rdzv_backend", "--rdzv-backend")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv_endpoint", "--rdzv-endpoint", help="HOST:PORT")
+    ] = None,
+    master_addr: Annotated[str | None, typer.Option("--master_addr", "--master-addr")] = None,
+    master_port: Annotated[int | None, typer.Option("--master_port", "--master-port")] = None,
+    cpu: Cpu = False,
     precision: Annotated[str, typer.Option(help="with --cpu: float32 or bfloat16")] = "float32",
     compat: Annotated[
         bool, typer.Option("--compat", help="activate the shims for an unpatched checkout")
     ] = False,
-    repo: Annotated[Path | None, typer.Option(help="the checkout, if not upstream/NAME")] = None,
+    repo: Repo = None,
 ) -> None:
     """Run a script of NAME, patched or not, with its own arguments.
 
-    The working directory stays yours, so that outputs do not land in the checkout.
+    The working directory stays yours, so that outputs do not land in the checkout. Options for
+    several machines are those of torchrun.
 
     Example: mto run mae --nproc 8 -- --model mae_vit_base_patch16 --data_path /imagenet --mto
     """
     from mto_tools.home import find_home
-    from mto_tools.launch.command import Launch
+    from mto_tools.launch.command import Launch, Rendezvous
+    from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
     upstream = load_upstream(find_home(), name)
-    folder = repo or upstream.checkout
+    recipe = load_recipe(upstream)
     launch = Launch(
         name=name,
-        script=(folder / (script or next(iter(upstream.entry), "main.py"))).resolve(),
+        recipe=recipe,
+        script=((repo or upstream.checkout) / (script or recipe.pretrain)).resolve(),
         arguments=arguments or [],
         processes=nproc,
+        rendezvous=Rendezvous(
+            nnodes, node_rank, rdzv_id, rdzv_backend, rdzv_endpoint, master_addr, master_port
+        ),
         cpu=cpu,
         precision=precision,
-        compat=compat,
+        unpatched=compat,
     )
+    launch.check()
     argv = launch.argv()
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[dim]{shlex.join(argv)}[/]")
-    os.execv(argv[0], argv)
+    os.execve(argv[0], argv, launch.environment(inherit=True))
 
 
 def smoke(
-    name: Annotated[
-        str, typer.Argument(help="the recipe: an upstream, or simmim_swin", metavar="NAME")
-    ],
-    cpu: Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")] = False,
-    nproc: Annotated[int, typer.Option(help="processes on this machine, one per GPU")] = 1,
+    name: Annotated[str, typer.Argument(help="the upstream", metavar="NAME")],
+    style: Style = None,
+    cpu: Cpu = False,
+    nproc: Nproc = 1,
     steps: Annotated[int, typer.Option(help="steps of each run")] = 4,
+    workers: Annotated[int, typer.Option(min=0, help="processes that load images")] = 0,
     keep: Annotated[
         Path | None,
         typer.Option(
             help="new folder for data, logs and outputs, which then stay", file_okay=False
         ),
     ] = None,
-    repo: Annotated[Path | None, typer.Option(help="the checkout, if not upstream/NAME")] = None,
+    repo: Repo = None,
 ) -> None:
     """Run NAME on a few digits: baseline, MTO off, MTO on, resume; say whether they agree.
 
     The model has its real size: some minutes on a CPU, and 6 GB of disk for the checkpoints.
     """
-    from mto_tools.errors import MtoError, RefusedError
+    from mto_tools.errors import MtoError
     from mto_tools.home import find_home
     from mto_tools.launch import smoke as smoking
-    from mto_tools.launch.recipes import find_recipe
+    from mto_tools.launch.small import Runner
+    from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
-    recipe = find_recipe(name)
-    upstream = load_upstream(find_home(), recipe.upstream)
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    upstream = load_upstream(find_home(), name)
+    recipe = load_recipe(upstream)
+    style = recipe.style(style, name)
     checkout = (repo or upstream.checkout).resolve()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    with _work(name, keep) as work:
+        runner = Runner(name, recipe, style, work, processes=nproc, cpu=cpu, workers=workers)
+        problems = smoking.smoke(runner, checkout, upstream.pin, console.print, steps=steps)
+        if problems:
+            raise MtoError(
+                f"{name}: not as promised: {'; '.join(problems)}",
+                hint=f"mto verify {name}; what the runs printed: {work}/*.log",
+            )
+
+
+@contextmanager
+def _work(name: str, keep: Path | None) -> Iterator[Path]:
+    """A folder for the runs: the one to keep, or one of which the logs stay after an error."""
+    from mto_tools.errors import MtoError, RefusedError
+
     if keep and keep.exists() and any(keep.iterdir()):
         raise RefusedError(
             f"{keep} is not empty: a recipe that resumes by itself would go on with a run in it",
             hint=f"--keep a new folder, or remove {keep}",
         )
-    with tempfile.TemporaryDirectory(prefix=f"mto-smoke-{name}-") as temporary:
-        work = (keep or Path(temporary)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        problems = smoking.smoke(
-            recipe,
-            checkout,
-            upstream.pin,
-            work,
-            console.print,
-            cpu=cpu,
-            processes=nproc,
-            steps=steps,
-        )
-    if problems:
-        raise MtoError(
-            f"{name}: not as promised: {'; '.join(problems)}",
-            hint=f"mto smoke {name} --keep FOLDER keeps the logs; mto verify {recipe.upstream}",
-        )
+    work = (keep or Path(tempfile.mkdtemp(prefix=f"mto-smoke-{name}-"))).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    logs: set[Path] = set()
+    try:
+        yield work
+    except MtoError:
+        logs = set(work.glob("*.log"))
+        raise
+    finally:
+        for path in () if keep else set(work.iterdir()) - logs:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not keep and not logs:
+            work.rmdir()

@@ -1,9 +1,11 @@
-"""A few real images, laid out as each recipe expects ImageNet: the digits inside scikit-learn."""
+"""A few real images, laid out as a recipe expects ImageNet: the digits inside scikit-learn."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from mto_tools.upstreams.recipe import Data
 
 CLASSES = 8
 
@@ -35,30 +37,29 @@ def image_folder(root: Path, per_class: int, validation: int = 1) -> Path:
     return root
 
 
-def wnid_lists(root: Path, per_class: int) -> Path:
-    """Images as BootMAE reads them: lists in `data/` of the folder it is started in, `root`'s own.
+def lay_out(data: Data, root: Path, per_class: int) -> Path:
+    """Write digits and the lists that a recipe reads; relative ones into the folder of `root`.
 
-    `data/imagenet_class_index.json` gives all 1000 labels their folder; ours are the first ones.
+    Args:
+        data: How the recipe reads images.
+        root: Folder to fill.
+        per_class: Training images of each class.
+
+    Returns:
+        `root`.
     """
     image_folder(root, per_class)
-    lists = root.parent / "data"
-    lists.mkdir(exist_ok=True)
-    index = {str(label): [f"digit{label}", f"digit {label}"] for label in range(1000)}
-    (lists / "imagenet_class_index.json").write_text(json.dumps(index))
-    for phase in ("train", "val"):
-        names = "".join(f"{name}\n" for name in _names(root / phase))
-        (lists / f"ILSVRC2012_name_{phase}.txt").write_text(names)
+    for phase in ("train", "val") if data.listing else ():
+        names = sorted(file.relative_to(root / phase) for file in (root / phase).glob("*/*.png"))
+        lines = [data.line.format(file=n, label=n.parent.name[len("digit") :]) for n in names]
+        _write(root, data.listing.format(data=root, phase=phase), "".join(f"{x}\n" for x in lines))
+    if data.class_index:  # all labels get a folder; ours are the first ones
+        index = {str(label): [f"digit{label}", f"digit {label}"] for label in range(1000)}
+        _write(root, data.class_index.format(data=root), json.dumps(index))
     return root
 
 
-def map_files(root: Path, per_class: int) -> Path:
-    """Images as ConMIM reads them: `train_map.txt` and `val_map.txt` with a path and a label."""
-    image_folder(root, per_class)
-    for phase in ("train", "val"):
-        lines = [f"{name} {name[len('digit')]}\n" for name in _names(root / phase)]
-        (root / f"{phase}_map.txt").write_text("".join(lines))
-    return root
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(str(file.relative_to(folder)) for file in folder.glob("*/*.png"))
+def _write(root: Path, name: str, text: str) -> None:
+    file = root.parent / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)

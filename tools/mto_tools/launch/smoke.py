@@ -2,142 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-from mto_tools.errors import MissingError, MtoError, RefusedError
-from mto_tools.launch.command import Launch
-from mto_tools.launch.recipes import BATCH, Recipe
+from mto_tools.errors import MissingError, RefusedError
+from mto_tools.launch.small import BATCH, Runner
 
-RECORD = Path(__file__).with_name("record.py")
 CODE = (".py", ".yaml", ".yml", ".json")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run left.
-
-    Attributes:
-        out: Its output folder.
-        losses: The loss of each backward pass on rank 0, as a hexadecimal float.
-        rng: The state of all generators at each backward pass, as a checksum.
-        grads: Checksums of all gradients at each optimizer step.
-        mask_token: Checksums of the mask token's gradient at each optimizer step.
-    """
-
-    out: Path
-    losses: list[str]
-    rng: list[str]
-    grads: list[str]
-    mask_token: list[str]
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Starts runs of one recipe below one folder.
-
-    Attributes:
-        recipe: What to run.
-        work: Folder for data, outputs and logs.
-        processes: Processes of each run.
-        cpu: Run on the CPU.
-        precision: On the CPU, "float32" or "bfloat16".
-        before: Python files every process runs first.
-    """
-
-    recipe: Recipe
-    work: Path
-    processes: int = 1
-    cpu: bool = True
-    precision: str = "float32"
-    before: Sequence[Path] = ()
-
-    def data(self, steps: int) -> Path:
-        """Lay out images for `steps` steps an epoch; 8 images, or a multiple, are 1 per class."""
-        per_class = max(1, steps * BATCH * self.processes // 8)
-        return self.recipe.prepare(self.work / f"data{per_class}", per_class)
-
-    def pretrain(
-        self,
-        name: str,
-        checkout: Path,
-        arguments: Sequence[str] = (),
-        *,
-        patched: bool = True,
-        steps: int = 4,
-        epochs: int = 1,
-        before: Sequence[Path] = (),
-        environment: dict[str, str] | None = None,
-    ) -> Run:
-        """Pre-train for `epochs` of `steps`, and return what was recorded.
-
-        Raises:
-            MtoError: The script failed; the message names its log.
-        """
-        out = self.work / name
-        given = self.recipe.pretrain(checkout, self.data(steps), out, epochs)
-        record = self.work / f"{name}.record"
-        self.start(
-            name,
-            checkout / self.recipe.script,
-            [*given, *arguments],
-            patched=patched,
-            before=[RECORD, *([] if patched else self.recipe.unpatched), *self.before, *before],
-            environment={"MTO_RECORD": str(record), **(environment or {})},
-        )
-        lines = [json.loads(line) for line in record.read_text().splitlines()]
-        return Run(
-            out=out,
-            losses=[line["loss"] for line in lines if "loss" in line],
-            rng=[line["rng"] for line in lines if "rng" in line],
-            grads=[line["grads"] for line in lines if "grads" in line],
-            mask_token=["".join(line["mask_token"]) for line in lines if "mask_token" in line],
-        )
-
-    def start(
-        self,
-        name: str,
-        script: Path,
-        arguments: Sequence[str],
-        *,
-        patched: bool = True,
-        before: Sequence[Path] = (),
-        environment: dict[str, str] | None = None,
-    ) -> str:
-        """Run a script to its end and return all it printed."""
-        launch = Launch(
-            name=self.recipe.upstream,
-            script=script,
-            arguments=arguments,
-            processes=self.processes,
-            cpu=self.cpu,
-            precision=self.precision,
-            compat=not patched,
-            before=before,
-        )
-        log = self.work / f"{name}.log"
-        with log.open("w") as file:
-            done = subprocess.run(
-                launch.argv(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                cwd=self.work,
-                check=False,
-            )
-        text = log.read_text(errors="replace")
-        if done.returncode:
-            last = "\n".join(text.strip().splitlines()[-5:])
-            raise MtoError(
-                f"{script.name} exited with {done.returncode}:\n{last}", hint=f"see {log}"
-            )
-        return text
 
 
 def unpatched(checkout: Path, pin: str, folder: Path) -> Path:
@@ -195,31 +69,27 @@ def _is_path(value: object) -> bool:
     return isinstance(value, (str, Path)) and "/" in str(value)
 
 
-def smoke(
-    recipe: Recipe,
-    checkout: Path,
-    pin: str,
-    work: Path,
-    say: Say,
-    *,
-    cpu: bool,
-    processes: int = 1,
-    steps: int = 4,
-) -> list[str]:
-    """Run baseline, MTO off, MTO on and a resume; return what was not as promised.
+def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4) -> list[str]:
+    """Run baseline, MTO off, MTO on and a resume; return the promises that do not hold.
+
+    Args:
+        runner: Starts the runs.
+        checkout: The patched clone.
+        pin: Its base commit.
+        say: Takes lines for a person.
+        steps: Optimizer steps of an epoch.
 
     Raises:
         RefusedError: The images, which come in eights, are not those of so many steps.
         MtoError: A run failed.
     """
-    unit = 8 // math.gcd(8, BATCH * processes)
+    unit = 8 // math.gcd(8, BATCH * runner.processes)
     if steps < 1 or steps % unit:
         raise RefusedError(
-            f"{steps} steps cannot be run: images come in eights, and each of {processes} "
+            f"{steps} steps cannot be run: images come in eights, and each of {runner.processes} "
             f"process(es) takes {BATCH} a step",
             hint=f"--steps {max(1, -(-steps // unit)) * unit}, or another multiple of {unit}",
         )
-    runner = Runner(recipe, work, processes=processes, cpu=cpu)
     problems: list[str] = []
 
     def expect(holds: bool, promise: str) -> None:
@@ -227,34 +97,37 @@ def smoke(
         if not holds:
             problems.append(promise)
 
-    say(f"{recipe.name}: baseline, {steps} steps on {processes} process(es)")
-    plain = unpatched(checkout, pin, work / "unpatched")
+    say(f"{runner.upstream}, {runner.style}: baseline on {runner.processes} process(es)")
+    plain = unpatched(checkout, pin, runner.work / "unpatched")
     base = runner.pretrain("baseline", plain, patched=False, steps=steps)
-    say("MTO off")
+    say(f"MTO off, {len(base.losses)} steps as the baseline")
     off = runner.pretrain("off", checkout, steps=steps)
-    saved = [recipe.checkpoint(run.out, 0) for run in (base, off)]
+    saved = [runner.checkpoint(run.out, 0, steps) for run in (base, off)]
     expect(base.losses == off.losses, "losses are those of the baseline, bit for bit")
     expect(not differences(*saved), "so is the checkpoint")
     say("MTO on")
     options = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
-    on = runner.pretrain("on", checkout, recipe.mto(dict(options)), steps=steps)
-    lines = [json.loads(line) for line in recipe.log(on.out).read_text().splitlines()]
+    on = runner.pretrain("on", checkout, runner.mto(options), steps=steps)
+    lines = runner.log(on.out)
     first = next(line for line in lines if line["step"] == 1)
     own = float.fromhex(base.losses[0])
-    expect(processes > 1 or first["loss"] == own, "the first step's own loss is the baseline's")
+    expect(
+        runner.processes > 1 or first["loss"] == own,
+        "the first step's own loss is the baseline's",
+    )
     expect(on.rng == base.rng, "the random numbers drawn are the baseline's")
     expect(on.mask_token[0] != base.mask_token[0], "the mask token's gradient is not")
-    finite = all(abs(line["total"]) < float("inf") for line in lines)
-    expect(finite and len(lines) == steps, "all terms are finite, and logged at every step")
-    say("resume")
-    where = recipe.checkpoint(on.out, 0)
-    again = runner.pretrain(
-        "resumed",
-        checkout,
-        [*recipe.mto(dict(options)), *recipe.resume(where)],
-        steps=steps,
-        epochs=2,
+    totals = [line["total"] for line in lines]
+    finite = all(isinstance(total, float) and math.isfinite(total) for total in totals)
+    expect(
+        finite and len(lines) == len(base.losses), "all terms are finite, and logged at every step"
     )
-    lines = [json.loads(line) for line in recipe.log(again.out).read_text().splitlines()]
-    expect(lines[0]["step"] == steps + 1, f"it goes on with step {steps + 1}")
+    say("resume")
+    again = runner.pretrain(
+        "resumed", checkout, runner.mto(options), steps=steps, epochs=2, resume=on.out
+    )
+    expect(
+        runner.log(again.out)[0]["step"] == steps + 1,
+        f"it goes on with step {steps + 1}",
+    )
     return problems

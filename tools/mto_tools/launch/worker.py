@@ -1,6 +1,6 @@
 """One process of a recipe: prepare, then run the upstream's script as `__main__`.
 
-    python -m mto_tools.launch.worker [--cpu] [--precision P] [--compat NAME] [--seed S]
+    python -m mto_tools.launch.worker [--cpu] [--precision P] [--compat NAME]... [--seed S]
                                       [--before FILE]... SCRIPT [ARGUMENTS of the script]
 
 `mto run` uses it for `--cpu` only; on a GPU the script itself is started. `--compat` activates a
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="mto_tools.launch.worker", allow_abbrev=False)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compat")
+    parser.add_argument("--compat", action="append", default=[])
     parser.add_argument("--seed", type=int)
     parser.add_argument("--before", action="append", default=[])
     parser.add_argument("script")
@@ -41,10 +41,10 @@ def main() -> None:
     if options.seed is not None:
         # Two recipes leave Python's own generator unseeded, which nothing else here draws from.
         random.seed(options.seed + int(os.environ.get("RANK", "0")))
-    if options.compat:
+    for name in options.compat:
         from mto_tools import compat
 
-        compat.activate(options.compat)
+        compat.shim(name)() if "." in name else compat.activate(name)
     for file in options.before:
         runpy.run_path(file)
     runpy.run_path(str(script), run_name="__main__")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.series import ZERO, FilePatch, Hunk, split_lines
-from mto_tools.patchset.trees import (
+from mto_tools.patchset.tree_diff import (
     Range,
     changes,
     file_patches,

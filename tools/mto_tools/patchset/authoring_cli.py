@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mto_tools.errors import ConflictError, MissingError, MtoError
 from mto_tools.home import find_home
-
-if TYPE_CHECKING:
-    from mto_tools.upstreams.upstream import Upstream
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A folder under patches/.")]
 Repo = Annotated[
@@ -27,21 +23,8 @@ Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON objec
 def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     for command in (export, lint, upgrade):
-        app.command(rich_help_panel="Write patches")(_guarded(command))
-    app.command()(_guarded(doctor))
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the operating system refuses into our errors."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        from mto_tools.patchset.cli import plain_errors
-
-        with plain_errors():
-            command(*args, **options)
-
-    return run
+        app.command(rich_help_panel="Write patches")(command)
+    app.command()(doctor)
 
 
 def say(line: str) -> None:
@@ -70,9 +53,9 @@ def export(
     to a patch stays in it. Prints the names of the files written.
     """
     from mto_tools.patchset import export as exporting
-    from mto_tools.upstreams.upstream import load_upstream
+    from mto_tools.patchset.lock import open_upstream
 
-    upstream = load_upstream(find_home(), name)
+    upstream = open_upstream(find_home(), name, say)
     if from_patches:
         from mto_tools.patchset.relock import relock
 
@@ -147,11 +130,9 @@ def upgrade(
     ] = "",
     accept: Annotated[bool, typer.Option("--accept", help="Rewrite pin, patches, lock.")] = False,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Take what you resolved and accept it.")
+        bool, typer.Option("--continue", help="Take the conflicts you resolved, and accept.")
     ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Forget what you resolved.")] = False,
-    scan: Annotated[bool, typer.Option("--scan", help="Try every upstream commit.")] = False,
-    since: Annotated[str, typer.Option(help="With --scan: leave out what is older.")] = "",
     source: Annotated[
         str | None, typer.Option(help="URL, path or bundle to look in, such as a fork.")
     ] = None,
@@ -162,84 +143,53 @@ def upgrade(
 
     A rehearsal writes nothing. Status 0: the series goes on by itself; 6: a person must decide.
     """
-    from mto_tools.patchset import pending, resolve
+    from rich.console import Console
+
+    from mto_tools.patchset import rehearse, report
+    from mto_tools.patchset import upgrade as upgrading
+    from mto_tools.patchset.lock import open_upstream
+    from mto_tools.patchset.scratch_repo import open_scratch
+    from mto_tools.patchset.transaction import series_lock
     from mto_tools.upstreams.upstream import load_upstream
 
-    if sum((bool(to), go_on, abort, scan)) != 1:
-        raise typer.BadParameter("give one of --to REF, --scan, --continue, --abort")
+    if sum((bool(to), go_on, abort)) != 1 or (accept and not to):
+        raise typer.BadParameter("give one of --to REF [--accept], --continue, --abort")
     home = find_home()
-    upstream = load_upstream(home, name)
-    pending.recover(upstream.folder, say)
+    upstream = open_upstream(home, name, say)
     if abort:
-        say(f"removed {resolve.abort(upstream)}; pin, patches and lock are as they were")
-    elif go_on:
-        with pending.exclusive(upstream.folder, say):
-            lock = resolve.proceed(load_upstream(home, name), say, repo)
-        _accepted(name, lock.base_commit, as_json)
-    elif scan:
-        _scan(load_upstream(home, name), since, source, repo, as_json)
-    else:
-        _upgrade(load_upstream(home, name), to, accept, source, repo, as_json)
-
-
-def _upgrade(
-    upstream: Upstream, to: str, accept: bool, source: str | None, repo: Path | None, as_json: bool
-) -> None:
-    from contextlib import nullcontext
-
-    from rich.console import Console
-
-    from mto_tools.patchset import pending, report, resolve, upgrade
-    from mto_tools.patchset.workshop import open_workshop
-
-    if accept:
-        resolve.refuse_second(upstream)
-    hold = pending.exclusive(upstream.folder, say) if accept else nullcontext()
-    with hold, open_workshop(upstream, say, source, repo) as shop:
-        rehearsal = upgrade.rehearse(shop, upstream, to)
-        if as_json and not accept:
-            _dump(rehearsal.as_dict())
+        folder = upgrading.abort(upstream)
+        say(f"removed {folder}; pin, patches and lock are as they were")
+        return
+    with series_lock(upstream.folder, say) if accept or go_on else nullcontext():
+        upstream = load_upstream(home, name)
+        if go_on:
+            lock = upgrading.proceed(upstream, say, repo)
         else:
-            report.show_rehearsal(Console(stderr=accept, highlight=False), rehearsal)
-        if not accept:
-            if not rehearsal.ok:
-                raise ConflictError(
-                    f"the series of {upstream.name} conflicts with {rehearsal.target}",
-                    hint=f"mto upgrade {upstream.name} --to {to} --accept opens a work tree to "
-                    "resolve it; nothing has been changed",
-                )
-            return
-        if not rehearsal.ok:
-            resolve.start(shop, upstream, rehearsal.target, source or "", say)
-        done = [(step.patch, step.after) for step in rehearsal.steps]
-        upgrade.accept(shop, upstream, rehearsal.target, done, say, source, repo)
-    _accepted(upstream.name, rehearsal.target, as_json)
-
-
-def _accepted(name: str, commit: str, as_json: bool) -> None:
+            if accept:
+                upgrading.refuse_second(upstream)
+            with open_scratch(upstream, say, source, repo) as scratch:
+                rehearsal = rehearse.rehearse(scratch, to)
+                if as_json and not accept:
+                    _dump(rehearsal.as_dict())
+                else:
+                    console = Console(stderr=accept, highlight=False)
+                    report.show_rehearsal(console, rehearsal)
+                if accept:
+                    lock = upgrading.upgrade(scratch, rehearsal, say, repo)
+                elif not rehearsal.ok:
+                    raise ConflictError(
+                        f"the series of {name} conflicts with {rehearsal.target}",
+                        hint=f"mto upgrade {name} --to {to} --accept opens a work tree to resolve "
+                        "it; nothing has been changed",
+                    )
+                else:
+                    return
     if as_json:
-        _dump({"name": name, "pin": commit, "accepted": True})
+        _dump({"name": name, "pin": lock.base_commit, "accepted": True})
     else:
-        print(commit)
-    say(f"{name} is now pinned to {commit}; patches and lock are rewritten")
+        print(lock.base_commit)
+    say(f"{name} is now pinned to {lock.base_commit}; patches and lock are rewritten")
     say(f"a checkout still holds the old ones: mto apply {name}")
-
-
-def _scan(
-    upstream: Upstream, since: str, source: str | None, repo: Path | None, as_json: bool
-) -> None:
-    from rich.console import Console
-
-    from mto_tools.patchset import report
-    from mto_tools.patchset.scan import scan
-    from mto_tools.patchset.workshop import open_workshop
-
-    with open_workshop(upstream, say, source, repo) as shop:
-        tried = scan(shop, upstream, since)
-        if as_json:
-            _dump({"name": upstream.name, "commits": [one.as_dict() for one in tried]})
-        else:
-            report.show_scan(Console(highlight=False), tried)
 
 
 def doctor(

@@ -7,45 +7,15 @@ whose author, date and message are fixed: the same series gives the same OIDs in
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, LockedPatch, Touched, sha256
+from mto_tools.patchset.lock import Lock, LockedPatch, Series, Touched, lock_path, sha256
+from mto_tools.patchset.series import MODES
+from mto_tools.patchset.tree_diff import changes, commit_tree, temporary_index
 from mto_tools.upstreams.upstream import layer_of
-
-_REGULAR = ("100644", "100755")
-_IDENTITY = {
-    "GIT_AUTHOR_NAME": "mto",
-    "GIT_AUTHOR_EMAIL": "mto@invalid",
-    "GIT_COMMITTER_NAME": "mto",
-    "GIT_COMMITTER_EMAIL": "mto@invalid",
-}
-
-
-@contextmanager
-def temporary_index(git: Git) -> Iterator[Git]:
-    """Give the same repository with an empty index of its own, removed afterwards."""
-    private = git.git_dir() / "mto"
-    private.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="index-", dir=private))
-    try:
-        yield git.with_env(GIT_INDEX_FILE=str(folder / "index"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_commit(git: Git, tree: str, parents: Sequence[str], message: str, seconds: int) -> str:
-    """Write a commit with our fixed identity at `seconds` since 1970, UTC; return its OID."""
-    date = {"GIT_AUTHOR_DATE": f"@{seconds} +0000", "GIT_COMMITTER_DATE": f"@{seconds} +0000"}
-    args = [arg for parent in parents for arg in ("-p", parent)]
-    return git.text(
-        "commit-tree", tree, *args, input=f"{message}\n".encode(), env={**_IDENTITY, **date}
-    )
 
 
 def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
@@ -60,10 +30,7 @@ def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
     Raises:
         CorruptError: git cannot read the patch, or it does not fit the tree.
     """
-    # Not `temporary_index`: `mto lint` comes here without the clone's lock, and whoever takes that
-    # lock removes every index of ours.
-    with tempfile.TemporaryDirectory(prefix="mto-index-") as folder:
-        index = git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
+    with temporary_index(git) as index:
         index.run("read-tree", tree)
         # --unidiff-zero: without it git moves zero-context additions to the end of the file.
         rc, _, err = index.try_run(
@@ -82,17 +49,15 @@ def touched_files(git: Git, before: str, after: str, name: str) -> tuple[Touched
     Raises:
         CorruptError: A file is removed, changes its mode, or is no regular file.
     """
-    raw = git.run("diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index", before, after)
-    fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
     files = []
-    for meta, path in zip(fields[::2], fields[1::2], strict=True):
-        old_mode, new_mode, old, new, kind = meta.lstrip(":").split()
-        if kind not in "AM" or new_mode not in _REGULAR or (kind == "M" and old_mode != new_mode):
+    for c in changes(git, before, after):
+        changed_mode = c.status == "M" and c.old_mode != c.new_mode
+        if c.status not in "AM" or c.new_mode not in MODES or changed_mode:
             raise CorruptError(
-                f"{name}: {path} goes from mode {old_mode} to {new_mode}; a series only inserts "
-                "lines into regular files or adds such files"
+                f"{name}: {c.path} goes from mode {c.old_mode} to {c.new_mode}; a series only "
+                "inserts lines into regular files or adds such files"
             )
-        files.append(Touched(path, new_mode, None if kind == "A" else old, new))
+        files.append(Touched(c.path, c.new_mode, None if c.status == "A" else c.old, c.new))
     return tuple(sorted(files, key=lambda file: file.path))
 
 
@@ -121,7 +86,7 @@ def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> L
         touched = touched_files(git, tree, after, name)
         if not touched:
             raise CorruptError(f"{name} changes nothing")
-        commit = write_commit(git, after, [commit], _message(name, data), date + number)
+        commit = commit_tree(git, after, [commit], _message(name, data), date + number)
         built.append(LockedPatch(name, sha256(data), layer_of(name), after, commit, touched))
         tree = after
     return Lock(base, base_tree, tuple(built))
@@ -134,36 +99,47 @@ def _message(name: str, patch: bytes) -> str:
     return match[1].decode().strip() if match else name.removesuffix(".patch")
 
 
+def rebuild(git: Git, series: Series, where: Path) -> Lock:
+    """Build a series in `git` and compare every object with its lock.
+
+    Args:
+        git: A clone that holds the base.
+        series: As `load_series` gives it.
+        where: Folder of the series, for messages.
+
+    Returns:
+        The lock; of an empty series, too, it names the base's tree.
+
+    Raises:
+        CorruptError: An object differs, or a patch does not apply.
+    """
+    built = build_series(git, series.lock.base_commit, series.files)
+    if series.files:
+        check_built(built, series.lock, lock_path(where))
+    return built
+
+
 def check_built(built: Lock, lock: Lock, where: Path) -> None:
-    """Compare what a series gave with what its lock promises.
+    """Compare the objects of a built series with those its lock names; `where` is the lock.
 
     Raises:
         CorruptError: They differ; names the first object that does.
     """
-    hint = (
-        f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the patches: "
-        f"mto export {where.parent.name} --from-patches"
-    )
-
-    def differ(what: str, expected: object, found: object) -> CorruptError:
-        return CorruptError(f"{where}: {what}: expected {expected}, found {found}", hint=hint)
-
-    if built.base_commit != lock.base_commit:
-        raise differ("base commit", lock.base_commit, built.base_commit)
-    if built.base_tree != lock.base_tree:
-        raise differ("tree of the base commit", lock.base_tree, built.base_tree)
-    for want, got in zip(lock.patches, built.patches, strict=False):
-        wanted, given = ({f.path: f for f in patch.touched} for patch in (want, got))
-        for path in sorted(wanted.keys() | given.keys()):
-            if wanted.get(path) != given.get(path):
-                raise differ(f"{want.file}: {path}", _brief(wanted, path), _brief(given, path))
-        for part in ("file", "sha256", "layer", "tree", "commit"):
-            if getattr(want, part) != getattr(got, part):
-                raise differ(f"{want.file}: {part}", getattr(want, part), getattr(got, part))
-    if len(built.patches) != len(lock.patches):
-        raise differ("number of patches", len(lock.patches), len(built.patches))
+    wanted, found = _objects(lock), _objects(built)
+    for what in {**wanted, **found}:
+        if wanted.get(what) != found.get(what):
+            raise CorruptError(
+                f"{where}: {what}: expected {wanted.get(what)}, found {found.get(what)}",
+                hint=f"git checkout -- {where.parent}    # in the mto clone; or, if you wrote the "
+                f"patches: mto export {where.parent.name} --from-patches",
+            )
 
 
-def _brief(files: dict[str, Touched], path: str) -> str:
-    file = files.get(path)
-    return f"{file.mode} {file.before} -> {file.after}" if file else "untouched"
+def _objects(lock: Lock) -> dict[str, str]:
+    found = {"base commit": lock.base_commit, "tree of the base commit": lock.base_tree}
+    for patch in lock.patches:
+        for file in patch.touched:
+            found[f"{patch.file}: {file.path}"] = f"{file.mode} {file.before} -> {file.after}"
+        for part in ("sha256", "tree", "commit"):
+            found[f"{patch.file}: {part}"] = getattr(patch, part)
+    return found

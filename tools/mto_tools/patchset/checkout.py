@@ -11,11 +11,10 @@ from pathlib import Path
 from mto_tools.errors import MissingError
 from mto_tools.patchset.embedded import require_pin
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.holding import hold
-from mto_tools.patchset.journal import Say
 from mto_tools.patchset.lock import Lock, read_lock
-from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, three_ways
-from mto_tools.patchset.switch import BASE, Record, write_record
+from mto_tools.patchset.locks import Say, hold
+from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, source_hint
+from mto_tools.patchset.switch import BASE, CloneState, write_state
 from mto_tools.upstreams.upstream import Upstream
 
 
@@ -25,11 +24,12 @@ def clone_folder(upstream: Upstream, repo: Path | None) -> Path:
 
 
 def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
-    """Return the clone, bound and checked to be one of its own.
+    """Return the clone; checked to be a repository of its own.
 
     Raises:
         MissingError: There is none.
         CorruptError: The folder is no clone, or lies inside another one.
+        GitError: git cannot or will not read it.
     """
     folder = clone_folder(upstream, repo)
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -90,9 +90,9 @@ def fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None = None)
     for path, oid in lost.items():
         if path in touched:
             raise MissingError(
-                f"{found.shown} ({found.said_by}) lacks {path}, blob {oid}, which the series of "
+                f"{found.shown} ({found.origin}) lacks {path}, blob {oid}, which the series of "
                 f"{upstream.name} patches",
-                hint=three_ways(upstream),
+                hint=source_hint(upstream),
             )
         say(f"{upstream.name}: {found.shown} lacks {path}, blob {oid}; left out, no patch needs it")
     return lost
@@ -105,7 +105,7 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         MissingError: No source gives the pin.
         RefusedError: Another mto is making it.
     """
-    with _workshop(upstream) as part:
+    with _half_made(upstream) as part:
         if _exists(upstream.checkout):
             return  # another mto was faster
         git = Git(part)
@@ -120,15 +120,15 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         git.run("update-ref", BASE, upstream.pin)
         git.run("symbolic-ref", "HEAD", BASE)
         if lost:
-            _leave_out(git, list(lost))
+            leave_out(git, list(lost))
         git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
-        write_record(git, Record(made=True, ours=[upstream.pin], missing=lost))
+        write_state(git, CloneState(created_by_mto=True, commits=[upstream.pin], missing=lost))
         if upstream.checkout.is_dir():
             upstream.checkout.rmdir()  # empty, see above
         part.rename(upstream.checkout)
 
 
-def _leave_out(git: Git, paths: list[str]) -> None:
+def leave_out(git: Git, paths: list[str]) -> None:
     """Sparse checkout of everything but `paths`."""
     git.run("config", "core.sparseCheckout", "true")
     git.run("config", "core.sparseCheckoutCone", "false")
@@ -143,7 +143,7 @@ def _literal(path: str) -> str:
 
 
 @contextmanager
-def _workshop(upstream: Upstream) -> Iterator[Path]:
+def _half_made(upstream: Upstream) -> Iterator[Path]:
     """Give an empty folder beside the clones, under a lock, and clear it afterwards."""
     shop = upstream.checkout.parent / ".mto"
     shop.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -15,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.patchset import authoring_cli
-from mto_tools.upstreams.upstream import LAYERS, Upstream, all_upstreams, load_upstream
+from mto_tools.patchset.lock import open_upstream
+from mto_tools.upstreams.upstream import LAYERS, Upstream, upstream_names
 
 if TYPE_CHECKING:
     from mto_tools.patchset.apply import Outcome
@@ -33,9 +30,6 @@ Repo = Annotated[
 From = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--source", help="URL, local mirror or clone, or bundle to fetch from."),
-]
-Keep = Annotated[
-    bool, typer.Option("--keep", help="Put local edits on a branch mto-keep/TIME first.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -62,56 +56,21 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Turn the system's refusals into our errors; on a terminal, show that something goes on."""
-    with plain_errors(), _stderr().status(what):
-        yield
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what the operating system refuses into our errors.
-
-    Raises:
-        MissingError: The disk is full.
-        MtoError: No permission, or any other failure of the system.
-    """
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or "a file"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MissingError(
-                f"no space left on the disk of {where}",
-                hint="free some disk space, then run the command again; what was begun is finished "
-                "or undone by it",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MtoError(
-                f"cannot write {where}: {error.strerror}",
-                hint="see that it is yours and not read-only; what was begun is finished or undone "
-                "by the next mto command",
-            ) from error
-        raise MtoError(f"{where}: {error.strerror or error}") from error
-
-
 def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
-    """Load the named upstreams; `--repo` goes with one of them only."""
+    """Load the named upstreams, in any case; `--repo` goes with one of them only."""
     if repo and len(names) != 1:
         raise typer.BadParameter("goes with exactly one NAME", param_hint="--repo")
     home = find_home()
-    return [load_upstream(home, name) for name in dict.fromkeys(names)]
+    return [open_upstream(home, n, say) for n in dict.fromkeys(name.lower() for name in names)]
 
 
 def checkout(names: Names, source: From = None) -> None:
     """Clone upstreams at their pins, unpatched."""
     from mto_tools.patchset.checkout import ensure_clone
 
-    with working("mto checkout"):
-        for upstream in upstreams(names, None):
-            git = ensure_clone(upstream, say, source=source)
-            say(f"{upstream.name}: the pin {upstream.pin} is in {git.folder}")
+    for upstream in upstreams(names, None):
+        git = ensure_clone(upstream, say, source=source)
+        say(f"{upstream.name}: the pin {upstream.pin} is in {git.folder}")
 
 
 def apply(
@@ -122,7 +81,6 @@ def apply(
     ] = None,
     repo: Repo = None,
     source: From = None,
-    keep: Keep = False,
     as_json: Json = False,
 ) -> None:
     """Clone if needed, check every object, and switch to the patched tree."""
@@ -131,25 +89,21 @@ def apply(
     if through is not None and through not in LAYERS:
         raise typer.BadParameter(f"one of {', '.join(LAYERS)}", param_hint="--through")
     outcomes = []
-    with plain_errors():
-        for upstream in upstreams(names, repo):
-            outcome = run(upstream, say, through=through, repo=repo, source=source, keep_edits=keep)
-            outcomes.append(outcome)
-            layers = f" through {through}" if through else ""
-            say(f"{upstream.name}: {'applied' if outcome.done else 'already applied'}{layers}")
+    for upstream in upstreams(names, repo):
+        outcomes.append(run(upstream, say, through=through, repo=repo, source=source))
+        layers = f" through layer {through}" if through else ""
+        _say_outcome(outcomes[-1], f"applied{layers}", f"already applied{layers}")
     _print_outcomes(outcomes, as_json)
 
 
-def revert(names: Names, repo: Repo = None, keep: Keep = False, as_json: Json = False) -> None:
+def revert(names: Names, repo: Repo = None, as_json: Json = False) -> None:
     """Go back to where the clone was before apply."""
     from mto_tools.patchset.apply import revert as run
 
     outcomes = []
-    with plain_errors():
-        for upstream in upstreams(names, repo):
-            outcome = run(upstream, say, repo=repo, keep_edits=keep)
-            outcomes.append(outcome)
-            say(f"{upstream.name}: {'reverted' if outcome.done else 'nothing to revert'}")
+    for upstream in upstreams(names, repo):
+        outcomes.append(run(upstream, say, repo=repo))
+        _say_outcome(outcomes[-1], "reverted", "nothing to revert")
     _print_outcomes(outcomes, as_json)
 
 
@@ -158,10 +112,9 @@ def verify(names: Names, repo: Repo = None, as_json: Json = False) -> None:
     from mto_tools.patchset.apply import verify as run
 
     outcomes = []
-    with plain_errors():
-        for upstream in upstreams(names, repo):
-            outcomes.append(run(upstream, say, repo=repo))
-            say(f"{upstream.name}: patches, lock, trees, commits and work tree agree")
+    for upstream in upstreams(names, repo):
+        outcomes.append(run(upstream, say, repo=repo))
+        _say_outcome(outcomes[-1], "patches, lock, trees, commits and work tree agree", "")
     _print_outcomes(outcomes, as_json)
 
 
@@ -173,11 +126,10 @@ def diff(
     """Show what the checkout changes over the pinned commit."""
     from mto_tools.patchset.apply import diff as run
 
-    with plain_errors():
-        (upstream,) = upstreams([name], repo)
-        out = run(upstream, repo=repo, stat=stat, color=sys.stdout.isatty())
-    sys.stdout.buffer.write(out)
-    sys.stdout.buffer.flush()
+    (upstream,) = upstreams([name], repo)
+    out = run(upstream, repo=repo, stat=stat, color=sys.stdout.isatty())
+    stream = getattr(sys.stdout, "buffer", None)
+    stream.write(out) if stream else typer.echo(out, nl=False)
 
 
 def status(
@@ -206,9 +158,8 @@ def status(
 
     if expect is not None and expect not in WORDS:
         raise typer.BadParameter(f"one of: {', '.join(WORDS)}", param_hint="--expect")
-    with plain_errors():
-        wanted = upstreams(names or [u.name for u in all_upstreams(find_home())], repo)
-        found = [look(upstream, say, repo=repo) for upstream in wanted]
+    wanted = upstreams(names or upstream_names(find_home()), repo)
+    found = [look(upstream, say, repo=repo) for upstream in wanted]
     if as_json:
         typer.echo(json.dumps([_as_dict(state) for state in found], indent=2))
     else:
@@ -226,25 +177,29 @@ def _print_status(found: list[Status], verbose: bool) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ["upstream", "state", "layer", *(["inserted lines"] if verbose else []), "detail"]
+    lines = ["inserted lines"] if verbose else []
+    columns = ["upstream", "state", "patched with", *lines, "note"]
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("upstream", "state"))
     for state in found:
-        detail = "; ".join(part for part in (state.detail, state.series) if part)
+        off = "off until a run turns it on" if state.layers else ""
+        note = "; ".join(part for part in (state.detail, state.series, off) if part)
         if verbose:
             more = [f"HEAD {state.head or 'none'}", f"pin {state.pin}", state.repo, *state.edited]
-            detail = "\n".join(part for part in (detail, *more) if part)
+            note = "\n".join(part for part in (note, *more) if part)
         word = Text(state.word, style=_COLORS.get(state.word, "bold red"))
-        row: list[Any] = [state.name, word, state.through or "-"]
+        row: list[Any] = [state.name, word, ", ".join(state.layers) or "-"]
         if verbose:
-            from mto_tools.patchset.status import layers_text
-
-            row.append(layers_text(state.inserted) or "-")
-        table.add_row(*row, Text(_printable(detail)))
+            row.append(", ".join(f"{layer} {n}" for layer, n in state.inserted.items()) or "-")
+        table.add_row(*row, Text(_printable(note)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 400  # a pipe has no right margin
     console.print(table)
+
+
+def _say_outcome(outcome: Outcome, changed: str, unchanged: str) -> None:
+    say(f"{outcome.name}: {changed if outcome.changed else unchanged} in {outcome.repo}")
 
 
 def _print_outcomes(outcomes: list[Outcome], as_json: bool) -> None:

@@ -142,7 +142,7 @@ def _source(upstream: Upstream, network: bool) -> Finding:
         source = find_source(upstream)
     except MtoError as error:
         return Finding(what, "missing", error.message, error.hint)
-    place = f"{_public(source.value)} ({_short(source.said_by, upstream)})"
+    place = f"{_public(source.value)} ({_short(source.origin, upstream)})"
     if source.kind != "url":
         return Finding(what, "ok", place)
     if not network:
@@ -192,8 +192,8 @@ def _has_pin(upstream: Upstream) -> bool:
     return folder.is_dir() and bool(Git(folder).resolve(f"{upstream.pin}^{{commit}}"))
 
 
-def _short(said_by: str, upstream: Upstream) -> str:
-    return said_by.removeprefix(f"{upstream.home}/")
+def _short(origin: str, upstream: Upstream) -> str:
+    return origin.removeprefix(f"{upstream.home}/")
 
 
 def _public(text: str) -> str:

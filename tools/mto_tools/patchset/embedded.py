@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.build import temporary_index, write_commit
 from mto_tools.patchset.git import Git
+from mto_tools.patchset.tree_diff import commit_tree, write_tree
 from mto_tools.upstreams.upstream import Upstream
 
 DATE = 1704067200  # 2024-01-01T00:00:00Z
@@ -21,7 +21,7 @@ _CACHES = ("_cache", ".pyc", ".pyo", ".swp", "~")
 def embedded_files(home: Path, upstream: Upstream) -> list[str]:
     """Return the recipe's files, relative to its folder, in git's order.
 
-    In a git clone those are the files that are tracked; elsewhere all but caches.
+    In a git clone these are the tracked files; elsewhere all but caches.
 
     Raises:
         MissingError: The folder is missing or empty.
@@ -72,20 +72,13 @@ def embedded_commit(home: Path, upstream: Upstream, repo: Git) -> str:
         "--stdin-paths",
         input=paths.encode("utf-8", "surrogateescape"),
     ).split()
-    entries = []
+    entries = {}
     for name, oid in zip(names, oids, strict=True):
         with (folder / name).open("rb") as stream:
             mode = "100755" if stream.read(2) == b"#!" else "100644"
-        entries.append(f"{mode} {oid}\t{name}\0")
-    with temporary_index(repo) as index:
-        index.run(
-            "update-index",
-            "-z",
-            "--index-info",
-            input="".join(entries).encode("utf-8", "surrogateescape"),
-        )
-        tree = index.text("write-tree")
-    return write_commit(repo, tree, [], f"{upstream.name}: embedded recipe", DATE)
+        entries[name] = (mode, oid)
+    tree = write_tree(repo, "", entries)
+    return commit_tree(repo, tree, [], f"{upstream.name}: embedded recipe", DATE)
 
 
 def require_pin(home: Path, upstream: Upstream, repo: Git) -> None:
@@ -103,7 +96,7 @@ def require_pin(home: Path, upstream: Upstream, repo: Git) -> None:
         ]
         because = f"; {crlf[0]} has CRLF line ends" if crlf else ""
         raise CorruptError(
-            f"{home / upstream.path} is not what patches/{upstream.name}/upstream.toml pins: "
+            f"{home / upstream.path} differs from the pin in {upstream.folder / 'upstream.toml'}: "
             f"expected commit {upstream.pin}, found {found}{because}",
             hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
             f"if not: git checkout -- {upstream.path}",

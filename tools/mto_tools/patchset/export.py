@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mto_tools.errors import ConflictError, CorruptError, MissingError, RefusedError
 from mto_tools.patchset.attribute import Slot, split_edit
+from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.build import build_series
-from mto_tools.patchset.edited import applied_patches, edited_tree, untracked
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, locked
+from mto_tools.patchset.local_edits import edited_tree, untracked
 from mto_tools.patchset.lock import Lock, format_lock, lock_path, read_lock, verify
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.merge import merge_trees
 from mto_tools.patchset.parser import parse, read_series
-from mto_tools.patchset.pending import Follow, exclusive, head_ref, replace
 from mto_tools.patchset.series import FilePatch, Patch, file_name, message_problem, render
-from mto_tools.patchset.switch import BRANCH, read_record
-from mto_tools.patchset.trees import file_patches
+from mto_tools.patchset.switch import BRANCH, checked_out_elsewhere, read_state
+from mto_tools.patchset.transaction import clone_lock, replace_files, series_lock
+from mto_tools.patchset.tree_diff import file_patches
 from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 
@@ -80,7 +81,7 @@ def export(
     """
     clone = Git(repo or upstream.checkout)
     clone.require_toplevel()
-    with exclusive(upstream.folder, say), locked(clone, say) as git:
+    with series_lock(upstream.folder, say), clone_lock(clone, say) as git:
         lock = read_lock(upstream) or Lock(upstream.pin, _tree(git, upstream.pin))
         verify(lock, upstream)
         series = read_series(upstream)
@@ -115,7 +116,7 @@ def export(
         files_and_lock.update(dict.fromkeys(removed))
         follow, notes = _follow(git, new, edited)
         if files_and_lock or follow:
-            replace(upstream.folder, files_and_lock, "export", follow, git)
+            replace_files(upstream.folder, files_and_lock, "export", follow, git)
     return Exported(
         tuple(changed),
         tuple(removed),
@@ -124,6 +125,46 @@ def export(
         drafts[position].layer,
         untracked(git),
         tuple(notes),
+    )
+
+
+def applied_patches(git: Git, upstream: Upstream, lock: Lock) -> int:
+    """Return how many patches of the series the checkout's HEAD holds.
+
+    Raises:
+        RefusedError: HEAD descends neither from the pin nor from a commit of the series; or it is
+            a commit of the user's on top of a part of the series.
+    """
+    known = {patch.commit: n for n, patch in enumerate(lock.patches, 1)} | {lock.base_commit: 0}
+    head = git.resolve("HEAD")
+    for line in git.text("rev-list", "--first-parent", "--max-count=1000", "HEAD").split("\n"):
+        if line in known:
+            count = known[line]
+            if line != head and count < len(lock.patches) and git.resolve(lock.commit):
+                raise _unclear(git, upstream, lock, count)
+            if lock.patches and not count:
+                raise RefusedError(
+                    f"{git.folder} stands on the pin, without the {len(lock.patches)} patches that "
+                    f"{upstream.name} has: an export from here would lose them",
+                    hint=f"mto apply {upstream.name}, then edit and export",
+                )
+            return count
+    raise RefusedError(
+        f"{git.folder}: HEAD {head} descends neither from the pin {upstream.pin} nor from a "
+        "commit of its series",
+        hint=f"mto status {upstream.name}",
+    )
+
+
+def _unclear(git: Git, upstream: Upstream, lock: Lock, count: int) -> RefusedError:
+    """`commit --amend` and rebase leave the later patches' lines in a commit of another name."""
+    ends = ", ".join(f"{patch.file} {patch.commit}" for patch in lock.patches[max(count - 1, 0) :])
+    return RefusedError(
+        f"{git.folder}: HEAD {git.resolve('HEAD')} is a commit of yours on top of {count} of "
+        f"{len(lock.patches)} patches; it may hold the others too, if you amended or rebased them",
+        hint=f"git -C {git.folder} reset --soft COMMIT changes no file; COMMIT belongs to the last "
+        f"patch they hold: {ends}"
+        + ("" if count else f"; if they hold none: mto apply {upstream.name}, then edit"),
     )
 
 
@@ -232,24 +273,29 @@ def _renamed(base: str, drafts: Sequence[Draft], lock: Lock) -> dict[str, str]:
     return {old.name: new.file for old, new in pairs if old.name not in ("", new.file)}
 
 
-def _follow(git: Git, lock: Lock, edited: str) -> tuple[Follow | None, list[str]]:
+def _follow(git: Git, lock: Lock, edited: str) -> tuple[BranchMove | None, list[str]]:
     """Return how the checkout's branch moves to the commit that has the edited content."""
     commits = {patch.tree: patch.commit for patch in lock.patches} | {
         lock.base_tree: lock.base_commit
     }
     new = commits[edited]
-    ref, head, branch = head_ref(git), git.resolve("HEAD"), git.resolve(BRANCH)
+    (ref, head), branch, state = git.head(), git.resolve(BRANCH), read_state(git)
     if new == lock.base_commit or (ref, head) == (BRANCH, new):
         return None, []
-    ours = {*commits.values(), *read_record(git).ours}
+    ours = {*commits.values(), *state.commits}
     if ref != BRANCH and branch and branch not in ours:
         return None, [f"{git.folder}: its branch mto holds commits of yours, so it stays as it is"]
-    elsewhere = git.text("worktree", "list", "--porcelain").split("\n")
-    if ref != BRANCH and f"branch {BRANCH}" in elsewhere:
+    if ref != BRANCH and checked_out_elsewhere(git, BRANCH):
         return None, [f"{git.folder}: another work tree is on the branch mto, so it stays as it is"]
     mine = head not in {*ours, lock.base_commit}
     notes = [f"your own commits end at {head}: git -C {git.folder} log {head}"] if mine else []
-    return Follow(str(git.folder), ref, head, branch, new), notes
+    if ref != BRANCH:
+        state.original_ref, state.original_commit = ref, head
+    state.owns_branch = state.owns_branch or not branch
+    state.commits = [*(oid for oid in state.commits if oid != new), new]
+    refs = ((BRANCH, new, branch),)
+    repo = str(git.folder)
+    return BranchMove(repo, ref, head, BRANCH, new, refs, asdict(state), commit_all=True), notes
 
 
 def _old_files(series: Sequence[Patch], draft: Draft) -> tuple[FilePatch, ...]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
+
+if TYPE_CHECKING:
+    from git.cmd import Git as GitPython
 
 OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 OLDEST = (2, 31)  # rev-parse --path-format; `mto upgrade` asks for 2.38 itself
@@ -47,6 +52,7 @@ _NEUTRAL = {
     "merge.conflictStyle": "merge",
     "merge.renames": "true",
     "rerere.enabled": "false",
+    "safe.bareRepository": "all",  # every folder is named by the user, none is found by git
     "status.renames": "false",
     "submodule.recurse": "false",
     "user.useConfigOnly": "false",
@@ -65,11 +71,14 @@ _ENVIRONMENT = {
     "GIT_DEFAULT_HASH": "sha1",  # of what we init; pins and locks are SHA-1
     "GIT_NO_REPLACE_OBJECTS": "1",  # a pin is the object of that name, not a stand-in
 }
-# Every other GIT_* variable is removed: it could name another repository, index or setting.
-_KEEP = re.compile(
-    r"GIT_(SSH|SSH_COMMAND|SSH_VARIANT|ASKPASS|SSL_\w+|HTTP_\w+|PROXY_\w+|ALLOW_PROTOCOL|PROTOCOL|"
-    r"EXEC_PATH|CURL_VERBOSE|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+)|"
-    r"PYTHON_\w+)"
+# These variables name another repository, index, format or identity. All others stay: credentials,
+# proxies, and the variables a user's own filters, helpers and hooks read.
+_REDIRECTING = re.compile(
+    r"GIT_(DIR|WORK_TREE|IMPLICIT_WORK_TREE|COMMON_DIR|INDEX_FILE|INDEX_VERSION|OBJECT_DIRECTORY|"
+    r"ALTERNATE_OBJECT_DIRECTORIES|QUARANTINE_PATH|NAMESPACE|PREFIX|CONFIG|CONFIG_PARAMETERS|"
+    r"SHALLOW_FILE|GRAFT_FILE|REPLACE_REF_BASE|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM|"
+    r"(LITERAL|GLOB|NOGLOB|ICASE)_PATHSPECS|EXTERNAL_DIFF|DIFF_OPTS|ATTR_SOURCE|TEMPLATE_DIR|"
+    r"DEFAULT_REF_FORMAT|REFLOG_ACTION|INTERNAL_\w+|TEST_\w+|(AUTHOR|COMMITTER)_\w+)"
 )
 HINT_DISK = "free some disk space, then run the command again"
 _HINT_NO_GIT = (
@@ -89,9 +98,7 @@ class GitError(MtoError):
 @contextmanager
 def clean_environment() -> Iterator[None]:
     """Hide the `GIT_*` variables that redirect git; a child only ever adds to what it inherits."""
-    hidden = {
-        k: v for k, v in os.environ.items() if k.startswith("GIT_") and not _KEEP.fullmatch(k)
-    }
+    hidden = {k: v for k, v in os.environ.items() if _REDIRECTING.fullmatch(k)}
     for key in hidden:
         del os.environ[key]
     try:
@@ -141,10 +148,7 @@ class Git:
         Raises:
             MissingError: There is no git, or no such folder.
         """
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        from git.cmd import Git as GitPython  # 0.2 s, and only some commands need it
-        from git.exc import GitCommandNotFound
-
+        gitpython, not_found = _gitpython()
         if not self.folder.is_dir():
             raise MissingError(f"there is no folder {self.folder}")
         settings = dict(_NEUTRAL) if convert else {**_NEUTRAL, **_NO_CONVERSION}
@@ -162,7 +166,7 @@ class Git:
                 stdin.write(input)
                 stdin.seek(0)
             try:
-                rc, out, err = GitPython(str(self.folder)).execute(
+                rc, out, err = gitpython(str(self.folder)).execute(
                     command,
                     istream=stdin,
                     env=full_env,
@@ -172,7 +176,7 @@ class Git:
                     strip_newline_in_stdout=False,
                     pass_fds=() if self.held is None else (self.held,),
                 )
-            except GitCommandNotFound as error:
+            except not_found as error:
                 raise MissingError("there is no git on PATH", hint=_HINT_NO_GIT) from error
         return rc, out, err if isinstance(err, str) else err.decode(errors="replace")
 
@@ -211,11 +215,22 @@ class Git:
         """Whether `git ARGS` leaves with status 0."""
         return self.try_run(*args)[0] == 0
 
+    def toplevel(self) -> Path | None:
+        """Return the top folder of the work tree around the folder; None where there is none.
+
+        Raises:
+            GitError: There is a repository, but git cannot or will not read it.
+        """
+        rc, out, err = self.try_run("rev-parse", "--show-toplevel")
+        if rc and ("not a git repository" in err or "must be run in a work tree" in err):
+            return None
+        if rc:
+            raise _explain(self.folder, ("rev-parse",), rc, err)
+        return Path(out.decode("utf-8", "surrogateescape").removesuffix("\n")).resolve()
+
     def is_toplevel(self) -> bool:
         """Whether the folder is itself a repository, not merely a folder inside one."""
-        rc, out, _ = self.try_run("rev-parse", "--show-toplevel")
-        top = out.decode("utf-8", "surrogateescape").removesuffix("\n")
-        return rc == 0 and bool(top) and Path(top).resolve() == self.folder.resolve()
+        return self.toplevel() == self.folder.resolve()
 
     def require_toplevel(self) -> None:
         """Refuse a folder that is not a clone of its own.
@@ -225,19 +240,13 @@ class Git:
         Raises:
             MissingError: There is no folder.
             CorruptError: The folder is no clone, or lies inside another one.
+            GitError: git cannot or will not read the clone.
         """
-        rc, out, err = self.try_run("rev-parse", "--show-toplevel")
-        top = out.decode("utf-8", "surrogateescape").removesuffix("\n")
-        if rc:
-            if "dubious ownership" in err:
-                raise _explain(self.folder, ("rev-parse",), rc, err)
+        top = self.toplevel()
+        if top != self.folder.resolve():
+            what = f"a clone of its own but a folder inside {top}" if top else "a git clone"
             raise CorruptError(
-                f"{self.folder} is not a git clone",
-                hint="give --repo the top folder of a clone, or move this folder away",
-            )
-        if Path(top).resolve() != self.folder.resolve():
-            raise CorruptError(
-                f"{self.folder} is not a clone of its own but a folder inside {top}",
+                f"{self.folder} is not {what}",
                 hint="give --repo the top folder of a clone, or move this folder away",
             )
 
@@ -256,8 +265,31 @@ class Git:
         rc, out, _ = self.try_run("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
         return out.decode().strip() if rc == 0 else ""
 
+    def head(self) -> tuple[str, str]:
+        """Return the branch HEAD is on and its commit; each is "" where there is none."""
+        return self.text("symbolic-ref", "--quiet", "HEAD", check=False), self.resolve("HEAD")
+
 
 _READING = frozenset({"status", "diff", "diff-files", "diff-index", "ls-files", "rev-parse"})
+
+
+def _gitpython() -> tuple[type[GitPython], type[Exception]]:
+    """Import GitPython, which takes 0.2 s and starts git.
+
+    Raises:
+        MissingError: git cannot even say its version.
+    """
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        from git.cmd import Git as GitPython
+        from git.exc import GitCommandNotFound
+    except ImportError as error:
+        words = " ".join(line.strip() for line in str(error).splitlines())
+        raise MissingError(
+            f"git does not start: {words}",
+            hint="git --version shows the same; mend what it names, such as ~/.gitconfig",
+        ) from error
+    return GitPython, GitCommandNotFound
 
 
 def is_disk_full(err: str) -> bool:
@@ -271,14 +303,11 @@ def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError
     what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
     if is_disk_full(err):
         return MissingError(what, hint=HINT_DISK)
+    hint = ""
     if "dubious ownership" in err:
-        hint = f"git config --global --add safe.directory {folder}"
-        return GitError(what, hint=hint, rc=rc, stderr=err)
-    if ".lock': File exists" in err:
-        hint = (
-            "another git is at work in this clone: wait for it, or remove the lock file if none is"
-        )
-        return GitError(what, hint=hint, rc=rc, stderr=err)
-    if "Permission denied" in err or "Read-only file system" in err:
-        return GitError(what, hint=f"see that you may write in {folder}", rc=rc, stderr=err)
-    return GitError(what, rc=rc, stderr=err)
+        hint = f"git config --global --add safe.directory {shlex.quote(str(folder))}"
+    elif ".lock': File exists" in err:
+        hint = "wait for the git that is at work in this clone; if none is, remove the lock file"
+    elif "Permission denied" in err or "Read-only file system" in err:
+        hint = f"see that you may write in {folder}"
+    return GitError(what, hint=hint, rc=rc, stderr=err)

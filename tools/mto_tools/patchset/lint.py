@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mto_tools.errors import MtoError
-from mto_tools.patchset.build import build_series, check_built
+from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import lock_path, read_lock, verify
+from mto_tools.patchset.lock import Series, load_series
 from mto_tools.patchset.parser import parse
+from mto_tools.patchset.scratch_repo import objects_of
 from mto_tools.patchset.series import Patch, PatchFormatError, Problem
+from mto_tools.patchset.sources import init_with_alternates
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 SHORTEST = 20
 """Inserted lines of so many characters must not equal an upstream line."""
 _BATCH = 256
+_LICENCE = re.compile(r"(licen[cs]e|copying|notice)\b.*", re.IGNORECASE)
 
 
 @dataclass
 class Linted:
-    """What was found in one upstream's folder.
+    """The result for one upstream's folder.
 
     Attributes:
         name: The upstream.
         problems: Each with file and line.
         patches: Number of patch files.
         inserted: Number of inserted lines.
-        unchecked: What could not be checked here, and why.
+        unchecked: Checks that were not possible here, and why.
     """
 
     name: str
@@ -38,13 +43,17 @@ class Linted:
     inserted: int = 0
     unchecked: list[str] = field(default_factory=list)
 
+    def problem(self, file: str, line: int, reason: str) -> None:
+        """Note a problem at a line of a file of the folder."""
+        self.problems.append(Problem(f"patches/{self.name}/{file}", line, reason))
+
     def as_dict(self) -> dict[str, Any]:
         """Return it for `--json`."""
         return {**asdict(self), "ok": not self.problems}
 
 
 def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
-    """Check `patches/NAME`, against its clone where there is one.
+    """Check `patches/NAME`, against its clone where there is one; write nothing, anywhere.
 
     Args:
         home: Root of the mto clone.
@@ -52,35 +61,38 @@ def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
         repo: Its clone; by default the one under `upstream/`.
     """
     linted = Linted(name)
-    folder = home / "patches" / name
-    toml = f"patches/{name}/upstream.toml"  # whatever was given for a name
     try:
         upstream = load_upstream(home, name)
         files = upstream.patch_files()
     except MtoError as error:
-        linted.problems.append(Problem(toml, 1, error.message))
+        linted.problem("upstream.toml", 1, error.message)
         return linted
     patches = []
     for file in files:
-        where = str(file.relative_to(home))
         try:
             patch = parse(file.read_bytes(), file.name)
         except PatchFormatError as error:
-            linted.problems += [Problem(where, p.line, p.reason) for p in error.problems]
+            for problem in error.problems:
+                linted.problem(file.name, problem.line, problem.reason)
             continue
         patches.append(patch)
         if not patch.body:
-            linted.problems.append(
-                Problem(where, 2, "the message does not say why: write a paragraph below it")
-            )
+            linted.problem(file.name, 2, "the message does not say why: write a paragraph below it")
     linted.patches = len(files)
     linted.inserted = sum(patch.inserted for patch in patches)
-    try:
-        _against_lock(upstream, patches if len(patches) == len(files) else None)
-    except MtoError as error:
-        where = str(lock_path(folder).relative_to(home))
-        linted.problems.append(Problem(where, 1, error.message))
-    _against_clone(linted, upstream, patches, Git(repo or upstream.checkout))
+    series = _against_lock(linted, upstream, patches if len(patches) == len(files) else ())
+    git = Git(repo or upstream.checkout)
+    if not git.folder.is_dir() or not git.is_toplevel():
+        missing = f"no clone at {git.folder} (mto checkout {name})"
+    elif not git.resolve(f"{upstream.pin}^{{commit}}"):
+        missing = f"{git.folder} lacks {upstream.pin}"
+    else:
+        _licence(linted, upstream, git)
+        _upstream_text(linted, upstream, patches, git)
+        _rebuild(linted, upstream, series, git)
+        return linted
+    if patches:
+        linted.unchecked.append(f"upstream text and rebuild: {missing}")
     return linted
 
 
@@ -92,54 +104,61 @@ def upstream_lines(git: Git, commit: str, wanted: Iterable[bytes]) -> set[bytes]
     return found
 
 
-def _against_lock(upstream: Upstream, patches: Sequence[Patch] | None) -> None:
-    lock = read_lock(upstream)
-    if lock is None:
-        return
-    verify(lock, upstream)
-    for patch, locked in zip(patches or (), lock.patches, strict=False):
+def licence_files(git: Git, commit: str) -> dict[str, str]:
+    """Return path to blob OID of the licence files in the top folder of a commit."""
+    found = {}
+    for entry in git.text("ls-tree", "-z", commit).split("\0")[:-1]:
+        meta, path = entry.split("\t", 1)
+        if meta.split(" ")[1] == "blob" and _LICENCE.fullmatch(path):
+            found[path] = meta.split(" ")[2]
+    return found
+
+
+def _against_lock(linted: Linted, upstream: Upstream, patches: Sequence[Patch]) -> Series | None:
+    try:
+        series = load_series(upstream)
+    except MtoError as error:
+        linted.problem("lock", 1, error.message)
+        return None
+    for patch, locked in zip(patches, series.lock.patches, strict=False):
         text = [(f.path, f.mode, None if f.is_new else f.before, f.after) for f in patch.files]
-        told = [(f.path, f.mode, f.before, f.after) for f in locked.touched]
-        if text != told:
-            raise MtoError(f"{patch.name}: its index lines name other blobs than the lock")
+        if text != [(f.path, f.mode, f.before, f.after) for f in locked.touched]:
+            linted.problem("lock", 1, f"{patch.name}: its index lines name other blobs")
+    return series
 
 
-def _against_clone(linted: Linted, upstream: Upstream, patches: Sequence[Patch], git: Git) -> None:
-    if not patches:
-        return
-    if not git.folder.is_dir() or not git.is_toplevel():
-        linted.unchecked.append(
-            f"upstream text and rebuild: no clone at {git.folder} (mto checkout {upstream.name})"
-        )
-        return
-    if not git.resolve(f"{upstream.pin}^{{commit}}"):
-        linted.unchecked.append(f"upstream text and rebuild: {git.folder} lacks {upstream.pin}")
-        return
-    where = f"patches/{upstream.name}"
-    long = [line.strip() for patch in patches for line in _inserted(patch)]
-    copied = upstream_lines(git, upstream.pin, (line for line in long if len(line) >= SHORTEST))
-    for patch in patches:
-        for file in patch.files:
-            for hunk in file.hunks:
-                for number, line in enumerate(hunk.lines, hunk.where + 1):
-                    if line.strip() in copied:
-                        reason = f"upstream has this line too ({file.path}): write it in your words"
-                        linted.problems.append(Problem(f"{where}/{patch.name}", number, reason))
-    if linted.problems:
+def _licence(linted: Linted, upstream: Upstream, git: Git) -> None:
+    """Compare the licence in `upstream.toml` with the files of the pinned commit."""
+    if not upstream.licence and (files := licence_files(git, upstream.pin)):
+        reason = f"names no licence, but the pin has {', '.join(files)}: licence.spdx is missing"
+        linted.problem("upstream.toml", 1, reason)
+
+
+def _upstream_text(linted: Linted, upstream: Upstream, patches: Sequence[Patch], git: Git) -> None:
+    lines = [
+        (patch.name, number, line.strip(), file.path)
+        for patch in patches
+        for file in patch.files
+        for hunk in file.hunks
+        for number, line in enumerate(hunk.lines, hunk.where + 1)
+        if len(line.strip()) >= SHORTEST
+    ]
+    copied = upstream_lines(git, upstream.pin, (line for _, _, line, _ in lines))
+    for name, number, line, path in lines:
+        if line in copied:
+            reason = f"upstream has this line too ({path}): write it in your words"
+            linted.problem(name, number, reason)
+
+
+def _rebuild(linted: Linted, upstream: Upstream, series: Series | None, git: Git) -> None:
+    if linted.problems or series is None:
         linted.unchecked.append("rebuild: not before the problems above are solved")
         return
-    lock = read_lock(upstream)
-    if lock is None:
-        return
-    try:
-        named = [(file.name, file.read_bytes()) for file in upstream.patch_files()]
-        check_built(build_series(git, upstream.pin, named), lock, lock_path(upstream.folder))
-    except MtoError as error:
-        linted.problems.append(Problem(f"{where}/lock", 1, error.message))
-
-
-def _inserted(patch: Patch) -> Iterator[bytes]:
-    return (line for file in patch.files for hunk in file.hunks for line in hunk.lines)
+    with tempfile.TemporaryDirectory(prefix="mto-lint-") as folder:
+        try:
+            rebuild(init_with_alternates(Path(folder), [objects_of(git)]), series, upstream.folder)
+        except MtoError as error:
+            linted.problem("lock", 1, error.message)
 
 
 def _texts(git: Git, commit: str) -> Iterator[bytes]:

@@ -1,26 +1,26 @@
 """The lock of a series: every object that applying it must give.
 
 A zero-context hunk is located by its line number alone, and git ignores the OIDs in a patch's
-index lines. What makes such a patch safe is that every blob and tree is compared with this file.
+index lines. Such a patch is safe because every blob and tree is compared with this file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import OID
-from mto_tools.upstreams.upstream import LAYERS, Upstream, layer_of
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.transaction import recover
+from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of, load_upstream
 
 FORMAT = 1
+Oid = Annotated[str, Field(pattern=f"^{OID}$")]
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class Touched:
 
     Attributes:
         path: Relative to the clone, with slashes.
-        mode: "100644" or "100755", the same before and after.
+        mode: Of the file, the same before and after.
         before: OID of the blob before; None where the patch adds the file.
         after: OID of the blob after.
     """
 
     path: str
-    mode: str
-    before: str | None
-    after: str
+    mode: Annotated[str, Field(pattern="^100(644|755)$")]
+    before: Oid | None
+    after: Oid
 
 
 @dataclass(frozen=True)
 class LockedPatch:
-    """One patch and what applying it gives.
+    """One patch and the objects that applying it gives.
 
     Attributes:
         file: Name of the patch file.
@@ -54,11 +54,11 @@ class LockedPatch:
     """
 
     file: str
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     layer: str
-    tree: str
-    commit: str
-    touched: tuple[Touched, ...]
+    tree: Oid
+    commit: Oid
+    touched: Annotated[tuple[Touched, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Lock:
 
     Attributes:
         base_commit: The pin.
-        base_tree: Its tree.
+        base_tree: Its tree; "" where no series has been built yet.
         patches: In the order of the series.
     """
 
@@ -85,6 +85,11 @@ class Lock:
         """The commit after the whole series."""
         return self.patches[-1].commit if self.patches else self.base_commit
 
+    @property
+    def trees(self) -> list[str]:
+        """The tree of the pin, then the tree after each patch."""
+        return [self.base_tree, *(patch.tree for patch in self.patches)]
+
     def through(self, layer: str | None) -> tuple[LockedPatch, ...]:
         """Return the patches up to and with `layer`; all of them for None."""
         last = len(LAYERS) if layer is None else LAYERS.index(layer)
@@ -100,6 +105,29 @@ class Lock:
         return paths
 
 
+@dataclass(frozen=True)
+class Series:
+    """Lock and patch files of an upstream, checked against one another.
+
+    Attributes:
+        lock: The lock; where there is no series yet, one that names the pin only.
+        files: (name, bytes) of the patch files, in order.
+    """
+
+    lock: Lock
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+class _Base(BaseModel):
+    commit: Oid
+    tree: Oid
+
+
+class _LockFile(BaseModel):
+    base: _Base
+    patches: tuple[LockedPatch, ...]
+
+
 def sha256(data: bytes) -> str:
     """Return the digest the lock keeps of a patch file."""
     return hashlib.sha256(data).hexdigest()
@@ -112,10 +140,9 @@ def lock_path(folder: Path) -> Path:
 
 def format_lock(lock: Lock) -> bytes:
     """Return the one byte form of a lock: JSON, one item per line, keys in fixed order."""
-    base = {"commit": lock.base_commit, "tree": lock.base_tree}
     table = {
         "format": FORMAT,
-        "base": base,
+        "base": {"commit": lock.base_commit, "tree": lock.base_tree},
         "patches": [asdict(patch) for patch in lock.patches],
         "tree": lock.tree,
     }
@@ -129,29 +156,27 @@ def parse_lock(data: bytes, where: Path) -> Lock:
         CorruptError: Not a lock, not in its one byte form, or at odds with itself.
     """
     try:
-        table = json.loads(data.decode("utf-8"))
+        table = json.loads(data)
         if table["format"] != FORMAT:
             raise CorruptError(
                 f"{where}: format {table['format']!r}, this mto reads {FORMAT}",
                 hint="use the mto that wrote it, or write it again: "
                 f"mto export {where.parent.name} --from-patches",
             )
-        patches = tuple(
-            LockedPatch(**{**patch, "touched": tuple(Touched(**file) for file in patch["touched"])})
-            for patch in table["patches"]
+        file = _LockFile.model_validate(table)
+        lock = Lock(file.base.commit, file.base.tree, file.patches)
+        problem = _contradiction(lock)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"not a lock: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"not a lock: {error!r}"
+    if not problem and format_lock(lock) != data:
+        problem = "not in its one byte form: " + (
+            "it has CRLF line ends" if b"\r\n" in data else "edited by hand or damaged in transfer"
         )
-        lock = Lock(table["base"]["commit"], table["base"]["tree"], patches)
-        _check(lock, where)
-        canonical = format_lock(lock)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{where}: not a lock: {error!r}", hint=_hint(where)) from error
-    if canonical != data:
-        crlf = b"\r\n" in data
-        raise CorruptError(
-            f"{where}: not in its one byte form"
-            + (": it has CRLF line ends" if crlf else ": edited by hand or damaged in transfer"),
-            hint=_hint(where),
-        )
+    if problem:
+        raise CorruptError(f"{where}: {problem}", hint=_hint(where))
     return lock
 
 
@@ -159,29 +184,20 @@ def _hint(where: Path) -> str:
     return f"git checkout -- {where}    # in the mto clone"
 
 
-def _check(lock: Lock, where: Path) -> None:
-    def expect(good: bool, what: str) -> None:
-        if not good:
-            raise CorruptError(f"{where}: {what}", hint=_hint(where))
-
-    is_oid: Callable[[Any], bool] = lambda oid: isinstance(oid, str) and bool(OID.fullmatch(oid))  # noqa: E731
-    expect(is_oid(lock.base_commit) and is_oid(lock.base_tree), "base: not a full OID")
+def _contradiction(lock: Lock) -> str:
+    """Say where a lock is at odds with itself; "" where it is not."""
     blobs: dict[str, str] = {}
     for patch in lock.patches:
-        expect(layer_of(patch.file) == patch.layer, f"{patch.file} is not of layer {patch.layer}")
-        expect(is_oid(patch.tree) and is_oid(patch.commit), f"{patch.file}: not a full OID")
-        expect(bool(re.fullmatch(r"[0-9a-f]{64}", patch.sha256)), f"{patch.file}: not a sha256")
-        expect(bool(patch.touched), f"{patch.file}: touches no file")
+        if layer_of(patch.file) != patch.layer:
+            return f"{patch.file} is not of layer {patch.layer}"
         paths = [file.path for file in patch.touched]
-        expect(paths == sorted(set(paths)), f"{patch.file}: paths out of order or double")
+        if paths != sorted(set(paths)):
+            return f"{patch.file}: paths out of order or double"
         for file in patch.touched:
-            name = f"{patch.file}: {file.path}"
-            expect(file.mode in ("100644", "100755"), f"{name}: mode {file.mode}")
-            expect(is_oid(file.after), f"{name}: blob after is not a full OID")
-            expect(file.before is None or is_oid(file.before), f"{name}: blob before")
-            known = blobs.get(file.path, file.before)
-            expect(file.before == known, f"{name}: blob before is not what the last patch left")
+            if file.before != blobs.get(file.path, file.before):
+                return f"{patch.file}: {file.path}: blob before is not what the last patch left"
             blobs[file.path] = file.after
+    return ""
 
 
 def read_lock(upstream: Upstream) -> Lock | None:
@@ -195,8 +211,7 @@ def read_lock(upstream: Upstream) -> Lock | None:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        patches = upstream.patch_files()
-        if patches:
+        if patches := upstream.patch_files():
             raise MissingError(
                 f"{file} is missing, but there are {len(patches)} patches", hint=_hint(file)
             ) from None
@@ -210,6 +225,20 @@ def read_lock(upstream: Upstream) -> Lock | None:
             "--accept write both",
         )
     return lock
+
+
+def load_series(upstream: Upstream) -> Series:
+    """Read lock and patch files, and compare them.
+
+    Raises:
+        MissingError: There are patches but no lock.
+        CorruptError: The lock cannot be read; or a patch is missing, was added or changed.
+    """
+    lock = read_lock(upstream)
+    if lock is None:
+        return Series(Lock(upstream.pin, ""))
+    names = [patch.file for patch in lock.patches]
+    return Series(lock, tuple(zip(names, verify(lock, upstream), strict=True)))
 
 
 def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
@@ -228,9 +257,8 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
             f"--from-patches; otherwise git checkout -- {upstream.folder}, and move away the "
             "patches that git status shows as untracked there",
         )
-    contents = []
-    for file, patch in zip(files, lock.patches, strict=True):
-        data = file.read_bytes()
+    contents = [file.read_bytes() for file in files]
+    for file, data, patch in zip(files, contents, lock.patches, strict=True):
         if sha256(data) != patch.sha256:
             crlf = ": it has CRLF line ends" if b"\r\n" in data else ""
             raise CorruptError(
@@ -238,23 +266,11 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
                 f"expected {patch.sha256}",
                 hint=_hint(file),
             )
-        contents.append(data)
     return contents
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Replace `file` in one step: a reader, or a crash, meets the old bytes or the new ones."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def open_upstream(home: Path, name: str, say: Say) -> Upstream:
+    """Finish or undo what a killed export or upgrade left in `patches/NAME`, then read it."""
+    upstream = load_upstream(home, name)  # refuses a name that is a path
+    recover(upstream.folder, say)
+    return load_upstream(home, name)

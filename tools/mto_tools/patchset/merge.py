@@ -15,18 +15,15 @@ from pathlib import Path
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import OLDEST, Git
 from mto_tools.patchset.series import FilePatch, insert
-from mto_tools.patchset.trees import read_blobs
+from mto_tools.patchset.tree_diff import commit_tree, read_blobs
 
 NEEDED = (2, 38)
 # Pinned, so that a user's settings cannot turn a conflict into a guess.
-SETTINGS = (
-    *("-c", "merge.renames=true", "-c", "merge.directoryRenames=conflict"),
-    *("-c", "merge.renameLimit=7000", "-c", "merge.renormalize=false"),
-)
-_WHO = {
-    f"GIT_{role}_{key}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for key, value in (("NAME", "mto"), ("EMAIL", "mto@localhost"), ("DATE", "@1 +0000"))
+SETTINGS = {
+    "merge.renames": "true",
+    "merge.directoryRenames": "conflict",
+    "merge.renameLimit": "7000",
+    "merge.renormalize": "false",
 }
 
 
@@ -68,20 +65,14 @@ def require_merge_tree(git: Git) -> None:
         )
 
 
-def commit_tree(git: Git, tree: str, *parents: str, message: str = "mto") -> str:
-    """Make a commit of `tree` that no branch will ever name."""
-    flags = [flag for parent in parents for flag in ("-p", parent)]
-    return git.text("commit-tree", tree, "-m", message, *flags, env=_WHO)
-
-
 def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
     """Carry the change from tree `base` to tree `ours` over to tree `upstream`."""
     if base == ours:
         return Merged(upstream, (), ())
-    root = commit_tree(git, base)
-    sides = [commit_tree(git, tree, root) for tree in (upstream, ours)]
-    command = [*SETTINGS, "merge-tree", "--write-tree", "-z", "--messages", *sides]
-    rc, out, err = git.try_run(*command)
+    root = commit_tree(git, base, [], "base", 1)
+    sides = [commit_tree(git, tree, [root], "side", 1) for tree in (upstream, ours)]
+    settings = [part for key, value in SETTINGS.items() for part in ("-c", f"{key}={value}")]
+    rc, out, err = git.try_run(*settings, "merge-tree", "--write-tree", "-z", "--messages", *sides)
     if rc not in (0, 1):
         raise CorruptError(f"git merge-tree failed in {git.folder}: {err.strip()}")
     fields = out.decode("utf-8", "surrogateescape").split("\0")
@@ -115,10 +106,8 @@ def merge_text(base: bytes, upstream: bytes, ours: bytes, git: Git) -> tuple[byt
             path.write_bytes(data)
             names.append(str(path))
         labels = ("-L", "upstream", "-L", "pinned upstream", "-L", "our patch")
-        rc, out, err = git.try_run("merge-file", "-p", "--zdiff3", *labels, *names)
-    if rc < 0 or rc > 127:
-        raise CorruptError(f"git merge-file failed: {err.strip()}")
-    return out, rc > 0
+        rc, out, _ = git.try_run("merge-file", "-p", "--zdiff3", *labels, *names)
+    return out, rc != 0  # above 127 git cannot merge them at all, as with binary content
 
 
 def conflicting_hunks(git: Git, file: FilePatch, conflict: Conflict) -> list[bool]:

@@ -8,10 +8,10 @@ from mto_tools.patchset.build import apply_patch
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.journal import Say, locked
 from mto_tools.patchset.lock import Lock, format_lock, lock_path
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.parser import read_header
-from mto_tools.patchset.pending import exclusive, replace
+from mto_tools.patchset.transaction import clone_lock, replace_files, series_lock
 from mto_tools.upstreams.upstream import Upstream
 
 
@@ -26,7 +26,7 @@ def relock(upstream: Upstream, say: Say, repo: Path | None = None) -> tuple[list
         NotAdditiveError: A patch does more than insert.
     """
     clone = open_clone(upstream, repo)
-    with exclusive(upstream.folder, say), locked(clone, say) as git:
+    with series_lock(upstream.folder, say), clone_lock(clone, say) as git:
         drafts = _drafts(git, upstream)
         files, lock = write_series(git, upstream.pin, drafts)
         old = {file.name: file.read_bytes() for file in upstream.patch_files()}
@@ -36,7 +36,7 @@ def relock(upstream: Upstream, say: Say, repo: Path | None = None) -> tuple[list
         changed.update(dict.fromkeys(old.keys() - files.keys()))
         place = lock_path(upstream.folder)
         if changed or not place.exists() or place.read_bytes() != format_lock(lock):
-            replace(upstream.folder, {**changed, place.name: format_lock(lock)}, "export")
+            replace_files(upstream.folder, {**changed, place.name: format_lock(lock)}, "export")
         return sorted(changed), lock
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import Lock
@@ -16,7 +17,7 @@ from mto_tools.patchset.merge import (
     merge_trees,
 )
 from mto_tools.patchset.series import ZERO, FilePatch, Hunk, Patch, split_lines
-from mto_tools.patchset.trees import NotAdditiveError, file_patches, read_blobs, write_tree
+from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches, read_blobs, write_tree
 
 VERDICTS = ("clean", "moved", "absorbed", "renamed", "conflict", "gone")
 NEAR = 3
@@ -48,6 +49,11 @@ class HunkReport:
     around: list[str] = field(default_factory=list)
     note: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for `--json`, without upstream text."""
+        facts = asdict(self)
+        return {**facts, "changed_around": len(facts.pop("around"))}
+
 
 @dataclass
 class Step:
@@ -72,6 +78,11 @@ class Step:
     sides: dict[str, list[str]] = field(default_factory=dict)
 
     @property
+    def trees(self) -> tuple[str, str]:
+        """The tree before and after it."""
+        return self.before, self.after
+
+    @property
     def ok(self) -> bool:
         """Whether the patch goes over without a person."""
         return not self.merged.conflicts and not self.refused
@@ -88,12 +99,12 @@ def replay(git: Git, lock: Lock, series: Sequence[Patch], target: str) -> Iterat
     """
     base, tree = lock.base_tree, git.resolve(f"{target}^{{tree}}")
     for patch, locked in zip(series, lock.patches, strict=True):
-        step = carry(git, patch, base, tree, locked.tree)
+        step = rebase_patch(git, patch, base, tree, locked.tree)
         yield step
         base, tree = locked.tree, step.after
 
 
-def carry(git: Git, patch: Patch, base: str, onto: str, ours: str) -> Step:
+def rebase_patch(git: Git, patch: Patch, base: str, onto: str, ours: str) -> Step:
     """Carry the change from tree `base` to tree `ours`, which is `patch`, over to tree `onto`."""
     merged = merge_trees(git, base, onto, ours)
     step = Step(patch, onto, merged.tree, merged)

@@ -8,9 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mto_tools.patchset.replay import VERDICTS, HunkReport, Step
-from mto_tools.patchset.scan import Tried
-from mto_tools.patchset.upgrade import Rehearsal
+from mto_tools.patchset.rehearse import Rehearsal
+from mto_tools.patchset.replay import HunkReport, Step
 
 WORDS = {
     "clean": "clean",
@@ -46,20 +45,13 @@ def show_rehearsal(console: Console, rehearsal: Rehearsal) -> None:
         console.print(table)
         for part in _details(step):
             console.print(part, soft_wrap=True)
+    if r.copied:
+        lines = [f"  {place}" for place in r.copied]
+        console.print(Text("\nupstream has these inserted lines too:", "bold red"))
+        console.print(Text("\n".join(lines)), soft_wrap=True)
     for change in r.licence:
         console.print(Text(f"\nlicence: {change.path} {change.what}", style="bold yellow"))
         console.print(_quoted(change.lines))
-
-
-def show_scan(console: Console, tried: Iterable[Tried]) -> None:
-    """Print a line for every upstream commit, as it is tried."""
-    head = "  ".join(VERDICTS)
-    console.print(Text(f"{'commit':12}  {'date':10}  {'':8}  {head}", "dim"), soft_wrap=True)
-    for one in tried:
-        word = ("goes on ", "green") if one.ok else ("conflict", "bold red")
-        counts = "  ".join(f"{one.counts[v] or '-':>{len(v)}}" for v in VERDICTS)
-        line = Text.assemble(f"{one.commit[:12]}  {one.date}  ", word, f"  {counts}  {one.subject}")
-        console.print(line, soft_wrap=True)
 
 
 def _row(hunk: HunkReport) -> tuple[RenderableType, ...]:

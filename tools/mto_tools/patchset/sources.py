@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +25,26 @@ class Source:
 
     Attributes:
         value: URL or path, template fields filled in.
-        said_by: Who named it, for messages.
+        origin: Who named it, for messages.
         kind: "url", "repository" (a local one) or "bundle".
     """
 
     value: str
-    said_by: str
+    origin: str
     kind: str
 
     @property
     def shown(self) -> str:
         """The value without a password or token, for messages."""
-        return re.sub(r"://[^/@]+@", "://***@", self.value)
+        return hide(self.value)
 
 
-def three_ways(upstream: Upstream) -> str:
+def hide(text: str) -> str:
+    """Return `text` with user and password taken out of every URL in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
+def source_hint(upstream: Upstream) -> str:
     """One sentence on how to get an upstream, network or not."""
     return (
         f"three ways: a URL this machine reaches (mto checkout {upstream.name} --source URL), a "
@@ -66,20 +73,20 @@ def find_source(upstream: Upstream, option: str | None = None) -> Source:
         (os.environ.get(VARIABLE), VARIABLE),
         (upstream.url, str(upstream.folder / "upstream.toml")),
     ]
-    value, said_by = next((value, who) for value, who in candidates if value)
+    value, origin = next((value, who) for value, who in candidates if value)
     owner, _, repo = upstream.repository.partition("/")
     for key, text in (("owner", owner), ("repo", repo), ("name", upstream.name)):
         value = value.replace(f"{{{key}}}", text)
     path = Path(value).expanduser()
     if path.is_file():
-        return Source(str(path.absolute()), said_by, "bundle")
+        return Source(str(path.absolute()), origin, "bundle")
     if path.is_dir():
-        return Source(str(path.absolute()), said_by, "repository")
-    if "://" in value or re.match(r"[\w.-]+@?[\w.-]*:(?!\\)", value):
-        return Source(value, said_by, "url")
+        return Source(str(path.absolute()), origin, "repository")
+    if re.match(r"[^/]+:", value):  # as git tells them: a colon before the first slash
+        return Source(value, origin, "url")
     raise MissingError(
-        f"{said_by} names {value!r} for {upstream.name}: neither a URL nor an existing path",
-        hint=three_ways(upstream),
+        f"{origin} names {hide(value)!r} for {upstream.name}: neither a URL nor an existing path",
+        hint=source_hint(upstream),
     )
 
 
@@ -100,15 +107,15 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
         _by_oid(git, source, commit, upstream)
     if git.text("cat-file", "-t", commit, check=False) != "commit":
         raise MissingError(
-            f"{source.shown} ({source.said_by}) does not hold the commit {commit} of "
+            f"{source.shown} ({source.origin}) does not hold the commit {commit} of "
             f"{upstream.name}",
-            hint=three_ways(upstream),
+            hint=source_hint(upstream),
         )
     _mark_shallow(git, commit)
 
 
 def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
-    fetch = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "fetch", "--no-tags")
+    fetch = ("fetch", "--no-tags")
     quiet = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
     # Cut in a clone that has its whole history only where the source's own history is cut.
     for depth in (["--depth=1"],) if _may_be_cut(git) else ([], ["--depth=1"]):
@@ -123,16 +130,16 @@ def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
     for ref in git.text("for-each-ref", "--format=%(refname)", "refs/mto-fetch/").split():
         git.run("update-ref", "-d", ref)
     if rc:
-        words = " ".join(first.split())
+        words = hide(" ".join(first.split()))
         if "dubious ownership" in first:
+            folder = shlex.quote(source.value.removeprefix("file://"))
             raise MissingError(
                 f"git does not trust {source.shown}, which another user owns: {words}",
-                hint=f"git config --global --add safe.directory {source.value}",
+                hint=f"git config --global --add safe.directory {folder}",
             )
         raise MissingError(
-            f"cannot fetch {upstream.name} {commit} from {source.shown} ({source.said_by}): "
-            f"{words}",
-            hint=three_ways(upstream),
+            f"cannot fetch {upstream.name} {commit} from {source.shown} ({source.origin}): {words}",
+            hint=source_hint(upstream),
         )
 
 
@@ -146,7 +153,7 @@ def _from_bundle(git: Git, source: Source, upstream: Upstream) -> None:
     rc, _, err = git.try_run("bundle", "unbundle", source.value)
     if rc:
         raise CorruptError(
-            f"{source.shown} ({source.said_by}) cannot be used as a bundle for {upstream.name}: "
+            f"{source.shown} ({source.origin}) cannot be used as a bundle for {upstream.name}: "
             f"{' '.join(err.split())}",
             hint=f"make it again: git bundle create {upstream.name}.bundle --all",
         )
@@ -156,13 +163,13 @@ def _lost_objects(source: Source, commit: str, upstream: Upstream) -> set[str]:
     """Objects of the commit which a local repository names but does not hold."""
     mirror = Git(source.value)
     rc, _, err = mirror.try_run("rev-parse", "--git-dir")
-    if rc:
-        if "dubious ownership" in err:
-            return set()  # fetching says it
+    if "not a git repository" in err:
         raise CorruptError(
-            f"{source.shown} ({source.said_by}) is not a git repository",
-            hint=three_ways(upstream),
+            f"{source.shown} ({source.origin}) is not a git repository",
+            hint=source_hint(upstream),
         )
+    if rc:
+        return set()  # the fetch tells why
     return set(missing_objects(mirror, commit))
 
 
@@ -178,7 +185,12 @@ def _from_incomplete(git: Git, source: Source, commit: str, lost: set[str]) -> N
 
 
 def missing_objects(git: Git, commit: str) -> list[str]:
-    """Return the OIDs that `commit` needs and the repository lacks, history left out."""
+    """Return the OIDs that `commit` needs and the repository lacks, history left out.
+
+    A partial clone lacks nothing: git fetches the rest when it is needed.
+    """
+    if git.ok("config", "--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$"):
+        return []
     rc, out, _ = git.try_run("rev-list", "--objects", "--no-walk", "--missing=print", commit)
     lines = [] if rc else out.split(b"\n")
     return [line[1:].decode() for line in lines if line.startswith(b"?")]
@@ -204,14 +216,32 @@ def missing_files(git: Git, commit: str) -> dict[str, str]:
     return found
 
 
+def init_with_alternates(folder: Path, objects: Sequence[Path]) -> Git:
+    """Make an empty repository in `folder` that sees the object folders `objects`."""
+    git = Git(folder)
+    git.run("init", "--quiet", "--template=", ".")
+    info = git.git_dir() / "objects" / "info"
+    info.mkdir(exist_ok=True)
+    (info / "alternates").write_text("".join(f"{path}\n" for path in dict.fromkeys(objects)))
+    shallow = [path.parent / "shallow" for path in objects]
+    known = {line for file in shallow if file.exists() for line in file.read_text().split()}
+    # A commit is cut off only where nobody has its parents.
+    cut = [oid for oid in sorted(known) if not _has_parents(git, oid)]
+    if cut:
+        (git.git_dir() / "shallow").write_text("".join(f"{oid}\n" for oid in cut))
+    return git
+
+
 def _mark_shallow(git: Git, commit: str) -> None:
     """Tell git that history ends here where the parents did not come along."""
-    header = git.text("cat-file", "commit", commit).partition("\n\n")[0]
-    parents = [line[7:] for line in header.splitlines() if line.startswith("parent ")]
-    asked = "\n".join(parents).encode()
-    if not parents or b"missing" not in git.run("cat-file", "--batch-check", input=asked):
-        return
     shallow = git.common_dir() / "shallow"
     known = shallow.read_text().split() if shallow.exists() else []
-    if commit not in known:
+    if commit not in known and not _has_parents(git, commit):
         shallow.write_text("".join(f"{oid}\n" for oid in sorted({*known, commit})))
+
+
+def _has_parents(git: Git, commit: str) -> bool:
+    header = git.text("cat-file", "commit", commit, check=False).partition("\n\n")[0]
+    parents = [line[7:] for line in header.splitlines() if line.startswith("parent ")]
+    asked = "\n".join(parents).encode()
+    return bool(header) and b"missing" not in git.run("cat-file", "--batch-check", input=asked)

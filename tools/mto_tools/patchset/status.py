@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from mto_tools.errors import CorruptError, MtoError
 from mto_tools.patchset.apply import unlike
 from mto_tools.patchset.checkout import clone_folder
 from mto_tools.patchset.git import Git, GitError
-from mto_tools.patchset.journal import Say, locked
-from mto_tools.patchset.lock import Lock, read_lock, verify
+from mto_tools.patchset.local_edits import classify_files, edited_files
+from mto_tools.patchset.lock import Lock, load_series, read_lock
+from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import missing_files
-from mto_tools.patchset.switch import edited_files, read_record
-from mto_tools.patchset.worktree import Change, Version, states
+from mto_tools.patchset.switch import read_state
+from mto_tools.patchset.transaction import clone_lock, interrupted
+from mto_tools.patchset.tree_diff import Version
 from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 ABSENT = "absent"
@@ -39,11 +42,12 @@ class Status:
         through: Last layer that is applied; "" for none.
         head: HEAD's commit.
         pin: The base that is expected.
-        detail: Why the word is what it is.
+        detail: The reason for the word.
         edited: Tracked files that differ from HEAD.
         missing: Files left out because the source lacked them.
-        series: What is wrong with patches or lock; "" for nothing.
+        series: The fault of patches or lock; "" for nothing.
         inserted: Lines the series inserts, by layer.
+        layers: Layers whose code is in the checkout. Each is off until a run turns it on.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Status:
     missing: list[str] = field(default_factory=list)
     series: str = ""
     inserted: dict[str, int] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -65,25 +70,30 @@ class Status:
 
 
 def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
-    """Look at one upstream's clone; settles what a killed command left, changes nothing else."""
+    """Look at one upstream's clone; finishes what a killed command left, changes nothing else."""
     folder = clone_folder(upstream, repo)
     found = Status(upstream.name, ABSENT, str(folder), upstream.pin)
-    lock: Lock | None = None
+    lock = Lock(upstream.pin, "")
     try:
-        lock = read_lock(upstream)
-        contents = verify(lock, upstream) if lock else []
-        for patch, data in zip(lock.patches if lock else (), contents, strict=True):
+        series = load_series(upstream)
+        lock = series.lock
+        for patch, (_, data) in zip(lock.patches, series.files, strict=True):
             count = found.inserted.get(patch.layer, 0) + inserted_lines(data)
             found.inserted[patch.layer] = count
     except MtoError as error:
         found.series = error.message
+        with suppress(MtoError):
+            lock = read_lock(upstream) or lock
     if folder.is_dir() and any(folder.iterdir()):
-        _look(Git(folder), upstream, lock, found, say)
+        _look(Git(folder), lock, found, say)
+    if found.through:
+        last = LAYERS.index(found.through)
+        found.layers = [n for n in LAYERS[: last + 1] if n in found.inserted]
     return found
 
 
 def inserted_lines(patch: bytes) -> int:
-    """Number of lines a zero-context patch inserts, by its hunk headers."""
+    """Return the number of lines a zero-context patch inserts, by its hunk headers."""
     total = 0
     left = 0
     for line in patch.split(b"\n"):
@@ -95,25 +105,24 @@ def inserted_lines(patch: bytes) -> int:
     return total
 
 
-def _look(git: Git, upstream: Upstream, lock: Lock | None, found: Status, say: Say) -> None:
+def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     found.word = INCOMPLETE
     try:
         git.require_toplevel()
     except (CorruptError, GitError) as error:
         found.detail = error.message
         return
-    unsettled = _settle(git, say)
+    unfinished = _finish(git, say)
     found.head = git.resolve("HEAD")
     if not found.head:
         found.detail = "no commit is checked out"
         return
-    lock = lock or Lock(upstream.pin, "")
     found.word, found.through, found.detail = _position(git, lock, found.head)
     if found.word == WRONG_BASE:
         return
-    record = read_record(git)
-    found.missing = sorted(record.missing)
-    lost = set(missing_files(git, found.head)) - record.missing.keys()
+    known = read_state(git).missing
+    found.missing = sorted(known)
+    lost = set(missing_files(git, found.head)) - known.keys()
     if lost:
         found.word, found.detail = INCOMPLETE, f"objects are missing: {', '.join(sorted(lost))}"
         return
@@ -125,21 +134,21 @@ def _look(git: Git, upstream: Upstream, lock: Lock | None, found: Status, say: S
         mixed = _mixed(git, lock, level, found.edited)
         found.word = PARTLY if mixed else EDITED
         found.detail = f"{'of another stage' if mixed else 'edited'}: {_few(mixed or found.edited)}"
-    if unsettled:
-        found.word, found.detail = PARTLY, unsettled
+    if unfinished:
+        found.word, found.detail = PARTLY, unfinished
     elif not found.detail and found.missing:
         found.detail = f"the source lacked {_few(found.missing)}"
 
 
-def _settle(git: Git, say: Say) -> str:
+def _finish(git: Git, say: Say) -> str:
     try:
-        if (git.git_dir() / "mto" / "journal").exists():
-            with locked(git, say, wait=PATIENCE):
+        if interrupted(git):
+            with clone_lock(git, say, wait=PATIENCE):
                 pass
         return ""
     except (MtoError, OSError) as error:
         words = error.message if isinstance(error, MtoError) else str(error)
-        return f"a command was interrupted and cannot be settled now: {words}"
+        return f"a command was interrupted and cannot be finished now: {words}"
 
 
 def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
@@ -153,7 +162,7 @@ def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
         if after and after[0].layer == patch.layer:
             return PARTLY, patch.layer, f"{here + 1} of {len(commits)} patches"
         return APPLIED, patch.layer, ""
-    if head in read_record(git).ours:
+    if head in read_state(git).commits:
         return WRONG_BASE, "", "at a former pin or series; mto apply moves on"
     if commits and git.ok("merge-base", "--is-ancestor", commits[-1], head):
         number = git.text("rev-list", "--count", f"{commits[-1]}..{head}")
@@ -170,19 +179,12 @@ def _mixed(git: Git, lock: Lock, level: str, edited: list[str]) -> list[str]:
             stages.setdefault(file.path, {before}).add(Version(file.after, file.mode))
     found = []
     for path in edited:
-        for version in stages.get(path, set()):
-            change: Change = (version, version)
-            if states(git, {path: change})[path] != "other":
-                found.append(path)
-                break
+        versions = list(stages.get(path, set()))
+        if classify_files(git, {path: versions})[path] >= 0:
+            found.append(path)
     return found
 
 
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def layers_text(inserted: dict[str, int]) -> str:
-    """E.g. "compat 12, mto 5"."""
-    return ", ".join(f"{layer} {inserted[layer]}" for layer in LAYERS if layer in inserted)

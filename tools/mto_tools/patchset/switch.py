@@ -1,194 +1,140 @@
-"""Move a clone's work tree from one commit to another; refuse what would cost the user an edit."""
+"""Move a clone from one commit to another; refuse where that would cost the user an edit."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Iterable
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mto_tools.errors import MissingError, MtoError, RefusedError
-from mto_tools.patchset.git import HINT_DISK, Git, is_disk_full
-from mto_tools.patchset.holding import deferred_interrupt
-from mto_tools.patchset.journal import Journal, begin, index_digest, private, settle
-from mto_tools.patchset.lock import write_atomically
-from mto_tools.patchset.worktree import Change, changes, obstacle, states
+from mto_tools.errors import MtoError, RefusedError
+from mto_tools.patchset.branch_move import STATE, BranchMove
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.local_edits import SUBMODULE, require_unmodified
+from mto_tools.patchset.locks import Say, private, write_file
+from mto_tools.patchset.transaction import commit_staged, fingerprint, staging
+from mto_tools.patchset.tree_diff import Change, changes
 
 BRANCH = "refs/heads/mto"
 BASE = "refs/heads/base"  # only in clones that mto made
 
 
 @dataclass
-class Record:
-    """What we keep about a clone between commands, in `.git/mto/state`.
+class CloneState:
+    """The facts about a clone that are kept between commands, in `.git/mto/state`.
 
     Attributes:
-        made: mto made this clone; its branch `base` is ours to move.
-        before_ref: Branch the user was on before apply; "" for a detached HEAD.
-        before_commit: Commit the user was at.
-        branch: mto made the branch `mto`, and may delete it.
-        ours: Commits that mto put there: pins of clones it made, and commits of series.
+        created_by_mto: mto made this clone; its branch `base` is ours to move.
+        original_ref: Branch the user was on before apply; "" for a detached HEAD.
+        original_commit: Commit the user was at.
+        owns_branch: mto made the branch `mto`, and may delete it.
+        commits: Commits that mto put there: pins of clones it made, and commits of series.
         missing: Path to OID of files the source lacked.
     """
 
-    made: bool = False
-    before_ref: str = ""
-    before_commit: str = ""
-    branch: bool = False
-    ours: list[str] = field(default_factory=list)
+    created_by_mto: bool = False
+    original_ref: str = ""
+    original_commit: str = ""
+    owns_branch: bool = False
+    commits: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def read_record(git: Git) -> Record:
-    """Return what we know about the clone; a fresh record where that is nothing."""
+def read_state(git: Git) -> CloneState:
+    """Return the facts kept about the clone; a fresh record where there are none."""
     try:
-        known = json.loads((git.git_dir() / "mto" / "state").read_bytes())
-        known.setdefault("branch", bool(known["ours"]))  # records of older versions say no more
-        return Record(**known)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return Record()
+        return CloneState(**json.loads((git.git_dir() / "mto" / STATE).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return CloneState()
 
 
-def write_record(git: Git, record: Record) -> None:
-    """Keep what we know about the clone."""
-    write_atomically(private(git) / "state", json.dumps(asdict(record), indent=1).encode())
+def write_state(git: Git, state: CloneState) -> None:
+    """Keep the facts about the clone."""
+    write_file(private(git) / STATE, json.dumps(asdict(state), indent=1).encode())
 
 
-def edited_files(git: Git, *, submodules: bool = True) -> dict[str, str]:
-    """Return tracked files that differ from HEAD, each with git's two letters (index, file).
-
-    The user's configuration decides, so CRLF under autocrlf=true is no edit.
-    """
-    ignored = () if submodules else ("--ignore-submodules=all",)
-    raw = git.run(
-        *("status", "--porcelain=v1", "-z", "--untracked-files=no", "--no-renames", *ignored),
-        convert=True,
-    ).decode("utf-8", "surrogateescape")
-    return {entry[3:]: entry[:2] for entry in raw.split("\0") if entry}
-
-
-def elsewhere(git: Git, ref: str) -> bool:
+def checked_out_elsewhere(git: Git, ref: str) -> bool:
     """Whether another work tree of the same repository has `ref` checked out."""
-    here = str(git.folder.resolve())
-    for block in git.text("worktree", "list", "--porcelain").split("\n\n"):
-        lines = block.splitlines()
-        if lines and f"branch {ref}" in lines:
-            return str(Path(lines[0].removeprefix("worktree ")).resolve()) != here
+    common = git.common_dir()
+    for folder in [common, *(common / "worktrees").glob("*")]:
+        if folder.resolve() != git.git_dir().resolve():
+            there = git.with_env(GIT_DIR=str(folder))
+            if there.text("symbolic-ref", "--quiet", "HEAD", check=False) == ref:
+                return True
     return False
 
 
-def in_the_way(git: Git, files: dict[str, Change]) -> dict[str, str]:
-    """Return the files a switch would have to overwrite, each with the reason.
-
-    Contents are compared by OID as well: git overlooks edits of files marked assume-unchanged.
-    """
-    blocked: dict[str, str] = {}
-    edited = edited_files(git)
-    for path, state in states(git, files).items():
-        letters = edited.get(path, "  ")
-        link = obstacle(git.folder, path)
-        if link and str(link.relative_to(git.folder)) not in files:
-            blocked[path] = f"{link.name} is no folder"
-        elif files[path][0] is None and letters != "  ":
-            blocked[path] = "staged by you, and the switch adds it"
-        elif files[path][0] is None and state != "from":
-            blocked[path] = "untracked, and the switch adds it"
-        elif letters[0] != " ":
-            blocked[path] = "staged"
-        elif state != "from" or letters != "  ":
-            blocked[path] = "edited" if (git.folder / path).exists() else "deleted"
-    return blocked
-
-
-def refuse_if_blocked(git: Git, files: dict[str, Change], verb: str) -> None:
-    """Raise where going on would overwrite something of the user's.
-
-    Raises:
-        RefusedError: Names every such file.
-    """
-    blocked = in_the_way(git, files)
-    if not blocked:
-        return
-    refuse_beyond_keeping(git, list(blocked), verb)
-    names = ", ".join(f"{path} ({why})" for path, why in sorted(blocked.items()))
-    raise RefusedError(
-        f"mto {verb} would overwrite what you have in {git.folder}: {names}",
-        hint=f"commit it, or let mto put it on a branch first: mto {verb} --keep",
-    )
-
-
-def refuse_beyond_keeping(git: Git, paths: Iterable[str], verb: str) -> None:
-    """Raise where one of `paths` would be in the way again after its edit was put on a branch.
-
-    Raises:
-        RefusedError: A path lies behind a link or a file, or git is told to pass it over.
-    """
-    behind = {path: link for path in paths if (link := obstacle(git.folder, path))}
-    for path, link in sorted(behind.items()):
-        what = "a link" if link.is_symlink() else "no folder"
-        raise RefusedError(
-            f"mto {verb} would write {path} through {link}, which is {what}, and not the clone's",
-            hint=f"mv {link} to another place, then run the command again",
-        )
-    tags = git.run("ls-files", "-t", "-z").decode("utf-8", "surrogateescape").split("\0")
-    skipped = sorted({tag[2:] for tag in tags if tag.startswith("S ")} & set(paths))
-    if skipped:
-        sparse = git.text("config", "--type=bool", "core.sparseCheckout", check=False) == "true"
-        rest = f"update-index --no-skip-worktree -- {shlex.join(skipped)}"
-        raise RefusedError(
-            f"mto {verb} needs files of {git.folder} that git is told to pass over "
-            f"(skip-worktree, as in a sparse checkout): {', '.join(skipped)}",
-            hint=f"git -C {git.folder} {'sparse-checkout disable' if sparse else rest}",
-        )
-
-
-def switch(
-    git: Git,
-    goal: str,
-    *,
-    verb: str,
-    refs: list[list[str]] | None = None,
-    attach: str = "",
-) -> None:
-    """Bring work tree, index and HEAD to `goal`; needs the clone's lock.
+def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
+    """Bring work tree, index, branches and HEAD to `move.goal`, in one step.
 
     Args:
-        git: The clone.
-        goal: Full OID of a commit.
-        verb: What the user asked for, e.g. "apply mini".
-        refs: [ref, new or "" to delete, old or ""], moved after the switch.
-        attach: Branch to be on afterwards, if it then points to `goal`.
+        git: The clone, held by `clone_lock`.
+        move: From where to where.
+        verb: The command without `mto`, for messages.
+        say: Told of an edit that was made meanwhile and was set aside.
 
     Raises:
         RefusedError: Local edits are in the way, or another git is at work.
-        MtoError: git could not switch; the clone is as it was before.
+        MtoError: git could not write the target files; nothing has changed.
     """
-    start = git.resolve("HEAD")
-    files = changes(git, start, goal) if start != goal else {}
-    refuse_if_blocked(git, files, verb)
-    journal = Journal(verb, start, goal, files, index_digest(git), refs or [], attach)
-    index = begin(git, journal)
-    words = ""
-    with deferred_interrupt():
-        if start != goal:
-            # Not --overwrite-ignore: an ignored file is the user's, too.
-            _, _, words = git.try_run(
-                *("switch", "--quiet", "--detach", "--no-guess", "--no-overwrite-ignore", goal),
-                env={"GIT_INDEX_FILE": str(index)},
-                convert=True,
+    _require_free_name(git, move)
+    files = [
+        change
+        for change in changes(git, move.head, move.goal)
+        # A submodule is a repository of its own. git makes its folder, and leaves it alone then.
+        if SUBMODULE not in (change.old_mode, change.new_mode) or change.before is None
+    ]
+    before = {change.path: fingerprint(git.folder / change.path) for change in files}
+    require_unmodified(git, files, verb)
+    _require_writable(git, files)
+    place = private(git) / "transaction"
+    with staging(place) as new:
+        _stage(git, new, move, files, verb)
+        steps = {path: (old, fingerprint(new / "files" / path)) for path, old in before.items()}
+        steps = {path: step for path, step in steps.items() if any(step)}
+        for note in commit_staged(place, git.folder, verb, steps, move, git):
+            say(note)
+
+
+def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str) -> None:
+    """Write the target files into `new/files`, as git would check them out."""
+    index, real = new / "index", git.git_dir() / "index"
+    if real.exists():
+        shutil.copyfile(real, index)
+    away = git.with_env(GIT_INDEX_FILE=str(index), GIT_ATTR_SOURCE=move.goal)
+    rc, _, words = away.try_run("read-tree", "-i", "-m", move.head, move.goal)
+    if rc:
+        raise RefusedError(
+            f"mto {verb} cannot change the index of {git.folder}: {' '.join(words.split())}",
+            hint=f"git -C {shlex.quote(str(git.folder))} status; finish or abort the merge there",
+        )
+    listed = away.text("ls-files", "-t", "-z").split("\0")
+    left_out = {entry[2:] for entry in listed if entry.startswith("S ")}
+    wanted = [c.path for c in files if c.after and c.path not in left_out]
+    paths = "".join(f"{path}\0" for path in wanted).encode("utf-8", "surrogateescape")
+    prefix = f"--prefix={new / 'files'}/"
+    away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
+
+
+def _require_free_name(git: Git, move: BranchMove) -> None:
+    for ref, new, old in move.refs:
+        below = git.text("for-each-ref", "--format=%(refname:short)", f"{ref}/").split("\n")
+        if new and not old and below[0]:
+            raise RefusedError(
+                f"{git.folder} has the branch {below[0]}, so git cannot make the branch "
+                f"{ref.removeprefix('refs/heads/')}",
+                hint=f"git -C {shlex.quote(str(git.folder))} branch -m "
+                f"{shlex.join([below[0], f'my-{below[0]}'])}",
             )
-        kept = settle(git, journal).kept
-    if git.resolve("HEAD") != goal:
-        what = (
-            f"mto {verb}: git could not switch {git.folder} from {start} to {goal}: "
-            f"{' '.join(words.split())}; everything is as it was before"
-        )
-        if is_disk_full(words):
-            raise MissingError(what, hint=HINT_DISK)
-        raise MtoError(what, hint=f"see that {git.folder} and all in it is yours to write")
-    if kept:
-        raise MtoError(
-            f"mto {verb}: {', '.join(kept)} changed in {git.folder} during the switch; left alone",
-            hint="mto status says where you are; mto revert NAME --keep goes back",
-        )
+
+
+def _require_writable(git: Git, files: list[Change]) -> None:
+    folders = {(git.folder / change.path).parent for change in files}
+    for folder in sorted({*folders, git.git_dir(), git.common_dir() / "refs" / "heads"}):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise MtoError(
+                f"cannot write in {folder}; nothing was changed",
+                hint="see that it is yours and not read-only, then run the command again",
+            )

@@ -58,11 +58,11 @@ def plan(
 
     Example: mto plan mae --gpus 8 --gpu-mem 24 --model mae_vit_large_patch16 --mto
     """
-    from mto_tools.errors import MissingError
     from mto_tools.home import find_home
     from mto_tools.plan import config, report
     from mto_tools.plan.committed import write_all as write_committed
     from mto_tools.plan.planner import Request, make_plan
+    from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -79,9 +79,7 @@ def plan(
     request = Request(gpus, gpu_mem, nodes, model, precision, zero, batch, epochs)
     made = make_plan(upstream, request)
     file = out or Path(f"{name}-{config.file_name(made)}")
-    if not upstream.entry:
-        raise MissingError(f"{upstream.folder / 'upstream.toml'}: names no script (key entry)")
-    checkout, script = _from_here(upstream.checkout), upstream.entry[0]
+    checkout, script = _from_here(upstream.checkout), load_recipe(upstream).pretrain
     place = config.Place(checkout, script, str(file), data, output)
     changed = config.write(made, file, force=force)
     if as_json:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 from mto_tools.errors import RefusedError
 from mto_tools.plan import config, memory
-from mto_tools.plan.facts import Facts, load_facts
 from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan, Request, make_plan
+from mto_tools.upstreams.facts import Facts
+from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import Upstream, all_upstreams
 
 MACHINES = tuple((8, memory) for memory in (24.0, 40.0, 80.0))  # GPUs, GB each
 
 
 def recipes(home: Path) -> list[tuple[Upstream, Facts]]:
-    """Every upstream that has a `recipe.toml`."""
+    """Every upstream that can be planned."""
     found = [up for up in all_upstreams(home) if (up.folder / "recipe.toml").is_file()]
-    return [(upstream, load_facts(upstream)) for upstream in found]
+    facts = [(upstream, load_recipe(upstream).plan) for upstream in found]
+    return [(upstream, known) for upstream, known in facts if known]
 
 
 def plans(home: Path) -> Iterator[tuple[str, Request, Plan | RefusedError]]:

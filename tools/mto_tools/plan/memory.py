@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mto_tools.plan.facts import Counts
+from mto_tools.upstreams.facts import Counts
 
 GIB = 2**30
 BUCKET = 50_000_000  # elements that ZeRO reduces at a time: 200 MB in float32

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mto_tools.errors import MissingError, RefusedError
-from mto_tools.plan.facts import Counts, Facts, Schedule, load_facts
 from mto_tools.plan.memory import GIB, Memory, bucket_size, zero_memory
+from mto_tools.upstreams.facts import Counts, Facts, Schedule
+from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.upstreams.upstream import Upstream
 
 # Stage 2 reduces the gradients in every micro batch. It is worth that only where stage 1 leaves a
@@ -126,7 +127,7 @@ def make_plan(upstream: Upstream, request: Request) -> Plan:
         RefusedError: The total batch cannot be shared out evenly, the model does not fit, or the
             schedule ends within its warm-up.
     """
-    facts = load_facts(upstream)
+    facts = plan_facts(upstream)
     schedule = facts.schedule(request.model, request.epochs)
     precision = request.precision or facts.precisions[0]
     if precision not in facts.precisions:

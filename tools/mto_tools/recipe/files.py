@@ -1,17 +1,21 @@
 """Files that a run with MTO leaves beside the recipe's own; rank 0 writes them.
 
-| file                  | content                                                             |
-|-----------------------|---------------------------------------------------------------------|
-| mto.jsonl             | loss, terms, weights, H and token norms by depth, every few steps   |
-| mto-affinity-STEP.npz | affinity maps of one image at every depth                           |
-| mto-config.json       | the settings of the run                                             |
-| mto-balance.jsonl     | with `--mto_balance`: the running gradient norms, for an exact resume |
+| file                  | content                                                                |
+|-----------------------|------------------------------------------------------------------------|
+| mto.jsonl             | loss, terms, weights, H and token norms by depth, every few steps      |
+| mto.replaced.jsonl    | lines of steps that a resumed run has made anew                        |
+| mto-affinity-STEP.npz | affinity maps of one image at every depth                              |
+| mto-config.json       | the settings of the run                                                |
+| mto-balance.jsonl     | with `--mto_balance`: the running gradient norms, for an exact resume  |
+
+Every line is JSON: a value that was not measured, or is not finite, is null.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +39,22 @@ class RunFiles:
         self.folder = folder
         self.log = JsonLines(folder / "mto.jsonl")
         self.balance = JsonLines(folder / "mto-balance.jsonl")
+
+    def number(self, step: int, steps_per_epoch: int | None) -> int:
+        """The number in this run of the step that the recipe counts as `step`.
+
+        Recipes count epochs times steps per epoch, which changes with the batch or the number of
+        GPUs. The checkpoint stands at (step - 1) / steps_per_epoch epochs; the last line before
+        that point says how many steps the run had made.
+        """
+        if step == 1 or steps_per_epoch is None:
+            return step
+        epoch = (step - 1) / steps_per_epoch
+        for line in reversed(self.log.read()):
+            if line.get("epoch") is not None and line["epoch"] <= epoch + 1e-9:
+                since = (epoch - line["epoch"]) * line["steps_per_epoch"]
+                return int(line["step"]) + round(since) + 1
+        return step
 
     def start(self, step: int, *settings: Any) -> list[dict[str, Any]] | None:
         """Make ready for a run that begins at `step`; return the balance states it goes on from."""
@@ -68,7 +88,8 @@ class JsonLines:
     """One JSON object per line, each with a `step`; survives a kill and a resume.
 
     A resumed run repeats the steps after its checkpoint, so the lines from the first repeated step
-    on are cut. A run that starts from step 1 sets an older file aside as `NAME.1.jsonl`.
+    on move to `NAME.replaced.jsonl`: a newer checkpoint may contain them. A run that starts from
+    step 1 sets an older file aside as `NAME.1.jsonl`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,10 +105,19 @@ class JsonLines:
         if step == 1:
             self._set_aside()
             return None
-        kept = [r for r in map(_parse, self.path.read_text().splitlines()) if r is not None]
-        kept = [record for record in kept if record["step"] < step]
-        _write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        records = self.read()
+        kept = [record for record in records if record["step"] < step]
+        if replaced := [record for record in records if record["step"] >= step]:
+            with self.path.with_name(f"{self.path.stem}.replaced.jsonl").open("a") as file:
+                file.write("".join(map(_line, replaced)))
+        _write_whole(self.path, "".join(map(_line, kept)))
         return kept[-1] if kept else None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records, without a line that a kill has cut short."""
+        if not self.path.exists():
+            return []
+        return [r for r in map(_parse, self.path.read_text().splitlines()) if r is not None]
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line, whole or not at all in the eyes of `start`.
@@ -98,7 +128,7 @@ class JsonLines:
             if record["step"] != self._step:
                 self._step, self._begin = record["step"], file.tell()
             file.truncate(self._begin)
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
 
     def _set_aside(self) -> None:
         if self.path.stat().st_size == 0:
@@ -107,6 +137,19 @@ class JsonLines:
         while (old := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
             number += 1
         self.path.replace(old)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_whole(path: Path, text: str) -> None:

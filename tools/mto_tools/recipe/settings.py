@@ -1,19 +1,29 @@
-"""What the user asks of MTO: the flags of a recipe, or a node of its yacs configuration."""
+"""Settings of MTO: flags of a recipe, a node of its yacs configuration, or a parent's export.
+
+The process that parses a command line exports the settings as `MTO_SETTINGS`, in JSON. Processes
+that parse none inherit them: submitit's jobs, spawned workers, a notebook that calls `main(args)`.
+A process that parses its own command line decides for itself.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mto_core import MTOConfig
-from mto_tools.flags import add_kept
+from mto_tools.errors import RefusedError
+from mto_tools.flags import StepGuard, add_private_argument, around_parsing
+
+VARIABLE = "MTO_SETTINGS"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for on the command line; `None` means the preset's own value."""
+    """The user's settings; `None` means the preset's own value."""
 
     on: bool = False
     recipe: str = "observe"
@@ -28,24 +38,53 @@ class Settings:
     balance: float | None = None
     log_every: int = 10
     grad_every: int = 0
-    affinity_steps: tuple[int, ...] = ()
+    affinity_steps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("log_every", 1), ("grad_every", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"MTO setting {name} must be at least {least}, got {value}")
+        steps = self.affinity_steps  # a yacs node or JSON gives a number or a list
+        if steps is not None:
+            steps = (steps,) if isinstance(steps, int) else tuple(steps)
+            object.__setattr__(self, "affinity_steps", steps)
 
     def config(self) -> MTOConfig:
-        """The preset with the user's own values laid over it."""
+        """The preset with the user's own values laid over it.
+
+        Raises:
+            ValueError: No such preset, or a value out of its range.
+        """
         own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in sorted(own)}
+        values: dict[str, Any] = {name: getattr(self, name) for name in sorted(own)}
+        preset: Any = self.preset or self.recipe
         return replace(
-            MTOConfig.preset(self.preset or self.recipe),
-            **{k: v for k, v in values.items() if v is not None},
+            MTOConfig.preset(preset), **{k: v for k, v in values.items() if v is not None}
         )
 
+    @property
+    def given(self) -> list[str]:
+        """Names of the settings that the user has changed."""
+        plain = Settings(recipe=self.recipe)
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
 
-_settings = Settings()
+    def check(self) -> None:
+        """Refuse settings that would have no effect, or have no meaning.
+
+        Raises:
+            ValueError: Options without the switch, or as `config` says.
+        """
+        if self.given and not self.on:
+            flags = ", ".join(f"--mto_{name}" for name in self.given)
+            raise ValueError(
+                f"{flags} given without --mto (MTO.ON True in a yacs configuration): the run would "
+                "be the plain recipe. Add the switch, or leave the options out"
+            )
+        self.config()
+
+
+_settings: Settings | None = None
+_guard = StepGuard()
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> None:
@@ -53,7 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
 
     The values never reach the namespace that `parse_args` returns.
     """
-    _replace(Settings(recipe=preset))
+
+    def begin() -> None:
+        _ask(Settings(recipe=preset))
+
+    def checked() -> None:
+        try:
+            _asked().check()
+        except ValueError as error:
+            parser.error(str(error))
+
+    begin()
+    around_parsing(parser, begin, checked)
     group = parser.add_argument_group("masked token optimization")
 
     def option(flag: str, kind: Any, text: str, **more: Any) -> None:
@@ -61,14 +111,17 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
 
         def keep(value: Any) -> None:
             try:
-                _set(**{name: value})
+                _ask(replace(_asked(), **{name: value}))
             except ValueError as error:
                 parser.error(str(error))
 
-        add_kept(group, flag, keep, type=kind, help=text, **more)
+        add_private_argument(group, flag, keep, type=kind, help=text, **more)
+
+    def switch(_: Any) -> None:
+        _ask(replace(_asked(), on=True))
 
     text = "add the MTO losses to the recipe's own"
-    add_kept(group, "--mto", lambda _: _set(on=True), nargs=0, help=text)
+    add_private_argument(group, "--mto", switch, nargs=0, help=text)
     option("--mto_preset", str, "weights by recipe name (default: this recipe's)", metavar="NAME")
     option("--mto_sparsity", float, "weight of the sparsity loss (eq. 3)", metavar="W")
     option("--mto_singularity", float, "weight of the singularity loss (eq. 6)", metavar="W")
@@ -88,34 +141,89 @@ def defaults(preset: str = "observe") -> dict[str, Any]:
 
     `attach(settings=...)` takes such a node back, with the user's values in it.
     """
-    return {f.name.upper(): getattr(Settings(recipe=preset), f.name) for f in fields(Settings)}
+    return {name.upper(): value for name, value in asdict(Settings(recipe=preset)).items()}
 
 
-def settle(preset: str | None, node: Mapping[str, Any] | None) -> Settings:
-    """The settings that count: those of a yacs node, if given, and for this recipe's preset.
+def add_node(config: Any, preset: str) -> None:
+    """Add the node `MTO` of `defaults(preset)` to a yacs configuration.
+
+    YAML 1.1 reads the key of `MTO: {ON: True}` as a boolean, so the configuration's class learns to
+    read that key as "ON".
+    """
+    _ask(Settings(recipe=preset))
+    kind = type(config)
+    config.MTO = kind(defaults(preset))
+    original = kind.load_cfg
+
+    def load_cfg(_: type, source: Any) -> Any:
+        node = original(source)
+        options = node.get("MTO") or {}
+        if True in options:
+            options["ON"] = options.pop(True)
+        return node
+
+    kind.load_cfg = classmethod(load_cfg)
+
+
+def resolve_settings(preset: str | None, node: Mapping[str, Any] | None) -> Settings:
+    """The settings in effect: of a yacs node, else of this process, else of its parent.
+
+    Args:
+        preset: This recipe's preset, where it is known only now.
+        node: Settings by field name, in any case.
 
     Raises:
         ValueError: The node holds something unknown, or a number out of range.
+        RefusedError: Options were given without the switch.
     """
+    settings = _asked()
     if node is not None:
         known = [f.name for f in fields(Settings)]
         given = {str(key).lower(): value for key, value in node.items()}
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"unknown MTO setting {unknown[0]!r}; known: {', '.join(known)}")
-        _replace(Settings(**given))
+        settings = Settings(**given)
     if preset is not None:
-        _set(recipe=preset)
-    return _settings
+        settings = replace(settings, recipe=preset)
+    if settings.given and not settings.on:
+        try:
+            settings.check()
+        except ValueError as error:
+            raise RefusedError(str(error), hint="add --mto (MTO.ON True)") from None
+    _ask(settings)
+    return settings
 
 
-def _set(**values: Any) -> None:
-    _replace(replace(_settings, **values))
+def attached() -> None:
+    """Let optimizers step: the settings are in effect."""
+    _guard.clear()
 
 
-def _replace(settings: Settings) -> None:
+def _asked() -> Settings:
+    """This process's settings; where it has parsed nothing, those that its parent exported."""
+    if _settings is None and VARIABLE in os.environ:
+        _ask(Settings(**json.loads(os.environ[VARIABLE])))
+    return _settings or Settings()
+
+
+def _ask(settings: Settings) -> None:
+    """Make `settings` those of this process and of its children."""
     global _settings
     _settings = settings
+    _guard.clear()
+    os.environ.pop(VARIABLE, None)
+    if not settings.given:
+        return
+    os.environ[VARIABLE] = json.dumps(asdict(settings))
+    _guard.arm(
+        f"MTO was asked for ({', '.join(settings.given)}), but the script has not called "
+        "mto.attach before its first optimizer step: it trains the plain recipe",
+        f"mto status   (is layer mto applied?); without MTO: unset {VARIABLE}",
+    )
 
 
 def _steps(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
+
+
+_asked()  # a process that never parses a command line is guarded from this import on

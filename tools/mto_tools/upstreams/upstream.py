@@ -1,61 +1,72 @@
-"""What `patches/NAME/upstream.toml` says: where an upstream comes from and what is pinned."""
+"""`patches/NAME/upstream.toml`: where an upstream comes from and which commit is pinned."""
 
 from __future__ import annotations
 
 import re
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tomlkit.exceptions import TOMLKitError
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import OID
 
 LAYERS = ("compat", "mto", "deepspeed")
+OID = r"([0-9a-f]{40}|[0-9a-f]{64})"
 _PATCH = re.compile(r"(\d{4})-(compat|mto|deepspeed)(-[a-z0-9]+)*\.patch")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_TEXTS = ("name", "repository", "url", "pin", "pin_date", "source", "path", "notes")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Licence:
-    """The upstream's licence: SPDX expression, and what a person should know besides."""
+class Table(BaseModel):
+    """A TOML table: immutable, every key known and of its type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Licence(Table):
+    """The licence of the upstream's code: SPDX expression, and a remark."""
 
     spdx: str
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Upstream:
+class Upstream(Table):
     """One pinned upstream.
 
     Attributes:
         home: Root of the mto clone.
         name: Folder name under `patches/` and `upstream/`.
+        source: "git", or "embedded" for a recipe kept inside the mto clone.
         repository: "owner/name" as on the public host; "" for an embedded upstream.
         url: Default source; "" for an embedded upstream.
+        path: Folder of an embedded recipe, relative to `home`.
         pin: Full OID of the base commit.
-        pin_date: Day of that commit, YYYY-MM-DD.
+        pin_date: Day of that commit, YYYY-MM-DD, for a person; an upgrade rewrites it.
         licence: Licence of the upstream's code.
         entry: Scripts a user starts, relative to the clone.
-        source: "git", or "embedded" for a recipe kept inside the mto clone.
-        path: Folder of an embedded recipe, relative to `home`.
-        notes: For a person.
-        layers: What each layer of the series adds, for a person.
     """
 
     home: Path
     name: str
-    pin: str
-    pin_date: str
-    licence: Licence
-    repository: str = ""
+    source: Literal["git", "embedded"] = "git"
+    repository: Annotated[
+        str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$", description="'owner/name'")
+    ] = ""
     url: str = ""
-    entry: tuple[str, ...] = ()
-    source: str = "git"
     path: str = ""
-    notes: str = ""
-    layers: dict[str, str] = field(default_factory=dict)
+    pin: Annotated[str, Field(pattern=f"^{OID}$", description="a full OID of 40 hex digits")]
+    pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$", description="YYYY-MM-DD")] = ""
+    licence: Licence | None = None
+    entry: list[str] = []
+
+    @model_validator(mode="after")
+    def _complete(self) -> Upstream:
+        for key in ("repository", "url") if self.source == "git" else ("path",):
+            if not getattr(self, key):
+                raise ValueError(f"source = {self.source!r} needs the key {key!r}")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -67,24 +78,25 @@ class Upstream:
         """Where the clone stands unless `--repo` says otherwise."""
         return self.home / "upstream" / self.name
 
-    def patch_files(self) -> list[Path]:
+    def patch_files(self, *, numbered: bool = True) -> list[Path]:
         """Return the series in order.
+
+        Args:
+            numbered: Refuse missing and double numbers.
 
         Raises:
             CorruptError: A file name does not follow `000N-<layer>-<slug>.patch`, a number is
                 missing or double, or a layer stands before one it builds on.
         """
         files = sorted(self.folder.glob("*.patch"))
+        ranks = [LAYERS.index(layer_of(str(file))) for file in files]
         for number, file in enumerate(files, start=1):
-            match = _PATCH.fullmatch(file.name)
-            if not match:
+            if numbered and int(file.name[:4]) != number:
                 raise CorruptError(
-                    f"{file}: a patch is named 000N-<layer>-<slug>.patch, layer one of "
-                    f"{', '.join(LAYERS)}, slug of a-z, 0-9 and dashes"
+                    f"{file}: expected number {number:04d} in the series",
+                    hint=f"git status -- {self.folder} shows a missing or added patch; if the "
+                    f"series is as you want it: mto export {self.name} --from-patches renumbers it",
                 )
-            if int(match[1]) != number:
-                raise CorruptError(f"{file}: expected number {number:04d} in the series")
-        ranks = [LAYERS.index(layer_of(file.name)) for file in files]
         for file, rank, before in zip(files[1:], ranks[1:], ranks, strict=False):
             if rank < before:
                 raise CorruptError(
@@ -93,12 +105,39 @@ class Upstream:
         return files
 
 
-def layer_of(file_name: str) -> str:
-    """Return the layer a patch file's name puts it in: compat, mto or deepspeed."""
-    match = _PATCH.fullmatch(file_name)
+def layer_of(file: str) -> str:
+    """Return the layer in a patch file's name: compat, mto or deepspeed."""
+    match = _PATCH.fullmatch(file.rpartition("/")[2])
     if not match:
-        raise CorruptError(f"{file_name}: not a name of the form 000N-<layer>-<slug>.patch")
+        raise CorruptError(
+            f"{file}: a patch is named 000N-<layer>-<slug>.patch, layer one of "
+            f"{', '.join(LAYERS)}, slug of a-z, 0-9 and dashes"
+        )
     return match[2]
+
+
+def read_toml(file: Path, model: type[_Model], **more: Any) -> _Model:
+    """Read a TOML file into a pydantic model; `more` are fields that the file does not hold.
+
+    Raises:
+        CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        table = tomlkit.parse(file.read_text("utf-8")).unwrap()
+        return model.model_validate({**more, **table})
+    except (UnicodeDecodeError, TOMLKitError) as error:
+        raise CorruptError(f"{file}: not TOML: {error}", hint=f"git diff -- {file}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        described = model.model_fields.get(where)
+        expected = described.description if described and described.description else first["msg"]
+        what = {
+            "extra_forbidden": f"unknown key {where!r}",
+            "missing": f"the key {where!r} is missing",
+            "value_error": first["msg"].removeprefix("Value error, "),
+        }.get(first["type"], f"{where} is {first['input']!r}, expected: {expected}")
+        raise CorruptError(f"{file}: {what}", hint=f"git diff -- {file}") from None
 
 
 def load_upstream(home: Path, name: str) -> Upstream:
@@ -106,102 +145,26 @@ def load_upstream(home: Path, name: str) -> Upstream:
 
     Raises:
         MissingError: There is no upstream of that name.
-        CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong kind.
+        CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong type.
     """
     file = home / "patches" / name / "upstream.toml"
-    _settle(file.parent)
     if not _NAME.fullmatch(name) or not file.is_file():
-        known = ", ".join(_names(home)) or "none"
-        raise MissingError(f"there is no upstream {name!r}: {file} does not exist; known: {known}")
-    return parse_upstream(home, name, file.read_text("utf-8"), file)
+        known = ", ".join(upstream_names(home)) or "none"
+        raise MissingError(
+            f"there is no upstream {name!r}: {file} does not exist; known: {known}",
+            hint="mto status lists them",
+        )
+    upstream = read_toml(file, Upstream, home=home)
+    if upstream.name != name:
+        raise CorruptError(f"{file}: name is {upstream.name!r}, but the folder is {name!r}")
+    return upstream
 
 
-def _settle(folder: Path) -> None:
-    """Finish or undo what a killed export or upgrade left in `folder`."""
-    if any(folder.glob(".pending*")):
-        from mto_tools.patchset import pending
-
-        pending.recover(folder, lambda line: print(line, file=sys.stderr))
+def upstream_names(home: Path) -> list[str]:
+    """Return the folders under `patches/` that hold an `upstream.toml`, sorted."""
+    return sorted(file.parent.name for file in (home / "patches").glob("*/upstream.toml"))
 
 
 def all_upstreams(home: Path) -> list[Upstream]:
     """Read every upstream, in the order of their names."""
-    return [load_upstream(home, name) for name in _names(home)]
-
-
-def _names(home: Path) -> list[str]:
-    return sorted(file.parent.name for file in (home / "patches").glob("*/upstream.toml"))
-
-
-def parse_upstream(home: Path, name: str, text: str, file: Path) -> Upstream:
-    """Check the text of an `upstream.toml`; `file` is only named in errors."""
-    try:
-        table = _parse_toml(text)
-    except ValueError as error:
-        raise CorruptError(f"{file}: not TOML: {error}") from error
-    known = {*_TEXTS, "licence", "entry", "layers"}
-    for key in table:
-        if key not in known:
-            raise CorruptError(f"{file}: unknown key {key!r}; known: {', '.join(sorted(known))}")
-    values: dict[str, Any] = {}
-    for key in _TEXTS:
-        if key in table:
-            values[key] = _typed(file, key, table[key], str)
-    for key in ("name", "pin", "pin_date", "licence"):
-        if key not in table:
-            raise CorruptError(f"{file}: the key {key!r} is missing")
-    if values["name"] != name:
-        raise CorruptError(f"{file}: name is {values['name']!r}, but the folder is {name!r}")
-    if not OID.fullmatch(values["pin"]):
-        raise CorruptError(
-            f"{file}: pin is {values['pin']!r}, expected a full commit OID of 40 hex digits",
-            hint="git rev-parse <commit> prints the full OID",
-        )
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d", values["pin_date"]):
-        raise CorruptError(f"{file}: pin_date is {values['pin_date']!r}, expected YYYY-MM-DD")
-    source = values.setdefault("source", "git")
-    needed = {"git": ("repository", "url"), "embedded": ("path",)}
-    if source not in needed:
-        raise CorruptError(f"{file}: source is {source!r}, expected 'git' or 'embedded'")
-    for key in needed[source]:
-        if not values.get(key):
-            raise CorruptError(f"{file}: source = {source!r} needs the key {key!r}")
-    if source == "git" and not re.fullmatch(r"[\w.-]+/[\w.-]+", values["repository"]):
-        raise CorruptError(f"{file}: repository is {values['repository']!r}, expected 'owner/name'")
-    entry = _typed(file, "entry", table.get("entry", []), list)
-    layers = _typed(file, "layers", table.get("layers", {}), dict)
-    for layer in layers:
-        if layer not in LAYERS:
-            raise CorruptError(f"{file}: unknown layer {layer!r}; known: {', '.join(LAYERS)}")
-    return Upstream(
-        home=home,
-        licence=_licence(file, _typed(file, "licence", table["licence"], dict)),
-        entry=tuple(_typed(file, "entry", script, str) for script in entry),
-        layers={key: _typed(file, key, value, str) for key, value in layers.items()},
-        **values,
-    )
-
-
-def _licence(file: Path, table: dict[str, Any]) -> Licence:
-    for key in table:
-        if key not in ("spdx", "note"):
-            raise CorruptError(f"{file}: unknown key 'licence.{key}'; known: note, spdx")
-    if "spdx" not in table:
-        raise CorruptError(f"{file}: the key 'licence.spdx' is missing")
-    return Licence(**{k: _typed(file, f"licence.{k}", v, str) for k, v in table.items()})
-
-
-def _typed(file: Path, key: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise CorruptError(f"{file}: {key} is {value!r}, expected a {kind.__name__}")
-    return value
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib.loads(text)
-    import tomlkit
-
-    return tomlkit.parse(text).unwrap()
+    return [load_upstream(home, name) for name in upstream_names(home)]

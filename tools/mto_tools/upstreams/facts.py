@@ -1,18 +1,14 @@
-"""The facts that a plan keeps: table `[plan]` of `patches/NAME/recipe.toml`."""
+"""Table `[plan]` of `patches/NAME/recipe.toml`: facts about memory, batch and schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
-from string import Formatter
 from typing import Any
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
-from tomlkit.exceptions import TOMLKitError
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
 
-from mto_tools.errors import CorruptError, MissingError, RefusedError
-from mto_tools.upstreams.upstream import Upstream
+from mto_tools.errors import MissingError, RefusedError
+from mto_tools.upstreams.templates import check
 
 SAVED_LOGITS = 1 / 23  # mto_core saves logits up to this share of the tokens; torch is not loaded
 VALUES = (
@@ -21,11 +17,13 @@ VALUES = (
 )
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A table of recipe.toml: no unknown key, never changed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Counts(_Table):
+class Counts(Table):
     """The memory of one model; bytes and tokens are of one image.
 
     `saved` is counted on a CPU by `tests/plan/measure.py`: the distinct storages that autograd
@@ -73,7 +71,7 @@ class Counts(_Table):
         return self.depths * self.masked * 12 + 16 * self.tokens + tokens + saved
 
 
-class Schedule(_Table):
+class Schedule(Table):
     """One model with a length of training; several lengths of one model are several schedules.
 
     Attributes:
@@ -100,7 +98,7 @@ class Schedule(_Table):
         return value
 
 
-class Facts(_Table):
+class Facts(Table):
     """All that `mto plan` knows of a recipe.
 
     Attributes:
@@ -144,9 +142,7 @@ class Facts(_Table):
     @field_validator("arguments")
     @classmethod
     def _known_values(cls, value: str) -> str:
-        if unknown := {name for _, name, _, _ in Formatter().parse(value) if name} - set(VALUES):
-            raise ValueError(f"unknown {sorted(unknown)}; known: {', '.join(VALUES)}")
-        return value
+        return check(value, VALUES)
 
     @property
     def models(self) -> list[str]:
@@ -182,34 +178,3 @@ class Facts(_Table):
                 "and change --epochs and --warmup_epochs in the printed command",
             )
         return named[0].model_copy(update={"epochs": epochs})
-
-
-def load_facts(upstream: Upstream) -> Facts:
-    """Read `[plan]` of an upstream's `recipe.toml`.
-
-    Raises:
-        MissingError: No such file or table, or a fact is missing.
-        CorruptError: The file is not TOML, or a fact is unknown or of another type.
-    """
-    file = upstream.folder / "recipe.toml"
-    try:
-        table = tomlkit.parse(file.read_text("utf-8")).unwrap() if file.is_file() else {}
-    except TOMLKitError as error:
-        raise CorruptError(f"{file}: not TOML: {error}") from None
-    if not isinstance(table.get("plan"), Mapping):
-        raise MissingError(
-            f"{upstream.name} cannot be planned: {file} has no table [plan]",
-            hint="docs/deepspeed.md, A fifth upstream, names the facts it needs",
-        )
-    try:
-        return Facts.model_validate(table["plan"])
-    except ValidationError as error:
-        found = [(".".join(map(str, ("plan", *e["loc"]))), e) for e in error.errors()]
-        missing = [name for name, e in found if e["type"] == "missing"]
-        if len(missing) == len(found):
-            raise MissingError(
-                f"{file}: missing: {', '.join(missing)}",
-                hint="docs/deepspeed.md, A fifth upstream, names the facts it needs",
-            ) from None
-        name, first = next((name, e) for name, e in found if e["type"] != "missing")
-        raise CorruptError(f"{file}: {name}: {first['msg']}") from None

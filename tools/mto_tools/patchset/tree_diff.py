@@ -1,4 +1,4 @@
-"""Trees compared and made, by git, without an index or a work tree of the user's.
+"""Trees compared and made by git, without the user's index or work tree.
 
 Where the lines of an insertion go is git's choice among equals, so that exports read like git's own
 diffs; whether a change only inserts is decided here, because git's diff sometimes shows a deletion
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.git import Git
@@ -48,6 +50,13 @@ class NotAdditiveError(RefusedError):
         self.problems = list(problems)
 
 
+class Version(NamedTuple):
+    """One version of a file: blob OID and mode, such as "100644", "100755" or "120000"."""
+
+    oid: str
+    mode: str
+
+
 @dataclass(frozen=True)
 class Change:
     """One path that differs between two trees; modes and OIDs are zeros where it is absent."""
@@ -58,6 +67,16 @@ class Change:
     new_mode: str
     old: str
     new: str
+
+    @property
+    def before(self) -> Version | None:
+        """The version in the first tree; None where the path is absent."""
+        return None if self.old == ZERO else Version(self.old, self.old_mode)
+
+    @property
+    def after(self) -> Version | None:
+        """The version in the second tree; None where the path is absent."""
+        return None if self.new == ZERO else Version(self.new, self.new_mode)
 
 
 @dataclass(frozen=True)
@@ -130,20 +149,45 @@ def read_blobs(git: Git, oids: Iterable[str]) -> dict[str, bytes]:
     return blobs
 
 
+@contextmanager
+def temporary_index(git: Git) -> Iterator[Git]:
+    """Give the same repository with an empty index of its own, outside the repository."""
+    with tempfile.TemporaryDirectory(prefix="mto-index-") as folder:
+        yield git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
+
+
 def write_tree(git: Git, base: str, entries: Mapping[str, tuple[str, str] | None]) -> str:
-    """Write `base` with some paths replaced by (mode, blob OID), or removed by None."""
-    if not entries:
-        return git.text("rev-parse", "--verify", f"{base}^{{tree}}")
-    with tempfile.TemporaryDirectory() as folder:
-        away = git.with_env(GIT_INDEX_FILE=str(Path(folder) / "index"))
-        away.run("read-tree", base)
+    """Write `base` with some paths replaced by (mode, blob OID), or removed by None.
+
+    Args:
+        git: The repository.
+        base: A tree or commit; "" for an empty tree.
+        entries: Path to (mode, blob OID).
+    """
+    with temporary_index(git) as index:
+        if base:
+            index.run("read-tree", base)
         lines = [
-            f"{mode} {oid}\t{path}\0" if oid != ZERO else f"0 {ZERO}\t{path}\0"
-            for path, (mode, oid) in ((p, e or ("", ZERO)) for p, e in entries.items())
+            f"{entry[0]} {entry[1]}\t{path}\0" if entry else f"0 {ZERO}\t{path}\0"
+            for path, entry in entries.items()
         ]
         text = "".join(lines).encode("utf-8", "surrogateescape")
-        away.run("update-index", "-z", "--index-info", input=text)
-        return away.text("write-tree")
+        index.run("update-index", "-z", "--index-info", input=text)
+        return index.text("write-tree", "--missing-ok")
+
+
+def commit_tree(git: Git, tree: str, parents: Sequence[str], message: str, seconds: int) -> str:
+    """Write a commit with our fixed identity at `seconds` since 1970, UTC; return its OID."""
+    who = {
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in (
+            *(("NAME", "mto"), ("EMAIL", "mto@invalid")),
+            ("DATE", f"@{seconds} +0000"),
+        )
+    }
+    args = [arg for parent in parents for arg in ("-p", parent)]
+    return git.text("commit-tree", tree, *args, input=f"{message}\n".encode(), env=who)
 
 
 def write_blob(git: Git, data: bytes) -> str:
@@ -169,7 +213,7 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
         old, new = blobs[change.old], blobs[change.new]
         hunks = additive_hunks(old, new, by_git.get(change.path))
         if hunks is None:
-            problems += _explain(change.path, old, by_git[change.path])
+            problems += _explain(change.path, old, by_git.get(change.path, [Range(0, 0, 0, 1)]))
         else:
             files.append(FilePatch(change.path, change.old, change.new, change.new_mode, hunks))
     if problems:

@@ -1,0 +1,92 @@
+"""Processes that this one starts and watches; however it ends, none of them is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mto_tools.launch import guard
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running command, below a guard that ends it and all it started.
+
+    Attributes:
+        log: File with all that it prints.
+        process: The guard.
+        began: When, by `time.monotonic`.
+    """
+
+    log: Path
+    process: subprocess.Popen[bytes]
+    began: float
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, 128 + N for one that signal N ended; None while it runs."""
+        return self.process.poll()
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit status; an interrupt ends it."""
+        try:
+            return self.process.wait()
+        finally:
+            end([self])
+
+    def cause(self, lines: int = 15) -> str:
+        """The last lines it printed, up to torchrun's own report."""
+        return cause(self.log, lines)
+
+
+def start(
+    command: Sequence[str], *, cwd: Path | str, log: Path, environment: Mapping[str, str]
+) -> Started:
+    """Start a command; its output goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(guard.__file__), *command],
+            cwd=cwd,
+            env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,  # held open for as long as the command may live
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Started(log, process, time.monotonic())
+
+
+def end(started: Iterable[Started]) -> None:
+    """End commands that run still, at the same time, and wait for them."""
+    started = list(started)
+    for one in started:
+        assert one.process.stdin is not None
+        one.process.stdin.close()  # the guard ends its group
+    deadline = time.monotonic() + guard.GRACE + 5  # the guard itself needs GRACE + 1
+    for one in started:
+        try:
+            one.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
+
+
+def cause(log: Path, lines: int = 15) -> str:
+    """The lines of a log that tell why a run failed.
+
+    torchrun adds its own traceback and a table of ranks, which say nothing of the cause.
+    """
+    text = log.read_text("utf-8", "replace").strip().splitlines()
+    for number, line in enumerate(text):
+        if "torch.distributed.elastic.multiprocessing.api" in line or "Sending process" in line:
+            text = text[:number]
+            break
+    return "\n".join(text[-lines:])

@@ -1,0 +1,214 @@
+"""Small runs of one recipe: the model of its real size, a few images, a few steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mto_tools.errors import MtoError
+from mto_tools.launch.command import Launch
+from mto_tools.launch.digits import CLASSES, lay_out
+from mto_tools.launch.process import start
+from mto_tools.upstreams.recipe import Recipe
+
+BATCH = 2
+RECORD = Path(__file__).with_name("record.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's output folder, and its record.
+
+    Attributes:
+        out: The folder.
+        losses: The loss of each backward pass on rank 0, as a hexadecimal float.
+        rng: The state of all generators at each backward pass, as a checksum.
+        grads: Checksums of all gradients at each optimizer step.
+        mask_token: Checksums of the mask token's gradient at each optimizer step.
+    """
+
+    out: Path
+    losses: list[str]
+    rng: list[str]
+    grads: list[str]
+    mask_token: list[str]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Starts runs of one recipe below one folder.
+
+    Attributes:
+        upstream: Name of the upstream.
+        recipe: How it is run.
+        style: One of its styles.
+        work: Folder for data, outputs and logs.
+        processes: Processes of each run.
+        cpu: Run on the CPU.
+        precision: On the CPU, "float32" or "bfloat16".
+        workers: Processes that load images, for each process of a run.
+        before: Python files every process runs first.
+    """
+
+    upstream: str
+    recipe: Recipe
+    style: str
+    work: Path
+    processes: int = 1
+    cpu: bool = True
+    precision: str = "float32"
+    workers: int = 0
+    before: Sequence[Path] = ()
+
+    def data(self, steps: int) -> Path:
+        """Lay out images for `steps` steps an epoch; 8 images, or a multiple, are 1 per class."""
+        per_class = max(1, steps * BATCH * self.processes // CLASSES)
+        return lay_out(self.recipe.data, self.work / f"data{per_class}", per_class)
+
+    def mto(self, options: Mapping[str, object]) -> list[str]:
+        """Arguments that switch MTO on, with options such as `{"sparsity": 0.1}`."""
+        return self.recipe.options.mto(options)
+
+    def log(self, out: Path) -> list[dict[str, object]]:
+        """The lines of MTO's log in an output folder."""
+        return [json.loads(x) for x in (out / self.recipe.logs.measures).read_text().splitlines()]
+
+    def checkpoint(self, out: Path, epoch: int, steps: int = 4) -> Path:
+        """The checkpoint of an epoch, counted from 0, of so many steps each."""
+        return out / self.recipe.checkpoint.format(epoch=epoch, step=(epoch + 1) * steps)
+
+    def resume(self, out: Path, epoch: int) -> list[str]:
+        """Arguments that go on from the checkpoint of an epoch in an earlier run's folder."""
+        words = self.recipe.resume.split()
+        return [word.format(folder=out, epoch=epoch) for word in words]
+
+    def arguments(self, checkout: Path, out: Path, steps: int, epochs: int) -> list[str]:
+        """Arguments of a pre-training run; a recipe that counts steps always runs two epochs."""
+        words = f"{self.recipe.arguments} {self.recipe.smoke}"
+        return self.recipe.words(
+            words,
+            self.style,
+            batch=BATCH,
+            total=BATCH * self.processes,
+            checkout=checkout,
+            data=self.data(steps),
+            out=out,
+            epochs=epochs,
+            steps=2 * steps,
+            middle=steps,
+            warmup=1,
+            save=1,
+            seed=0,
+            workers=self.workers,
+            log_every=1,
+            eval_every=2 * steps,
+        )
+
+    def other(
+        self, script: str, checkout: Path, data: Path, out: Path, checkpoint: Path
+    ) -> list[str]:
+        """Arguments of another script of the recipe."""
+        return self.recipe.words(
+            self.recipe.others[script],
+            self.style,
+            checkout=checkout,
+            data=data,
+            out=out,
+            checkpoint=checkpoint,
+            classes=CLASSES,
+        )
+
+    def pretrain(
+        self,
+        name: str,
+        checkout: Path,
+        arguments: Sequence[str] = (),
+        *,
+        patched: bool = True,
+        steps: int = 4,
+        epochs: int = 1,
+        resume: Path | None = None,
+        before: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Run:
+        """Pre-train for `epochs` of `steps`.
+
+        Args:
+            name: Of the output folder, the log and the record.
+            checkout: Folder of the scripts.
+            arguments: More of them, which win.
+            patched: A series is applied there.
+            steps: Optimizer steps of an epoch.
+            epochs: Of the whole schedule.
+            resume: Output folder of an earlier run, to go on from its first epoch.
+            before: More Python files to run first.
+            environment: More variables.
+
+        Raises:
+            MtoError: The script failed; the message has the end of its log.
+        """
+        out = self.work / name
+        given = [*self.arguments(checkout, out, steps, epochs), *arguments]
+        if resume:
+            given += self.resume(resume, 0)
+            if self.recipe.resume_from:
+                out.mkdir(parents=True)
+                shutil.copy(self.checkpoint(resume, 0, steps), out / self.recipe.resume_from)
+        record = self.work / f"{name}.record"
+        self.start(
+            name,
+            checkout / self.recipe.pretrain,
+            given,
+            patched=patched,
+            before=[RECORD, *self.before, *before],
+            environment={"MTO_RECORD": str(record), **(environment or {})},
+        )
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        return Run(
+            out=out,
+            losses=[line["loss"] for line in lines if "loss" in line],
+            rng=[line["rng"] for line in lines if "rng" in line],
+            grads=[line["grads"] for line in lines if "grads" in line],
+            mask_token=["".join(line["mask_token"]) for line in lines if "mask_token" in line],
+        )
+
+    def start(
+        self,
+        name: str,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        patched: bool = True,
+        before: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a script to its end; return all it printed.
+
+        Raises:
+            MissingError: There is no such script.
+            MtoError: It failed.
+        """
+        launch = Launch(
+            name=self.upstream,
+            recipe=self.recipe,
+            script=script,
+            arguments=arguments,
+            processes=self.processes,
+            cpu=self.cpu,
+            precision=self.precision,
+            unpatched=not patched,
+            before=before,
+            seed=0,
+        )
+        launch.check()
+        log = self.work / f"{name}.log"
+        variables = launch.environment(environment)
+        run = start(launch.argv(), cwd=self.work, log=log, environment=variables)
+        if code := run.wait():
+            raise MtoError(
+                f"{script.name} exited with {code}:\n{run.cause()}", hint=f"all it printed: {log}"
+            )
+        return log.read_text(errors="replace")

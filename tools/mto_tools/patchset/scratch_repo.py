@@ -1,0 +1,195 @@
+"""A throw-away repository that borrows the objects of others and knows the source's refs.
+
+An upgrade is rehearsed here. The user's clone and a local mirror lend their objects as alternates,
+and everything that has to be fetched is fetched into this repository: neither of them gets an
+object, a ref or a file. A ref is resolved at the source, never in the user's clone.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mto_tools.errors import MissingError
+from mto_tools.patchset.checkout import open_clone
+from mto_tools.patchset.embedded import DATE, embedded_commit
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.sources import Source, find_source, init_with_alternates, source_hint
+from mto_tools.patchset.tree_diff import commit_tree
+from mto_tools.upstreams.upstream import OID, Upstream
+
+_QUIET = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
+
+
+def objects_of(git: Git) -> Path:
+    """Return the folder of a repository's objects, for `init_with_alternates`."""
+    return Path(git.text("rev-parse", "--path-format=absolute", "--git-path", "objects"))
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The throw-away repository of one upgrade.
+
+    Attributes:
+        git: The repository; its branches, tags and HEAD are those of a source that was fetched.
+        upstream: The upstream.
+        source: Where the target comes from; None for an embedded recipe.
+    """
+
+    git: Git
+    upstream: Upstream
+    source: Source | None
+
+    def resolve(self, ref: str) -> str:
+        """Return the full OID of the commit that `ref` names in the source.
+
+        Args:
+            ref: Branch, tag, commit, `refs/...`, HEAD or @, with git's suffixes such as `~2`;
+                "embedded" for an embedded recipe as its folder is.
+
+        Raises:
+            MissingError: The source has no such commit.
+        """
+        if self.source is None:
+            found, where = self._embedded(ref), self.upstream.path
+        elif self.source.kind == "repository":
+            found, where = _in_repository(Git(self.source.value), ref), self.source.shown
+        else:
+            found, where = self._fetched(ref, self.source), self.source.shown
+        if not found:
+            raise MissingError(
+                f"{where} has no branch, tag or commit {ref!r} of {self.upstream.name}",
+                hint=f"mto upgrade {self.upstream.name} --to embedded"
+                if self.source is None
+                else f"git ls-remote {where} shows its refs; --source names another one, as a fork",
+            )
+        return found
+
+    def _embedded(self, ref: str) -> str:
+        if ref == "embedded":
+            return embedded_commit(self.upstream.home, self.upstream, self.git)
+        return self.git.resolve(f"{ref}^{{commit}}") if re.fullmatch(OID, ref) else ""
+
+    def _fetched(self, ref: str, source: Source) -> str:
+        if re.fullmatch(r"refs/[^~^:@{]+", ref):
+            self.git.try_run("fetch", *_QUIET, "--no-tags", "-u", source.value, f"+{ref}:{ref}")
+        found = _in_repository(self.git, ref)
+        # The clone lends its own commits, too: only what the source has counts.
+        if found and self.git.text("for-each-ref", "--count=1", "--contains", found):
+            return found
+        return ref if re.fullmatch(OID, ref) and self._fetch_alone(ref, source) else ""
+
+    def _fetch_alone(self, commit: str, source: Source) -> bool:
+        """Fetch a commit that no ref leads to; an empty repository asks, so the source decides."""
+        with tempfile.TemporaryDirectory(dir=self.git.folder) as folder:
+            empty = init_with_alternates(Path(folder), [])
+            asked = ("fetch", *_QUIET, "--no-tags", "--depth=1", source.value, commit)
+            if not empty.ok(*asked) or not empty.resolve(f"{commit}^{{commit}}"):
+                return False
+            self.git.run("fetch", *_QUIET, "--no-tags", "--update-shallow", folder, commit)
+        return True
+
+
+@contextmanager
+def open_scratch(
+    upstream: Upstream, say: Say, source: str | None = None, repo: Path | None = None
+) -> Iterator[Scratch]:
+    """Give a repository that has the pin and everything the source has.
+
+    Args:
+        upstream: The upstream.
+        say: Told about a fetch.
+        source: URL, path or bundle to take commits from; by default as for `mto checkout`.
+        repo: The user's clone, if not under `upstream/`.
+
+    Raises:
+        MissingError: The source cannot be reached, or nobody has the pin.
+    """
+    found = None if upstream.source == "embedded" else find_source(upstream, source)
+    lenders = [git for git in (_clone(upstream, repo),) if git]
+    if found is None or found.kind == "repository":
+        lenders.append(Git(found.value if found else upstream.home))
+    objects = [objects_of(git) for git in lenders if git.ok("rev-parse", "--git-dir")]
+    with tempfile.TemporaryDirectory(prefix="mto-upgrade-") as folder:
+        git = init_with_alternates(Path(folder), objects)
+        if found and found.kind != "repository":
+            _fetch_all(git, found, upstream, say)
+        _require_pin(git, upstream)
+        yield Scratch(git, upstream, found)
+
+
+def _clone(upstream: Upstream, repo: Path | None) -> Git | None:
+    try:
+        return open_clone(upstream, repo)
+    except MissingError:
+        if repo:
+            raise
+        return None
+
+
+def _in_repository(git: Git, ref: str) -> str:
+    """Resolve a ref as a person means it: branches before tags before git's own search."""
+    for name in (f"refs/heads/{ref}", f"refs/tags/{ref}", ref, f"refs/remotes/origin/{ref}"):
+        if oid := git.resolve(f"{name}^{{commit}}"):
+            return oid
+    return ""
+
+
+def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
+    say(f"{upstream.name}: fetching branches and tags from {source.shown}")
+    refs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+    deeper = ("--unshallow",) if (git.git_dir() / "shallow").exists() else ()
+    for more in dict.fromkeys((deeper, ())):
+        fetch = ("fetch", *_QUIET, "--no-tags", "--update-head-ok", *more, "--", source.value)
+        rc, _, err = git.try_run(*fetch, *refs)
+        if rc == 0:
+            break
+    else:
+        raise MissingError(
+            f"cannot fetch {upstream.name} from {source.shown} ({source.origin}): "
+            f"{' '.join(err.split()).replace(source.value, source.shown)}",
+            hint=source_hint(upstream),
+        )
+    git.try_run(*fetch, "+HEAD:refs/source/HEAD")
+    head = git.resolve("refs/source/HEAD^{commit}")
+    if head:
+        git.run("update-ref", "--no-deref", "HEAD", head)
+    else:  # a bundle without HEAD: the name must not stand for anything else
+        git.run("symbolic-ref", "HEAD", "refs/source/none")
+
+
+def _require_pin(git: Git, upstream: Upstream) -> None:
+    """See that the pin is there; an embedded recipe's is written from this project's own history.
+
+    Raises:
+        MissingError: Nobody has the pin.
+    """
+    if upstream.source == "embedded":
+        embedded_commit(upstream.home, upstream, git)
+        for tree in _recorded_trees(upstream):
+            if git.resolve(f"{upstream.pin}^{{commit}}"):
+                break
+            commit_tree(git, tree, [], f"{upstream.name}: embedded recipe", DATE)
+    if not git.resolve(f"{upstream.pin}^{{commit}}"):
+        embedded = upstream.source == "embedded"
+        raise MissingError(
+            f"{upstream.name}: nobody has its pin {upstream.pin}: neither {upstream.checkout} nor "
+            + (f"the history of {upstream.path}" if embedded else "the source"),
+            hint=f"git stash, mto checkout {upstream.name}, git stash pop; then upgrade"
+            if embedded
+            else f"mto checkout {upstream.name}",
+        )
+
+
+def _recorded_trees(upstream: Upstream) -> Iterator[str]:
+    """Yield the recipe's trees in this project's commits, the newest first."""
+    home = Git(upstream.home)
+    rc, out, _ = home.try_run("log", "--format=%H", "--", upstream.path)
+    for commit in out.decode().split() if rc == 0 else ():
+        if tree := home.resolve(f"{commit}:{upstream.path}"):
+            yield tree

@@ -1,0 +1,286 @@
+"""One attached training run: hooks on the model, terms by step, and the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
+from mto_tools.errors import RefusedError
+from mto_tools.recipe.files import RunFiles
+from mto_tools.recipe.micro import MicroBatches
+from mto_tools.recipe.order import warn_of_order
+from mto_tools.recipe.rng import checksum
+from mto_tools.recipe.settings import Settings
+
+TERMS = ("sparsity", "singularity", "ranking")
+SCALARS = ("loss", "total", *TERMS, "diagonal_mass", "masked_mass")
+
+
+class Run:
+    """State of the attached model; the arguments are those of `attach` and the settings."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: tuple[Iterable[nn.Module], ...],
+        num_prefix_tokens: int,
+        output_dir: str | Path | None,
+        settings: Settings,
+    ) -> None:
+        self.settings = settings
+        self.config = settings.config()
+        self.observes = not any(self.config.weights.values())
+        device = next(model.parameters()).device
+        groups = [list(group) for group in blocks]
+        self.depths = len(groups[0]) + 1
+        self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
+        self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
+        self.hooks = [
+            model.register_forward_pre_hook(_Arm(self.traces)),
+            model.register_forward_hook(_Disarm(self.traces)),
+        ]
+        self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
+        self.calls = 0
+        self.step: int | None = None
+        self.offset = 0  # of the run's step to the recipe's
+        self.steps_per_epoch: int | None = None
+        self.first_logged: int | None = None
+        self.micro = MicroBatches(self.objectives)
+        self.full: Tensor | None = None  # row of the last logged step
+        self.clock: list[tuple[int, float]] = []  # step and time of the last two logged steps
+        self.ratios: dict[str, float] = {}
+        self.rng = ""
+        if _rank() == 0:
+            print(_describe(self.settings, self.config, output_dir), flush=True)
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        for hook in self.hooks:
+            hook.remove()
+        for trace in self.traces:
+            trace.close()
+
+    def add(
+        self,
+        loss: Tensor,
+        mask: Tensor,
+        step: int | None,
+        micro_batches: int,
+        batches_per_epoch: int | None,
+    ) -> Tensor:
+        """See `mto_tools.recipe.add`."""
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss must be a scalar, got shape {list(loss.shape)}: pass loss.mean()"
+            )
+        step = self.calls // micro_batches + 1 if step is None else step
+        self.calls += 1
+        mask = mask.detach() != 0
+        if self.step is None:
+            step = self._start(step, micro_batches, batches_per_epoch, loss.device)
+            warn_of_order(self.traces[0].tokens_by_depth[0], mask.flatten(1))
+        else:
+            step += self.offset
+        if step != self.step:
+            self.step, self.ratios = step, {}
+            self.micro.clear()
+            self.clock = self.clock[-1:]
+        scalar = loss.reshape(())
+        asked: dict[str, Any] = {
+            "step": step,
+            "loss": scalar if self.config.balance is not None else None,
+            "diagnostics": self._logs(step),
+        }
+        pairs = list(zip(self.objectives, self.traces, strict=True))
+        self.micro.before()
+        terms = [mto(trace.tokens_by_depth, mask, **asked) for mto, trace in pairs]
+        total = torch.stack([t.total for t in terms]).mean()
+        row = torch.stack([_row(scalar, t) for t in terms]).mean(0)
+        if asked["diagnostics"]:
+            self.full = row
+        complete = self.micro.keep(row, micro_batches)
+        if complete and self.files:
+            self._measure_on_rank0(self.files, scalar, mask, step)
+        for trace in self.traces:
+            trace.clear()
+        if complete:  # for now: if left-overs were among them, more come, and the line is replaced
+            self._end(step)
+        return loss if self.observes else loss + total
+
+    def log(self) -> dict[str, float]:
+        """See `mto_tools.recipe.log`."""
+        if not self.micro.rows:
+            return {}
+        row = self.micro.rows[-1]
+        if self.full is not None:
+            kept = torch.where(row.isnan(), self.full, row)
+            kept[:2] = row[:2]  # a loss that is NaN is shown as such
+            row = kept
+        values = _plain(row, self.depths)
+        by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
+        return {f"mto_{name}": values[name] for name in ("loss", *TERMS, "total")} | by_depth
+
+    def _start(
+        self, step: int, micro_batches: int, batches_per_epoch: int | None, device: torch.device
+    ) -> int:
+        """Read what an earlier process has left; return the run's number of the first step."""
+        if batches_per_epoch is not None:
+            self.steps_per_epoch = batches_per_epoch // micro_batches
+            if self.steps_per_epoch == 0:
+                raise RefusedError(
+                    f"a step takes {micro_batches} micro batches, but an epoch has "
+                    f"{batches_per_epoch}: no optimizer step would ever be made",
+                    hint="lower the accumulation or the batch, or give more images",
+                )
+        first, logged = step, False
+        if self.files:
+            first = self.files.number(step, self.steps_per_epoch)
+            # A line with the new count, so that a later resume finds where it began.
+            before = [line.get("steps_per_epoch") for line in self.files.log.read()[-1:]]
+            logged = step > 1 and before != [self.steps_per_epoch]
+        if _world() > 1:
+            shared = torch.tensor([first, int(logged)], device=device)
+            dist.broadcast(shared, 0)
+            first, logged = shared.tolist()
+        if logged and self.steps_per_epoch is not None:
+            self.first_logged = first
+        self.offset = first - step
+        kept = self.files.start(first, self.settings, self.config) if self.files else None
+        if self.config.balance is not None:
+            for index, mto in enumerate(self.objectives):
+                _restore(mto, kept[index] if kept else {})
+        return first
+
+    def _logs(self, step: int) -> bool:
+        due = step in (1, self.first_logged) or step % self.settings.log_every == 0
+        return due or self._compares(step)
+
+    def _compares(self, step: int) -> bool:
+        every = self.settings.grad_every
+        return bool(every) and (step == 1 or step % every == 0)
+
+    def _measure_on_rank0(self, files: RunFiles, loss: Tensor, mask: Tensor, step: int) -> None:
+        """Measurements on the last micro batch of some steps; the first may be left over from the
+        epoch before."""
+        if self._logs(step):
+            self.rng = checksum(mask)
+        pairs = list(zip(self.objectives, self.traces, strict=True))
+        if self._compares(step):
+            found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
+            self.ratios = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+        if step in (self.settings.affinity_steps or ()):
+            files.save_affinity(step, self.traces[0].tokens_by_depth, mask)
+
+    def _end(self, step: int) -> None:
+        if self._logs(step):
+            row = torch.stack(self.micro.rows).mean(0)
+            if _world() > 1:
+                dist.all_reduce(row)
+                row /= dist.get_world_size()
+            if self.files:
+                record = {"step": step, **_plain(row, self.depths), "rng": self.rng}
+                self.files.log.write(record | self._progress(step))
+        if self.files and self.config.balance is not None and step % self.config.balance_every == 0:
+            states = [
+                {name: value.tolist() for name, value in mto.state_dict().items()}
+                for mto in self.objectives
+            ]
+            self.files.balance.write({"step": step, "state": states})
+
+    def _progress(self, step: int) -> dict[str, Any]:
+        """Gradient ratios, time a step since the line before, and place in the epochs."""
+        more: dict[str, Any] = {"grad_ratio": self.ratios} if self.ratios else {}
+        now = time.perf_counter()
+        if self.clock and self.clock[0][0] < step:
+            then, clock = self.clock[0]
+            more["step_ms"] = round(1000 * (now - clock) / (step - then), 3)
+        self.clock = [*self.clock[:1], (step, now)]
+        if self.steps_per_epoch is not None:
+            more["epoch"] = (step - self.offset) / self.steps_per_epoch
+            more["steps_per_epoch"] = self.steps_per_epoch
+        return more
+
+
+class _Arm:
+    """Pre-hook of the whole model. A copy of the model (EMA, teacher) must not arm our traces."""
+
+    def __init__(self, traces: list[TokenTrace]) -> None:
+        self.traces = traces
+
+    def __call__(self, model: nn.Module, inputs: Any) -> None:
+        if model.training and torch.is_grad_enabled():
+            for trace in self.traces:
+                trace.arm()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Arm:
+        return type(self)([])
+
+    def __reduce__(self) -> tuple[type[_Arm], tuple[list[TokenTrace]]]:
+        return type(self), ([],)
+
+
+class _Disarm(_Arm):
+    """Hook behind the whole model: blocks that run later do so in no traced forward."""
+
+    def __call__(self, model: nn.Module, inputs: Any, output: Any = None) -> None:
+        for trace in self.traces:
+            trace.disarm()
+
+
+def _describe(settings: Settings, config: MTOConfig, output_dir: str | Path | None) -> str:
+    """One line for the run's own log: what is on, with weights."""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in config.weights.items())
+    parts = [f"mto is on: preset {settings.preset or settings.recipe}", weights]
+    if not any(config.weights.values()):
+        parts.append("it observes and changes nothing")
+    if config.balance is not None:
+        parts.append(f"weights follow the loss's gradient, ratio {config.balance:g}")
+    if config.warmup_steps:
+        parts.append(f"warm-up {config.warmup_steps} steps")
+    if output_dir:
+        parts.append(f"a line every {settings.log_every} steps in {Path(output_dir, 'mto.jsonl')}")
+    return "; ".join(parts)
+
+
+def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
+    """All that is logged in one tensor, so that reading it waits for the device once."""
+    missing = torch.full((), torch.nan, device=loss.device)
+    found = {"loss": loss} | {name: getattr(terms, name) for name in SCALARS[1:]}
+    scalars = [missing if value is None else value for value in found.values()]
+    weights = [torch.as_tensor(terms.weights[name], device=loss.device) for name in TERMS]
+    norms = missing.expand_as(terms.heterogeneity) if terms.token_norm is None else terms.token_norm
+    first = torch.stack([x.detach().double() for x in (*scalars, *weights)])
+    return torch.cat([first, terms.heterogeneity.double(), norms.double()])
+
+
+def _plain(row: Tensor, depths: int) -> dict[str, Any]:
+    """`_row` as numbers by name."""
+    values = iter(row.tolist())
+    named: dict[str, Any] = {name: next(values) for name in SCALARS}
+    named["weights"] = {name: next(values) for name in TERMS}
+    rest = list(values)
+    return named | {"heterogeneity": rest[:depths], "token_norm": rest[depths:]}
+
+
+def _restore(mto: MaskedTokenOptimization, state: Mapping[str, list[float]]) -> None:
+    """Put back a balance state that rank 0 read, on all ranks."""
+    for name, buffer in mto.state_dict().items():
+        if name in state:
+            buffer.copy_(torch.tensor(state[name]))
+        if _world() > 1:
+            dist.broadcast(buffer, 0)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,23 @@
+"""Templates of recipe.toml: words with names in braces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from string import Formatter
+
+
+def check(template: str, known: Collection[str]) -> str:
+    """Return a template whose names are all known.
+
+    Raises:
+        ValueError: Another name, or braces that do not close.
+    """
+    if unknown := {name for _, name, _, _ in Formatter().parse(template) if name} - set(known):
+        names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
+        raise ValueError(f"unknown {names} in {template!r}; known: {', '.join(sorted(known))}")
+    return template
+
+
+def fill(template: str, values: Mapping[str, object]) -> list[str]:
+    """Split a template into words, then put the values in: a value with a space is one word."""
+    return [word.format(**values) for word in template.split()]
