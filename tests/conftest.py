@@ -55,6 +55,15 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def mini_server(fork_server: Callable[..., ForkServer]) -> ForkServer:
+    """The server for mini: what the plain recipe imports, nothing of ours."""
+    return fork_server(
+        *("torch.distributed", "timm.models.vision_transformer", "torchvision.datasets"),
+        *("sklearn.datasets", "sklearn.linear_model"),
+    )
+
+
+@pytest.fixture(scope="session")
 def rank_server(fork_server: Callable[..., ForkServer]) -> ForkServer:
     """The server for ranks: what torchrun, mini and, where it is installed, DeepSpeed import."""
     modules = [
