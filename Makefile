@@ -72,13 +72,13 @@ demo: $(if $(filter mini,$(UPSTREAM)),$(TOOLS),$(RECIPES))  ## baseline against 
 
 test: $(DEV) lint typecheck  ## everything CI runs: ruff, mypy, doctests, the test suite (ARGS=PATH for a part)
 	$(PY) -m pytest -q --doctest-modules mto_core
-	$(PY) -m pytest -n $(JOBS) --maxprocesses 8 $(or $(ARGS),tests)
+	$(PY) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(or $(ARGS),tests)
 
 test-floor:  ## mto_core, mini and compat on the oldest versions that pyproject names
 	$(PYTHON) -m venv .venv-floor
-	grep -oE '"[a-z0-9-]+>=[0-9.]+"' pyproject.toml | grep -v setuptools | sed 's/"//g; s/>=/==/' > .venv-floor/floor.txt
+	grep -oE '"[a-z0-9-]+>=[0-9.]+"' pyproject.toml | grep -v hatchling | sed 's/"//g; s/>=/==/' > .venv-floor/floor.txt
 	.venv-floor/bin/python $(PIP) -c .venv-floor/floor.txt -e '.[tools,recipes,slurm,dev]'
-	.venv-floor/bin/python -m pytest -n $(JOBS) --maxprocesses 8 $(or $(ARGS),tests/mto_core tests/mini tests/compat)
+	.venv-floor/bin/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(or $(ARGS),tests/mto_core tests/mini tests/compat)
 
 lint: $(DEV)  ## ruff
 	$(PY) -m ruff check .

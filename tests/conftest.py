@@ -1,5 +1,6 @@
 """Set before torch is imported: tests run two at a time, each on one core."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -54,25 +55,41 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable[[Path, list[list[object]]], None]:
-    """Run a Python command per rank, with a log in the folder; all are gone afterwards."""
+def mini_server(fork_server: Callable[..., ForkServer]) -> ForkServer:
+    """The server for mini: what the plain recipe imports, nothing of ours."""
+    return fork_server(
+        *("torch.distributed", "timm.models.vision_transformer", "torchvision.datasets"),
+        *("sklearn.datasets", "sklearn.linear_model"),
+    )
+
+
+@pytest.fixture(scope="session")
+def rank_server(fork_server: Callable[..., ForkServer]) -> ForkServer:
+    """The server for ranks: what torchrun, mini and, where it is installed, DeepSpeed import."""
+    modules = [
+        *("torch.distributed", "torch.distributed.launcher.api", "mto_tools.recipe"),
+        *("timm.models.vision_transformer", "torchvision.datasets"),
+    ]
+    if importlib.util.find_spec("deepspeed"):  # every ZeRO optimizer imports muon when made
+        modules += ["mto_tools.ds.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
+    return fork_server(*modules, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.fixture(scope="session")
+def run_ranks(rank_server: ForkServer) -> Callable[[Path, list[list[object]]], None]:
+    """Run a script per rank, with a log in the folder; all are gone afterwards."""
 
     def run(folder: Path, commands: list[list[object]]) -> None:
         logs = [folder / f"{rank}.log" for rank in range(len(commands))]
         ranks = [
-            subprocess.Popen(
-                [sys.executable, *map(str, command)],
-                stdout=log.open("w"),
-                stderr=subprocess.STDOUT,
-            )
+            rank_server.start(*map(str, command), out=log)
             for command, log in zip(commands, logs, strict=True)
         ]
         try:
-            codes = [rank.wait(timeout=400) for rank in ranks]
+            codes = [rank.wait() for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()
         assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
 
     return run

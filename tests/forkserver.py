@@ -46,6 +46,21 @@ def run_python(argv: list[str]) -> None:
         runpy.run_path(argv[0], run_name="__main__")
 
 
+def die_before(number: int) -> None:
+    """Kill this process before its `number`-th change of a file below its folder."""
+    folder, left = Path.cwd(), number
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
+        if (writes or event in ("os.rename", "os.remove")) and isinstance(args[0], (str, Path)):
+            left -= folder in Path(args[0]).absolute().parents
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def become(job: dict[str, Any], fds: list[int]) -> None:
     """Run a job in this process, which was forked for it, and exit."""
     os.setpgid(0, 0)
@@ -60,6 +75,8 @@ def become(job: dict[str, Any], fds: list[int]) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"],) * 2)
+    if job["die_before"]:
+        die_before(job["die_before"])
     try:
         run_python(job["argv"])
     except SystemExit:
@@ -193,6 +210,7 @@ class ForkServer:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         file_size: int = 0,
+        die_before: int = 0,
     ) -> Forked:
         """Start `python ARGV...`.
 
@@ -203,6 +221,7 @@ class ForkServer:
             env: Variables added to those of this process.
             cwd: The folder it runs in, that of this process where it is None.
             file_size: No file may grow beyond this many bytes, as on a full disk; 0 for no limit.
+            die_before: The process kills itself before so many changes of files below `cwd`.
         """
         self.wait_until_ready()
         job = {
@@ -210,6 +229,7 @@ class ForkServer:
             "env": {**os.environ, **(env or {})},
             "cwd": str(cwd or Path.cwd()),
             "file_size": file_size,
+            "die_before": die_before,
         }
         with out.open("ab") as stdout, (err or out).open("ab") as stderr:
             return Forked(str(self.path), job, [stdout.fileno(), stderr.fileno()])
@@ -226,7 +246,8 @@ class ForkServer:
 
 def stand_in(path: str, argv: list[str]) -> None:
     """Have a process forked, and stand for it: the same output, signals and end."""
-    job = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "file_size": 0}
+    job = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd())}
+    job |= {"file_size": 0, "die_before": 0}
     process = Forked(path, job, [1, 2])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: process.kill(number))

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,6 @@ SMALL = (
     *("--decoder_num_heads", "2", "--batch_size", "32", "--steps", str(STEPS), "--device", "cpu"),
     *("--warmup_steps", "3", "--log_every", "1", "--eval_every", "1000", "--save_every", "3"),
     *("--threads", "1", "--mto", "--mto_log_every", "1"),
-)
-IMPORTS = (
-    *("deepspeed", "mto_tools.recipe", "mto_tools.ds.engine", "torch.distributed.launcher.api"),
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # every ZeRO optimizer imports it when made
-    *("timm.models.vision_transformer", "torchvision.datasets"),
 )
 ROUNDING = 1e-6  # relative, of a loss; 2e-7 was measured
 
@@ -130,14 +125,11 @@ class Ranks:
 
 @pytest.fixture(scope="module")
 def ranks(
-    recipes: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    fork_server: Callable[..., ForkServer],
+    recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, rank_server: ForkServer
 ) -> Iterator[Ranks]:
     recipe = recipes["patched"]
     folder = tmp_path_factory.mktemp("ranks")
-    server = fork_server(*IMPORTS, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
-    ranks = Ranks(recipe, folder / "data", folder, server)
+    ranks = Ranks(recipe, folder / "data", folder, rank_server)
     digits = ranks.fork(folder / "made", recipe / "make_digits.py", "--out", folder / "digits")
     assert digits.wait() == 0, digits.stderr
     for file in sorted((folder / "digits" / "train").glob("[0-3]/*.png")):

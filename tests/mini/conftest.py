@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +22,6 @@ from ..forkserver import Forked, ForkServer
 
 RECIPE = Path(__file__).parents[2] / "upstream" / "embedded" / "mini"
 
-IMPORTS = (
-    *("torch.distributed", "timm.models.vision_transformer", "torchvision.datasets"),
-    *("sklearn.datasets", "sklearn.linear_model"),
-)
 TINY = (
     *("--img_size", "8", "--patch_size", "2", "--embed_dim", "16", "--depth", "2"),
     *("--num_heads", "2", "--decoder_dim", "16", "--decoder_depth", "1", "--decoder_num_heads"),
@@ -126,14 +122,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(
-    tmp_path: Path, tiny_data: Path, fork_server: Callable[..., ForkServer]
-) -> Iterator[Recipe]:
+def recipe(tmp_path: Path, tiny_data: Path, mini_server: ForkServer) -> Iterator[Recipe]:
     folder = tmp_path / "mini"
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     logs = tmp_path / "processes"
     logs.mkdir()
-    recipe = Recipe(folder, tiny_data, logs, fork_server(*IMPORTS))
+    recipe = Recipe(folder, tiny_data, logs, mini_server)
     yield recipe
     for process in recipe.processes:
         process.kill()

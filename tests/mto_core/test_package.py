@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,7 @@ def test_the_version_is_that_of_the_distribution():
 
 
 TYPED = """
+import mto_tools.errors
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms
 mto = MaskedTokenOptimization(MTOConfig.preset("mae"))
 reveal_type(mto([], None))
@@ -113,20 +116,29 @@ MTOConfig.preset("beit")
 """
 
 
-def test_an_editor_sees_the_types(tmp_path):
+def test_type_checkers_see_an_editable_install(tmp_path, monkeypatch):
     pytest.importorskip("mypy", reason="mypy is not installed")
+    backend = pytest.importorskip("hatchling.build", reason="no backend to build")
+    monkeypatch.chdir(ROOT)
+    wheel = backend.build_editable(str(tmp_path))
+    venv.create(tmp_path / "venv")
+    site = next((tmp_path / "venv").rglob("site-packages"))
+    with zipfile.ZipFile(tmp_path / wheel) as archive:
+        archive.extractall(site)
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if "site-" in path))
     (tmp_path / "user.py").write_text(TYPED)
-    command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", tmp_path / "cache"]
+    mypy = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", tmp_path / "cache"]
     found = subprocess.run(
-        [*command, "user.py"],
+        [*mypy, "--python-executable", tmp_path / "venv" / "bin" / "python", "user.py"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": str(ROOT)},
+        env={key: value for key, value in os.environ.items() if key != "MYPYPATH"},
     ).stdout
+    assert "import-not-found" not in found
     assert 'Revealed type is "mto_core.terms.MTOTerms"' in found
     lines = [line.split(": error:")[0] for line in found.splitlines() if "Literal" in line]
-    assert lines == ["user.py:5", "user.py:6"], found
+    assert lines == ["user.py:6", "user.py:7"], found
 
 
 def test_distribution_needs_torch_and_einops_only():
@@ -136,8 +148,7 @@ def test_distribution_needs_torch_and_einops_only():
 
 def test_it_installs_and_runs_from_the_installed_files(tmp_path):
     """From a copy of the sources, so that no build folder is left in them."""
-    setuptools = pytest.importorskip("setuptools", minversion="77", reason="no backend to build")
-    assert setuptools
+    pytest.importorskip("hatchling", reason="no backend to build")
     source, target = tmp_path / "source", tmp_path / "target"
     for folder in ("mto_core", "tools/mto_tools"):
         shutil.copytree(
@@ -152,6 +163,10 @@ def test_it_installs_and_runs_from_the_installed_files(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (target / "mto_core" / "py.typed").exists()
+    kept = list((ROOT / "tools" / "mto_tools").rglob("*.html"))
+    assert kept
+    for path in (ROOT / "mto_core" / "py.typed", *kept):
+        base = ROOT / "tools" if path in kept else ROOT
+        assert (target / path.relative_to(base)).exists(), path
     where = python(FIVE_LINES + "print(mto_core.__file__)", tmp_path, PYTHONPATH=str(target))
     assert Path(where.strip()).is_relative_to(target)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ..forkserver import ForkServer
 from .conftest import lines
 
 HOME = Path(__file__).parents[2]
@@ -26,19 +25,26 @@ SMALL = (
 ON = ("--mto", "--mto_log_every", "1")
 
 
-def command(recipe: Path, images: Path, *flags: str, ranks: int = 0) -> list[str]:
-    launcher = [sys.executable]
-    if ranks:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+PYTHON = [sys.executable]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked(mini_server: ForkServer) -> None:
+    PYTHON[:] = mini_server.command
+
+
+def arguments(recipe: Path, images: Path, *flags: str) -> list[str]:
     script = str(recipe / "main_pretrain.py")
-    return [*launcher, script, "--data_path", str(images), "--output_dir", "out", *SMALL, *flags]
+    return [script, "--data_path", str(images), "--output_dir", "out", *SMALL, *flags]
 
 
 def train(cwd: Path, recipe: Path, images: Path, *flags: str, ranks: int = 0) -> Path:
     """Run to the end in `cwd`, so that every run has the same arguments; return its output."""
     cwd.mkdir(exist_ok=True)
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    torchrun = [*PYTHON, *start, "--no-python"] if ranks else []
     done = subprocess.run(
-        command(recipe, images, *flags, ranks=ranks),
+        [*torchrun, *PYTHON, *arguments(recipe, images, *flags)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -101,37 +107,23 @@ def test_baseline_is_sacred(
 
 
 def test_killed_at_any_moment_and_resumed(
-    tmp_path: Path, recipes: dict[str, Path], images: Path
+    tmp_path: Path, recipes: dict[str, Path], images: Path, mini_server: ForkServer
 ) -> None:
     flags = (*ON, "--mto_balance", "0.1", "--mto_warmup_steps", "9", "--save_every", "1")
     flags += ("--steps", "30")
-    start = time.monotonic()
     whole = train(tmp_path / "whole", recipes["patched"], images, *flags)
-    duration = time.monotonic() - start
-
     cut = tmp_path / "cut"
     cut.mkdir()
-    rng = random.Random(7)
-    killed = 0
-    for _ in range(3):
-        with subprocess.Popen(
-            command(recipes["patched"], images, *flags),
+    for changes in (9, 14, 25):  # of files, since the start
+        process = mini_server.start(
+            *arguments(recipes["patched"], images, *flags),
+            out=tmp_path / "log",
             cwd=cut,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            log = cut / "out" / "mto.jsonl"
-            before = log.read_text().count("\n") if log.exists() else 0
-            more = rng.randint(2, 8)
-            end = time.monotonic() + 10 * duration + 30
-            while process.poll() is None and time.monotonic() < end:
-                if log.exists() and log.read_text().count("\n") >= before + more:
-                    break
-                time.sleep(0.005)
-            time.sleep(rng.random() * 0.02)
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-    assert killed
+            die_before=changes,
+        )
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    steps = [line["step"] for line in lines(cut / "out")]
+    assert 0 < steps[-1] < 30, "killed too early or too late to show anything"
     resumed = train(cut, recipes["patched"], images, *flags)
     a, b = leaves(whole), leaves(resumed)
     assert a.keys() == b.keys()
