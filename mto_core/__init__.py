@@ -14,7 +14,8 @@ from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, spars
 from mto_core.metrics import rauc
 from mto_core.module import MaskedTokenOptimization
 from mto_core.terms import MTOTerms
-from mto_core.trace import TokenTrace, TraceError
+from mto_core.tokens import TraceError
+from mto_core.trace import TokenTrace
 
 __version__ = "0.1.0"
 

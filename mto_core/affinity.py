@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mto_core.checks import SCALES, Scale, check_mask, check_name, check_tokens, compute_dtype
+from mto_core import recompute
+from mto_core.checks import Scale, check_mask, check_tokens, compute_dtype
 from mto_core.entropy import scaled
-from mto_core.recompute import chunks
-from mto_core.split import MaskSplit
 
 
 def affinity(tokens: Tensor, mask: Tensor, *, scale: Scale = "raw") -> Tensor:
@@ -41,42 +40,37 @@ def affinity(tokens: Tensor, mask: Tensor, *, scale: Scale = "raw") -> Tensor:
     """
     check_tokens(tokens)
     check_mask(mask, tokens)
-    check_name("scale", scale, SCALES)
     order = mask.sort(dim=1, descending=True, stable=True)[1]
-    with torch.autocast(tokens.device.type, enabled=False):
-        x, factor = scaled(tokens.to(compute_dtype(tokens)), scale)
-        x = x.take_along_dim(order[:, :, None], 1)
-        return ((x * factor) @ x.mT).softmax(-1)
+    return _map(tokens.take_along_dim(order[:, :, None], 1), scale)
 
 
 @torch.no_grad()
-def attention_mass(
-    tokens: Tensor, mask: Tensor, split: MaskSplit, *, scale: Scale = "raw"
-) -> tuple[Tensor, Tensor]:
+def attention_mass(tokens: Tensor, mask: Tensor, *, scale: Scale = "raw") -> tuple[Tensor, Tensor]:
     """Where the rows of the visible tokens in softmax(X Xᵀ) put their mass.
 
     Args:
-        tokens: [B, P + N, D].
+        tokens: [B, N, D].
         mask: bool [B, N].
-        split: `split_mask(mask, P)`.
         scale: "raw", "sqrt_dim" or "layernorm".
 
     Returns:
         The mass on the diagonal (a token looking at itself) and the mass on masked columns, each
         [B] in [0, 1]: means over the visible rows, 0 for an image without any.
     """
-    x, factor = scaled(tokens, scale)
-    visible, patches = split.visible, split.patches
-    own = (visible.rows - patches.rows[:, :1])[..., None]  # [B, V, 1], each row's own column
-    counts = torch.ones_like(visible.rows) if visible.valid is None else visible.valid  # [B, V]
-    with torch.autocast(tokens.device.type, enabled=False):
-        k, q = patches.take(x), visible.take(x) * factor  # [B, N, D], [B, V, D]
-        mass = k.new_zeros(2, len(k))
-        for images, rows in chunks(visible.rows.shape, k.shape[1], k.shape[2]):
-            p = (q[images, rows] @ k[images].mT).softmax(-1)  # [b, r, N]
-            itself = p.gather(-1, own[images, rows])  # [b, r, 1]
-            masked = p @ mask[images, :, None].to(p)  # [b, r, 1]
-            both = torch.cat((itself, masked), -1) * counts[images, rows, None]  # [b, r, 2]
-            mass[:, images] += both.sum(1).mT
-    diagonal, onto_masked = mass / split.num_visible.clamp_min(1)
+    parts = []
+    images = max(1, recompute.CHUNK_ELEMENTS // mask.shape[1] ** 2)
+    for x, masked in zip(torch.split(tokens, images), torch.split(mask, images), strict=True):
+        p = _map(x, scale)  # [b, N, N]
+        visible = (~masked).to(p)  # [b, N]
+        itself, on_masked = p.diagonal(dim1=1, dim2=2), (p * masked[:, None]).sum(-1)
+        mass = torch.stack((itself, on_masked)) * visible  # [2, b, N]
+        parts.append(mass.sum(-1) / visible.sum(-1).clamp_min(1))  # [2, b]
+    diagonal, onto_masked = torch.cat(parts, 1)
     return diagonal, onto_masked
+
+
+def _map(tokens: Tensor, scale: Scale) -> Tensor:
+    """softmax(X Xᵀ) [B, N, N]."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        x, factor = scaled(tokens.to(compute_dtype(tokens)), scale)
+        return ((x * factor) @ x.mT).softmax(-1)

@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mto_core.config import MTOConfig
+from mto_core.terms import TERMS
+
 # A loss in fp16 autocast has gradients under fp16's smallest number. A power of two costs no
 # accuracy; where it makes them overflow instead, the next one is tried.
 _SCALES = (2.0**16, 2.0**8, 1.0)
@@ -30,6 +33,11 @@ _UNRELATED = (
     "they came here (pass the trace's tokens_by_depth as it is, or whole tokens with "
     "num_prefix_tokens); the loss is that of another forward, or detached."
 )
+_CAUSES = {  # by a part of torch's message
+    "use_reentrant": _REENTRANT,
+    "donated": _DONATED,
+    "does not require grad": _UNRELATED,
+}
 
 
 def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
@@ -46,12 +54,9 @@ def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
         try:
             grads = torch.autograd.grad(value * scale, source, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            if "use_reentrant" in str(error):
-                raise RuntimeError(_REENTRANT) from error
-            if "donated" in str(error):
-                raise RuntimeError(_DONATED) from error
-            if "does not require grad" in str(error):
-                raise RuntimeError(_UNRELATED.format(what=what)) from error
+            for sign, cause in _CAUSES.items():
+                if sign in str(error):
+                    raise RuntimeError(cause.format(what=what)) from error
             raise
         if grads[0] is None:
             raise RuntimeError(_UNRELATED.format(what=what))
@@ -62,7 +67,7 @@ def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
 
 
 class GradientBalance(nn.Module):
-    """Weights that hold each term's gradient norm at `ratio` times that of the recipe's loss.
+    """Weights that hold each term's gradient norm at a ratio to that of the recipe's loss.
 
     Keeps a running mean of squared per-image gradient norms, of the loss and of each term, beside
     the share of it that is measured. They are averaged over all images of a step, on all ranks and
@@ -71,12 +76,7 @@ class GradientBalance(nn.Module):
     A state dict has room for all terms: one that did not take part when it was saved begins anew.
 
     Args:
-        terms: Names of all terms.
-        active_terms: Those that take part.
-        ratio: Target for term over loss, rho.
-        every: Steps between measurements.
-        decay: Share of the past in the running mean.
-        limit: Largest weight.
+        config: Its terms with a weight take part; `balance` and `balance_...` say how.
     """
 
     mean_square: Tensor
@@ -84,23 +84,15 @@ class GradientBalance(nn.Module):
     pending: Tensor
     pending_images: Tensor
 
-    def __init__(
-        self,
-        terms: list[str],
-        active_terms: list[str],
-        *,
-        ratio: float,
-        every: int,
-        decay: float,
-        limit: float,
-    ) -> None:
+    def __init__(self, config: MTOConfig) -> None:
         super().__init__()
-        self.terms, self.active_terms = terms, active_terms
-        self.ratio, self.every, self.decay, self.limit = ratio, every, decay, limit
+        self.active_terms = [name for name, weight in config.weights.items() if weight > 0]
+        self.ratio, self.every = config.balance or 0.0, config.balance_every
+        self.decay, self.limit = config.balance_decay, config.balance_limit
         self._step: int | None = None
         # first the loss, then the terms; images that were measured since the last step for each
         for name in ("mean_square", "measured", "pending", "pending_images"):
-            self.register_buffer(name, torch.zeros(1 + len(terms)))
+            self.register_buffer(name, torch.zeros(1 + len(TERMS)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> GradientBalance:
         """Follows the model to another device, but not to half precision: squares would be 0."""
@@ -109,8 +101,13 @@ class GradientBalance(nn.Module):
         return self
 
     @torch.no_grad()
-    def begin(self, step: int) -> None:
+    def begin(self, step: int | None, loss: Tensor | None) -> None:
         """Takes in what the step before has measured, where `step` is a new one."""
+        if step is None or loss is None:
+            raise ValueError(
+                f"balance={self.ratio} needs step= (the optimizer step) and loss= (the recipe's "
+                "own loss)"
+            )
         if step == self._step:
             return
         self._step = step
@@ -126,32 +123,26 @@ class GradientBalance(nn.Module):
         """The weights by term; 0 before the first measurement and for a term without gradient."""
         mean = self.mean_square / self.measured.where(self.measured > 0, 1)
         weights = (self.ratio * (mean[0] / mean[1:]).sqrt()).clamp_max(self.limit)
-        weights = weights.where(mean[1:] > 0, 0)
-        return {
-            n: w
-            for n, w in zip(self.terms, weights.unbind(), strict=True)
-            if n in self.active_terms
-        }
+        by_term = zip(TERMS, weights.where(mean[1:] > 0, 0).unbind(), strict=True)
+        return {name: weight for name, weight in by_term if name in self.active_terms}
 
-    def is_due(self, step: int) -> bool:
-        """Whether gradient norms are measured at this step."""
-        return step % self.every == 0
-
-    def measure(self, loss: Tensor, terms: Mapping[str, Tensor], source: Tensor) -> None:
-        """Adds the images of this call to the step's measurement. Collective: call on all ranks."""
+    def measure(
+        self, step: int | None, loss: Tensor | None, terms: Mapping[str, Tensor], source: Tensor
+    ) -> None:
+        """Adds the images of this call, if the step is due. Collective: call it on all ranks."""
+        if step is None or loss is None or step % self.every:
+            return
         batch = source.shape[0]
         norms = [gradient_norm(loss, source, "the loss")]
         norms += [gradient_norm(terms[name], source, name) for name in self.active_terms]
         # Means over the batch have gradients 1/B as large per image: sum_i |B g_i|^2 = B^2 |g|^2.
-        sums = torch.stack([(norm * batch) ** 2 for norm in norms])
-        images = sums.new_full((1,), batch)
+        sums = (torch.stack(norms) * batch) ** 2
+        measured = torch.cat([sums, sums.new_full((1,), batch)])
         if dist.is_available() and dist.is_initialized():
-            both = torch.cat([sums, images])
-            dist.all_reduce(both)
-            sums, images = both[:-1], both[-1:]
+            dist.all_reduce(measured)
         with torch.no_grad():
             # An overflow under AMP skips the measurement, not the run.
-            finite = sums.isfinite().all()
-            slots = [0, *(1 + self.terms.index(name) for name in self.active_terms)]
-            self.pending[slots] += torch.where(finite, sums, 0).to(self.pending)
-            self.pending_images[slots] += torch.where(finite, images[0], 0).to(self.pending_images)
+            measured = measured.where(measured.isfinite().all(), 0).to(self.pending)
+            slots = [0, *(1 + TERMS.index(name) for name in self.active_terms)]
+            self.pending[slots] += measured[:-1]
+            self.pending_images[slots] += measured[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,11 +11,16 @@ Scale = Literal["raw", "sqrt_dim", "layernorm"]
 Backend = Literal["auto", "dense", "recompute"]
 Reduction = Literal["mean", "sum"]
 Direction = Literal["decreasing", "as_printed"]
+Preset = Literal["mae", "bootmae", "simmim", "conmim", "observe", "paper"]
 
-SCALES: tuple[str, ...] = get_args(Scale)
-BACKENDS: tuple[str, ...] = get_args(Backend)
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-DIRECTIONS: tuple[str, ...] = get_args(Direction)
+# Made once: torch.compile of torch 2.6 cannot trace get_args.
+NAMES: dict[str, tuple[str, ...]] = {
+    "scale": get_args(Scale),
+    "backend": get_args(Backend),
+    "reduction": get_args(Reduction),
+    "direction": get_args(Direction),
+    "preset": get_args(Preset),
+}
 
 
 def compute_dtype(tokens: Tensor) -> torch.dtype:
@@ -24,15 +28,10 @@ def compute_dtype(tokens: Tensor) -> torch.dtype:
     return torch.float64 if tokens.dtype == torch.float64 else torch.float32
 
 
-def logit_scale(scale: str, tokens: Tensor) -> float:
-    """The factor on the logits: 1 / sqrt(D) for "sqrt_dim", else 1."""
-    return 1 / math.sqrt(tokens.shape[-1]) if scale == "sqrt_dim" else 1.0
-
-
-def check_name(what: str, name: object, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless `name` is one of `known`."""
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+def check_name(what: str, name: object) -> None:
+    """Raises ValueError unless `name` is a known scale, backend, …, as `what` says."""
+    if name not in NAMES[what]:
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(NAMES[what])}")
 
 
 def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
@@ -45,28 +44,19 @@ def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
         raise ValueError(f"{name} must be floating point, got {tokens.dtype}")
 
 
-def check_is_mask(mask: Any, name: str = "mask") -> None:
-    """Raises TypeError unless `mask` is a tensor, ValueError unless it is bool."""
+def check_mask(mask: Any, tokens: Tensor | None = None, name: str = "mask") -> None:
+    """Raises TypeError unless `mask` is a tensor, ValueError unless bool, [B, N] for the tokens."""
+    wanted = f"{name} must be bool with True = masked, got"
     if not isinstance(mask, Tensor):
+        mend = f"torch.tensor({name}, dtype=torch.bool)"
         if mask is None:
-            mend = "pass the mask that the model ran with"
+            mend = "the mask that the model ran with"
         elif hasattr(mask, "__array__"):
-            mend = f"pass torch.from_numpy({name}).bool()"
-        else:
-            mend = f"pass torch.tensor({name}, dtype=torch.bool)"
-        raise TypeError(
-            f"{name} must be a bool tensor with True = masked, got {type(mask).__name__}: {mend}"
-        )
+            mend = f"torch.from_numpy({name}).bool()"
+        raise TypeError(f"{wanted} {type(mask).__name__}: pass {mend}")
     if mask.dtype != torch.bool:
-        raise ValueError(
-            f"{name} must be bool with True = masked, got {mask.dtype}: pass {name}.bool()"
-        )
-
-
-def check_mask(mask: Tensor, tokens: Tensor, name: str = "mask") -> None:
-    """`check_is_mask`, and ValueError unless `mask` is [B, N] for tokens [B, N, D]."""
-    check_is_mask(mask, name)
-    if mask.shape != tokens.shape[:2]:
+        raise ValueError(f"{wanted} {mask.dtype}: pass {name}.bool()")
+    if tokens is not None and mask.shape != tokens.shape[:2]:
         raise ValueError(
             f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
             f"(strip prefix tokens first), got {list(mask.shape)}"

@@ -13,22 +13,22 @@ products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mto_core.checks import (
-    BACKENDS,
     Backend,
     Scale,
     check_mask,
     check_name,
     check_tokens,
     compute_dtype,
-    logit_scale,
 )
-from mto_core.recompute import exp_valid, key_mean, recompute, shifted_logits
-from mto_core.split import TokenRows, row_index
+from mto_core.recompute import recompute, row_statistics
+from mto_core.split import TokenRows, row_index, take
 
 DENSE_MAX_NUMEL = 1 << 17
 
@@ -81,15 +81,14 @@ def row_entropy(
         check_mask(query_mask, queries, "query_mask")
     if key_mask is not None:
         check_mask(key_mask, keys, "key_mask")
-    check_name("backend", backend, BACKENDS)
     same = queries is keys
     tokens = queries if same else torch.cat((queries, keys), 1)
     length, first_key = tokens.shape[1], 0 if same else num_queries
-    query_index = row_index(batch, length, 0, num_queries, tokens.device)
-    key_index = row_index(batch, length, first_key, length, tokens.device)
-    sides = TokenRows(query_index, query_mask), TokenRows(key_index, key_mask)
-    solve = dense if resolve_backend(backend, tokens) == "dense" else recompute
-    return solve(tokens, *sides, scale)
+    query_rows = row_index(batch, length, 0, num_queries, tokens.device)
+    key_rows = row_index(batch, length, first_key, length, tokens.device)
+    return _solve(
+        tokens, TokenRows(query_rows, query_mask), TokenRows(key_rows, key_mask), scale, backend
+    )
 
 
 def token_entropy(
@@ -99,17 +98,24 @@ def token_entropy(
     *,
     scale: Scale = "raw",
     backend: Backend = "auto",
-    save_logits: bool = False,
 ) -> Tensor:
     """Entropy [B, Q] of the affinity of some rows of tokens [B, T, D] to others."""
     tokens, factor = scaled(tokens, scale)
-    if resolve_backend(backend, tokens) == "dense":
-        return dense(tokens, queries, keys, factor)
-    return recompute(tokens, queries, keys, factor, save_logits)
+    return _solve(tokens, queries, keys, factor, backend)
+
+
+def scaled(tokens: Tensor, scale: Scale) -> tuple[Tensor, float]:
+    """Tokens and the factor on their products; "layernorm" makes a float32 copy of the tokens."""
+    check_name("scale", scale)
+    if scale == "layernorm":
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = F.layer_norm(tokens.to(compute_dtype(tokens)), tokens.shape[-1:])
+    return tokens, 1 / math.sqrt(tokens.shape[-1]) if scale == "sqrt_dim" else 1.0
 
 
 def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
     """The backend that "auto" means for these tokens."""
+    check_name("backend", backend)
     if backend != "auto":
         return backend
     small = tokens.device.type == "cpu" and tokens.numel() < DENSE_MAX_NUMEL
@@ -117,26 +123,18 @@ def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
 
 
 def dense(tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float) -> Tensor:
-    """Entropy [B, Q] by plain autograd, in float32 (or float64) whatever autocast says.
-
-    H = log Z - Σ z d / Z with d = s - max s and z = exp(d): all terms are non-negative.
-    """
+    """Entropy [B, Q] by plain autograd, in float32 (or float64) whatever autocast says."""
     with torch.autocast(tokens.device.type, enabled=False):
-        q = queries.take(tokens) * scale  # [B, Q, D]
-        k = keys.take(tokens)  # [B, K, D]
+        q = take(tokens, queries.rows) * scale  # [B, Q, D]
+        k = take(tokens, keys.rows)  # [B, K, D]
         if k.shape[1] == 0:
             return q[:, :, :0].sum(-1)
-        shifted, _ = shifted_logits(q, k - key_mean(k.detach(), keys.valid), keys.valid)
-        weights = exp_valid(shifted, keys.valid)  # [B, Q, K]
-        total = weights.sum(-1)  # [B, Q]
-        total = total + (total == 0)  # no keys: log 1 = 0
-        entropy = total.log() - (weights * shifted).sum(-1) / total
+        entropy, _, _ = row_statistics(q, k, keys.valid)  # [B, Q]
     return entropy if queries.valid is None else entropy.masked_fill(~queries.valid, 0)
 
 
-def scaled(tokens: Tensor, scale: Scale) -> tuple[Tensor, float]:
-    """Tokens and the factor on their products; "layernorm" makes a float32 copy of the tokens."""
-    if scale == "layernorm":
-        with torch.autocast(tokens.device.type, enabled=False):
-            tokens = F.layer_norm(tokens.to(compute_dtype(tokens)), tokens.shape[-1:])
-    return tokens, logit_scale(scale, tokens)
+def _solve(
+    tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float, backend: Backend
+) -> Tensor:
+    solve = dense if resolve_backend(backend, tokens) == "dense" else recompute
+    return solve(tokens, queries, keys, scale)

@@ -1,23 +1,17 @@
 """The terms of Masked Token Optimization, each per image.
 
 Source: "Emerging Property of Masked Token for Effective Pre-training" (ECCV 2024), arXiv
-2404.08330. The functions `..._of` take a mask that is split already, and tokens [B, P + N, D]: to
-slice the prefix off first would cost a zero-padded copy per depth in the backward.
+2404.08330. Where a `MaskSplit` stands for the mask, tokens are [B, P + N, D], its prefix tokens
+included: to slice these off first would cost a zero-padded copy per depth in the backward.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mto_core.checks import (
-    BACKENDS,
-    DIRECTIONS,
-    REDUCTIONS,
-    SCALES,
     Backend,
     Direction,
     Reduction,
@@ -31,7 +25,7 @@ from mto_core.split import MaskSplit, split_mask
 
 
 def heterogeneity(
-    tokens: Tensor, mask: Tensor, *, scale: Scale = "raw", backend: Backend = "auto"
+    tokens: Tensor, mask: Tensor | MaskSplit, *, scale: Scale = "raw", backend: Backend = "auto"
 ) -> Tensor:
     """Heterogeneity H of masked towards visible tokens (eq 2 of arXiv 2404.08330).
 
@@ -59,19 +53,14 @@ def heterogeneity(
         >>> heterogeneity(torch.zeros(1, 4, 8), mask)  # ln 2
         tensor([0.6931])
     """
-    _check(tokens, mask, scale, backend)
-    return heterogeneity_of(tokens, split_mask(mask), scale=scale, backend=backend)
-
-
-def heterogeneity_of(tokens: Tensor, split: MaskSplit, **how: Any) -> Tensor:
-    """`heterogeneity` [B] of tokens [B, P + N, D]; `how` is as in `token_entropy`."""
-    rows = token_entropy(tokens, split.masked, split.visible, **how)  # [B, max |M|]
-    return rows.sum(1) / split.num_masked.clamp_min(1)
+    split = _split(tokens, mask)
+    rows = token_entropy(tokens, split.masked, split.visible, scale=scale, backend=backend)
+    return rows.sum(1) / split.num_masked.clamp_min(1)  # [B, max |M|] to [B]
 
 
 def sparsity_loss(
     tokens: Tensor,
-    mask: Tensor,
+    mask: Tensor | MaskSplit,
     *,
     reduction: Reduction = "mean",
     scale: Scale = "raw",
@@ -102,32 +91,25 @@ def sparsity_loss(
         >>> sparsity_loss(torch.zeros(1, 4, 8), mask)  # ln 4
         tensor([1.3863])
     """
-    _check(tokens, mask, scale, backend)
-    check_name("reduction", reduction, REDUCTIONS)
-    return sparsity_of(tokens, split_mask(mask), reduction=reduction, scale=scale, backend=backend)
-
-
-def sparsity_of(
-    tokens: Tensor, split: MaskSplit, *, reduction: Reduction = "mean", **how: Any
-) -> Tensor:
-    """`sparsity_loss` [B] of tokens [B, P + N, D]; `how` is as in `token_entropy`."""
-    total = token_entropy(tokens, split.visible, split.patches, **how).sum(1)  # [B]
+    check_name("reduction", reduction)
+    split = _split(tokens, mask)
+    rows = token_entropy(tokens, split.visible, split.patches, scale=scale, backend=backend)
+    total = rows.sum(1)  # [B, max |V|] to [B]
     return total if reduction == "sum" else total / split.num_visible.clamp_min(1)
 
 
 def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = None) -> Tensor:
     """Singularity loss L_e = 1 / (H⁰ + eps) (eq 6 of arXiv 2404.08330).
 
-    Near a one-hot row the gradient of H⁰ by the logits is about H⁰ itself, so that of L_e reaches
-    1 / (4 eps) where H⁰ = eps: eps is the guard against a single degenerate image ruling the step.
-    The default keeps L_e under 100 and that gradient under 25, and moves L_e by less than 1 % where
-    H⁰ is above 1.
+    Near a one-hot row the gradient of H⁰ by the logits is about H⁰ itself, so that of L_e is at
+    most 1 / (4 eps), where H⁰ = eps. The default keeps L_e under 100 and that gradient under 25,
+    and moves L_e by less than 1 % where H⁰ is above 1.
 
     Args:
         h0: [B] heterogeneity at depth 0, in nats.
         eps: positive, in nats.
-        valid: bool [B]; images where it is False give 0. Pass `(|M| > 0) & (|V| > 1)`: elsewhere H⁰
-            can be nothing but 0, and 1 / eps would only say so.
+        valid: bool [B]; images where it is False give 0. Pass `(|M| > 0) & (|V| > 1)`: elsewhere
+            H⁰ is 0 whatever the tokens are.
 
     Returns:
         [B].
@@ -175,15 +157,16 @@ def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
         >>> ranking_loss(torch.tensor([[3.0], [1.0]])), ranking_loss(torch.tensor([[1.0], [3.0]]))
         (tensor([0.1269]), tensor([2.1269]))
     """
-    check_name("direction", direction, DIRECTIONS)
+    check_name("direction", direction)
     if h.ndim != 2 or h.shape[0] < 2:
         raise ValueError(f"h must be [L+1, B] with at least two depths, got {tuple(h.shape)}")
     rise = h[1:] - h[:-1]
     return F.softplus(rise if direction == "decreasing" else -rise).sum(0)
 
 
-def _check(tokens: Tensor, mask: Tensor, scale: str, backend: str) -> None:
+def _split(tokens: Tensor, mask: Tensor | MaskSplit) -> MaskSplit:
     check_tokens(tokens)
+    if isinstance(mask, MaskSplit):
+        return mask
     check_mask(mask, tokens)
-    check_name("scale", scale, SCALES)
-    check_name("backend", backend, BACKENDS)
+    return split_mask(mask)

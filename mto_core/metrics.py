@@ -10,12 +10,7 @@ from typing import TypeAlias
 Curve: TypeAlias = Sequence[tuple[float, float]]
 
 
-def rauc(
-    baseline: Curve,
-    target: Curve,
-    start: float,
-    stop: float,
-) -> float:
+def rauc(baseline: Curve, target: Curve, start: float, stop: float) -> float:
     """Relative area under the curve (eq 8 of arXiv 2404.08330).
 
     How much more the target gained than the baseline: both areas lie above the baseline's score at
@@ -43,29 +38,24 @@ def rauc(
         raise ValueError(f"the range must have start < stop, got start={start}, stop={stop}")
     for name, curve in (("baseline", baseline), ("target", target)):
         _check(curve, name, start, stop)
-    floor = _points(baseline, start, stop)[0][1]
-    above = [_area(_points(curve, start, stop), floor) for curve in (baseline, target)]
-    if above[0] == 0:
+    floor = _at(baseline, start)
+
+    def area(curve: Curve) -> float:
+        epochs = [start, *(x for x, _ in curve if start < x < stop), stop]
+        points = [(x, _at(curve, x) - floor) for x in epochs]
+        return math.fsum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
+
+    own = area(baseline)
+    if own == 0:
         raise ValueError(
             f"the baseline's area above its score {floor} at epoch {start} is 0: RAUC is undefined"
         )
-    return above[1] / above[0]
+    return area(target) / own
 
 
-def _points(curve: Curve, start: float, stop: float) -> list[tuple[float, float]]:
-    """The curve from `start` to `stop`, with its interpolated values at both ends."""
-    points = []
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        low, high = max(x0, start), min(x1, stop)
-        for x in (low, high) if low <= high else ():
-            points.append((x, y1 if x == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
-    return points
-
-
-def _area(points: Curve, floor: float) -> float:
-    return math.fsum(
-        (x1 - x0) * ((y0 - floor) + (y1 - floor)) / 2 for (x0, y0), (x1, y1) in pairwise(points)
-    )
+def _at(curve: Curve, epoch: float) -> float:
+    (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(curve) if a[0] <= epoch <= b[0])
+    return y1 if epoch == x1 else y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
 
 
 def _check(curve: Curve, name: str, start: float, stop: float) -> None:

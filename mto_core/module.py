@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,9 @@ from mto_core.affinity import attention_mass
 from mto_core.balance import GradientBalance, gradient_norm
 from mto_core.checks import compute_dtype
 from mto_core.config import MTOConfig
-from mto_core.inputs import Layer, align, check_grad, warn_undefined, whole_tokens
-from mto_core.losses import heterogeneity_of, ranking_loss, singularity_loss, sparsity_of
+from mto_core.inputs import Layer, align, check_trainable, warn_undefined, whole_tokens
+from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_core.terms import TERMS, MTOTerms
-
-# Logits that may be saved, in bytes, as a share of the tokens of all depths. A ViT-B with fused
-# attention saves 15 times its tokens in float32, so this is 0.3 % of its activations.
-SAVED_LOGITS_SHARE = 1 / 23
 
 
 class MaskedTokenOptimization(nn.Module):
@@ -54,17 +50,9 @@ class MaskedTokenOptimization(nn.Module):
             raise TypeError(f"config must be a MTOConfig, got {type(config).__name__}: pass {mend}")
         self.config = config
         self.active_terms = [name for name, weight in config.weights.items() if weight > 0]
-        self.balance: GradientBalance | None = None
+        balanced = config.balance is not None and self.active_terms
+        self.balance = GradientBalance(config) if balanced else None
         self._warned = False
-        if config.balance is not None and self.active_terms:
-            self.balance = GradientBalance(
-                list(TERMS),
-                self.active_terms,
-                ratio=config.balance,
-                every=config.balance_every,
-                decay=config.balance_decay,
-                limit=config.balance_limit,
-            )
 
     def forward(
         self,
@@ -98,38 +86,31 @@ class MaskedTokenOptimization(nn.Module):
             ValueError: No images or tokens, tokens and mask do not fit, a hierarchical mask is
                 misaligned, ranking with one depth, `step` or `loss` is missing, or nothing that a
                 weighted term depends on requires grad.
+            TraceError: The tokens are those of an earlier forward or step.
             RuntimeError: balance, where gradient norms cannot be measured; a misaligned mask under
                 `torch.compile`.
         """
-        tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
+        tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens, step)
         active = self.active_terms
-        if len(tokens) < 2 and "ranking" in active:
-            raise ValueError(
-                "ranking compares depths, but there is only one: trace at least one block, or set "
-                "ranking=0"
-            )
-        depths = range(len(tokens))
-        if not diagnostics and "ranking" not in active:
-            depths = range(1 if active else 0)
+        depths = len(tokens) if diagnostics or "ranking" in active else min(1, len(active))
+        layers = align(tokens, prefix, mask, depths)
+        check_trainable(tokens, active)
         weights = self._weights(step, loss)
-        layers = align(tokens, prefix, mask, depths) if depths else {}
-        if torch.is_grad_enabled():
-            check_grad(tokens, active)
         self._warned = self._warned or warn_undefined(layers)
-        values, h = self._terms(layers, list(TERMS) if diagnostics else active, active, tokens)
-        if (
-            self.balance is not None
-            and loss is not None
-            and step is not None
-            and torch.is_grad_enabled()
-            and self.balance.is_due(step)
-        ):
-            self.balance.measure(loss, values, tokens[0])
-        total = h.new_zeros(())
+        terms, h = self._terms(layers, TERMS if diagnostics else active, active)
+        if self.balance is not None and torch.is_grad_enabled():
+            self.balance.measure(step, loss, terms, tokens[0])
+        unmeasured = tokens[0].new_full((len(tokens),), torch.nan, dtype=compute_dtype(tokens[0]))
+        total = unmeasured.new_zeros(())
         for name in active:
-            total = total + weights[name] * values[name]
-        more = self._diagnostics(layers, prefix) if diagnostics else {}
-        return MTOTerms(total=total, heterogeneity=h, weights=weights, **values, **more)
+            total = total + weights[name] * terms[name]
+        return MTOTerms(
+            total=total,
+            heterogeneity=torch.cat([*(x.detach().mean()[None] for x in h), unmeasured[len(h) :]]),
+            weights=weights,
+            **{name: terms.get(name, unmeasured[0]) for name in TERMS},
+            **(self._diagnostics(layers, prefix) if diagnostics else {}),
+        )
 
     if TYPE_CHECKING:
         __call__ = forward  # for editors: nn.Module types its own as Any
@@ -150,26 +131,24 @@ class MaskedTokenOptimization(nn.Module):
         ask for it now and then. Call it before backward; changes nothing, and needs no other rank.
 
         Args:
-            tokens_by_depth: As in `forward`.
-            mask: As in `forward`.
+            tokens_by_depth: As in `forward`, and so are `mask` and `num_prefix_tokens`.
             loss: The recipe's own loss, a scalar with its graph.
-            num_prefix_tokens: As in `forward`.
 
         Returns:
             Ratio by term; `inf` where the loss has no gradient.
 
         Raises:
-            ValueError: As in `forward`.
+            ValueError: As in `forward`; so is TraceError.
             RuntimeError: Reentrant checkpointing, whole-model torch.compile, tokens that the loss
                 does not depend on.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
-        layers = align(tokens, prefix, mask, range(len(tokens)))
+        layers = align(tokens, prefix, mask, len(tokens))
         names = [name for name in TERMS if name != "ranking" or len(tokens) > 1]
         with torch.enable_grad():
             norm = gradient_norm(loss, tokens[0], "the loss").item()
-            values, _ = self._terms(layers, names, names, tokens)
-            ratios = {name: gradient_norm(values[name], tokens[0], name).item() for name in names}
+            terms, _ = self._terms(layers, names, names)
+            ratios = {name: gradient_norm(terms[name], tokens[0], name).item() for name in names}
         return {name: value / norm if norm else float("inf") for name, value in ratios.items()}
 
     def extra_repr(self) -> str:
@@ -183,64 +162,56 @@ class MaskedTokenOptimization(nn.Module):
         weights: dict[str, float | Tensor] = dict(config.weights)
         if self.balance is not None:
             if torch.is_grad_enabled():
-                if step is None or loss is None:
-                    raise ValueError(
-                        f"balance={config.balance} needs step= (the optimizer step) and loss= (the "
-                        "recipe's own loss)"
-                    )
-                self.balance.begin(step)
+                self.balance.begin(step, loss)
             weights |= self.balance.weights()
         if not config.warmup_steps or step is None or step >= config.warmup_steps:
             return weights
         return {name: weight * (step / config.warmup_steps) for name, weight in weights.items()}
 
     def _terms(
-        self,
-        layers: dict[int, Layer],
-        wanted: Sequence[str],
-        active: Sequence[str],
-        tokens: list[Tensor],
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Unweighted terms, [] each, and H [L+1]: NaN if not wanted, a graph only if active."""
+        self, layers: list[Layer], wanted: Sequence[str], active: Sequence[str]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Wanted terms, unweighted, [] each, and H [B] by depth; a graph only for active ones."""
         config = self.config
-        how = {"scale": config.scale, "backend": config.backend}
-        with_graph = layers if "ranking" in active else {0} if "singularity" in active else {}
-        saved = _saved_logits(layers, list(with_graph), tokens)
-        h: dict[int, Tensor] = {}  # [B] by depth
-        if "singularity" in wanted or "ranking" in wanted:
-            for depth, (x, _, split) in layers.items():
-                with _graph(depth in with_graph):
-                    h[depth] = heterogeneity_of(x, split, save_logits=depth in saved, **how)
-        unmeasured = tokens[0].new_full((), torch.nan, dtype=compute_dtype(tokens[0]))
-        terms = dict.fromkeys(TERMS, unmeasured)
-        if "sparsity" in wanted:
-            with _graph("sparsity" in active):
-                x, _, split = layers[0]
-                terms["sparsity"] = sparsity_of(x, split, reduction=config.reduction, **how).mean()
-        if "singularity" in wanted:
-            with _graph("singularity" in active):
-                valid = layers[0].split.defined
-                terms["singularity"] = singularity_loss(h[0], eps=config.eps, valid=valid).mean()
-        if "ranking" in wanted:
-            with _graph("ranking" in active):
-                ranking = torch.zeros_like(h[0])
-                if len(h) > 1:
-                    defined = torch.stack([layer.split.defined for layer in layers.values()])
-                    by_depth = torch.stack([h[depth] for depth in range(len(h))])
-                    ranking = ranking_loss(by_depth, direction=config.direction)
-                    ranking = ranking.masked_fill(~defined.all(0), 0)
-                terms["ranking"] = ranking.mean()
-        means = [h[d].detach().mean() if d in h else unmeasured for d in range(len(tokens))]
-        return terms, torch.stack(means)
+        how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
+        h: list[Tensor] = []
+        measured = layers if "singularity" in wanted or "ranking" in wanted else []
+        for depth, (x, split) in enumerate(measured):
+            with _graph("ranking" in active or ("singularity" in active and depth == 0)):
+                h.append(heterogeneity(x, split, **how))
 
-    def _diagnostics(self, layers: dict[int, Layer], prefix: int) -> dict[str, Tensor]:
+        def sparsity() -> Tensor:
+            return sparsity_loss(*layers[0], reduction=config.reduction, **how)
+
+        def singularity() -> Tensor:
+            return singularity_loss(h[0], eps=config.eps, valid=layers[0].split.defined)
+
+        def ranking() -> Tensor:
+            if len(h) < 2:
+                return torch.zeros_like(h[0])
+            defined = torch.stack([layer.split.defined for layer in layers]).all(0)
+            value = ranking_loss(torch.stack(h), direction=config.direction)
+            return value.masked_fill(~defined, 0)
+
+        compute: dict[str, Callable[[], Tensor]] = {
+            "sparsity": sparsity,
+            "singularity": singularity,
+            "ranking": ranking,
+        }
+        terms = {}
+        for name in wanted:
+            with _graph(name in active):
+                terms[name] = compute[name]().mean()
+        return terms, h
+
+    @torch.no_grad()
+    def _diagnostics(self, layers: list[Layer], prefix: int) -> dict[str, Tensor]:
         """`token_norm`, `diagonal_mass` and `masked_mass`."""
-        diagonal, masked = attention_mass(*layers[0], scale=self.config.scale)
-        with torch.no_grad():
-            patches = [layer.tokens[:, prefix:] for layer in layers.values()]
-            norms = [
-                torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
-            ]
+        patches = [layer.tokens[:, prefix:] for layer in layers]
+        norms = [
+            torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
+        ]
+        diagonal, masked = attention_mass(patches[0], layers[0].split.mask, scale=self.config.scale)
         return {
             "token_norm": torch.stack(norms),
             "diagonal_mass": diagonal.mean(),
@@ -250,17 +221,3 @@ class MaskedTokenOptimization(nn.Module):
 
 def _graph(needed: bool) -> nullcontext[None] | torch.no_grad:
     return nullcontext() if needed else torch.no_grad()
-
-
-def _saved_logits(layers: dict[int, Layer], depths: list[int], tokens: list[Tensor]) -> list[int]:
-    """Depths whose logits are saved for backward: last depth first, within the byte budget."""
-    if torch.compiler.is_compiling():  # sets are not known: logits would be N x N
-        return []
-    saved, left = [], SAVED_LOGITS_SHARE * sum(t.nbytes for t in tokens)
-    for depth in reversed(depths):
-        x, _, split = layers[depth]
-        logits = split.masked.rows.numel() * split.visible.rows.shape[1]
-        if logits * compute_dtype(x).itemsize <= left:
-            saved.append(depth)
-            left -= logits * compute_dtype(x).itemsize
-    return saved

@@ -9,9 +9,9 @@ they are single nodes, so the chunk loop stays and nothing of size B x N x N is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,57 +29,52 @@ MIN_ROWS = 64  # a chunk of one image has at least so many queries
 # is ten times as slow on a CPU.
 MIN_SHIFTED_LOGIT = -64.0
 
-Result = TypeVar("Result")
 
-
-def recompute(
-    tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float, save_logits: bool = False
-) -> Tensor:
-    """Entropy [B, Q] of each row of softmax(scale · Q Kᵀ), 0 on padding.
-
-    Args:
-        tokens: [B, T, D].
-        queries: Rows [B, Q] of the tokens.
-        keys: Rows [B, K] of the tokens.
-        scale: Factor on the logits.
-        save_logits: Saves B x Q x K numbers, and spares the backward one of its three products.
-    """
-    rows = queries.rows, keys.rows, queries.valid, keys.valid
-    entropy: Tensor = forward(tokens, *rows, scale, save_logits)[0]
+def recompute(tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float) -> Tensor:
+    """Entropy [B, Q] of each row of softmax(scale · Q Kᵀ), 0 on padding; tokens are [B, T, D]."""
+    entropy: Tensor = forward(tokens, queries.rows, keys.rows, queries.valid, keys.valid, scale)[0]
     if not torch.compiler.is_compiling():
         _postpone_backward(entropy, tokens)
     return entropy
 
 
-def key_mean(keys: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean [B, 1, D] of the valid keys [B, K, D].
+def centered(keys: Tensor, valid: Tensor | None) -> Tensor:
+    """Keys [B, K, D] without the mean of the valid ones; no gradient is due to that mean.
 
-    Without it in the keys all logits of a row change alike, and no probability. A large logit is
-    mostly what tokens have in common; float32 then has no digits left for differences. At logits of
-    3e4 the error of near ties falls from 3e-3 nat to 1e-6. No gradient is due to the mean.
+    Without it all logits of a row change alike, and no probability. A large logit is mostly what
+    tokens have in common; float32 then has no digits left for differences. At logits of 3e4 the
+    error of near ties falls from 3e-3 nat to 1e-6.
     """
+    fixed = keys.detach()
     if valid is None:
-        return keys.mean(1, keepdim=True)
+        return keys - fixed.mean(1, keepdim=True)
     share = valid / valid.sum(1, keepdim=True).clamp_min(1)
-    return share.to(keys.dtype)[:, None] @ keys
+    return keys - share.to(keys.dtype)[:, None] @ fixed
 
 
 def shifted_logits(
     q: Tensor, k: Tensor, valid: Tensor | None, top: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """s - m [b, r, K] for s = q kᵀ, and the largest valid logit m [b, r, 1] of each row."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For s = q kᵀ: s - m and exp(s - m) [b, r, K], and the largest valid logit m [b, r, 1]."""
     logits = q @ k.mT  # [b, r, K]
     if valid is not None:  # finite: -inf times a probability of 0 is NaN
         logits = logits.masked_fill(~valid[:, None], torch.finfo(q.dtype).min)
     if top is None:
         top = logits.detach().amax(-1, keepdim=True)
-    return (logits - top).clamp_min(MIN_SHIFTED_LOGIT), top
-
-
-def exp_valid(shifted: Tensor, valid: Tensor | None) -> Tensor:
-    """exp(s - m) [b, r, K], 0 for keys that are padding."""
+    shifted = (logits - top).clamp_min(MIN_SHIFTED_LOGIT)
     weights = shifted.exp()
-    return weights if valid is None else weights.masked_fill(~valid[:, None], 0)
+    return shifted, weights if valid is None else weights.masked_fill(~valid[:, None], 0), top
+
+
+def row_statistics(q: Tensor, k: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """H = log Z - Σ z d / Z, m and Z [b, r] of softmax(q kᵀ), with d = s - m and z = exp(d).
+
+    All terms of the sum are non-negative, so nothing cancels. A row without keys has H = 0.
+    """
+    shifted, weights, top = shifted_logits(q, centered(k, valid), valid)
+    total = weights.sum(-1)
+    total = total + (total == 0)  # no keys: log 1 = 0
+    return total.log() - (weights * shifted).sum(-1) / total, top[..., 0], total
 
 
 def chunks(shape: Sequence[int], keys: int, dim: int) -> Iterator[tuple[slice, slice]]:
@@ -94,67 +89,50 @@ def chunks(shape: Sequence[int], keys: int, dim: int) -> Iterator[tuple[slice, s
             yield slice(image, image + images), slice(row, row + rows)
 
 
-def _full_precision(solve: Callable[..., Result]) -> Callable[..., Result]:
-    """Runs without autocast and TensorFloat-32, which put logits of 1e4 off by nats."""
-
-    @wraps(solve)
-    def run(first: Tensor, *rest: Any) -> Result:
-        with torch.autocast(first.device.type, enabled=False):
-            if first.device.type != "cuda":
-                return solve(first, *rest)
-            matmul: Any = torch.backends.cuda.matmul
-            new = hasattr(matmul, "fp32_precision")
-            name, full = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-            before = getattr(matmul, name)
-            setattr(matmul, name, full)
-            try:
-                return solve(first, *rest)
-            finally:
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast and no TensorFloat-32, which put logits of 1e4 off by nats."""
+    matmul: Any = torch.backends.cuda.matmul
+    new = hasattr(matmul, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(matmul, name) if device.type == "cuda" else None
+    with torch.autocast(device.type, enabled=False):
+        try:
+            if device.type == "cuda":
+                setattr(matmul, name, full)
+            yield
+        finally:
+            if device.type == "cuda":
                 setattr(matmul, name, before)
 
-    return run
 
-
-ROWS = "Tensor query_index, Tensor key_index, Tensor? query_valid, Tensor? key_valid, float scale"
-
-
-@_full_precision
 def _forward(
     tokens: Tensor,
-    query_index: Tensor,
-    key_index: Tensor,
+    query_rows: Tensor,
+    key_rows: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
     scale: float,
-    save_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """H [B, Q]; m and Z [2, B, Q]; s - m [B, Q, K], or nothing [0] unless `save_logits`."""
-    entropy, stats, saved = _outputs(tokens, query_index, key_index, save_logits)
-    flat = tokens.flatten(0, 1)  # [B·T, D]
-    for images, rows in chunks(query_index.shape, key_index.shape[1], tokens.shape[2]):
-        valid = None if key_valid is None else key_valid[images]  # [b, K]
-        q = take(flat, query_index[images, rows]) * scale  # [b, r, D]
-        k = take(flat, key_index[images])  # [b, K, D]
-        shifted, top = shifted_logits(q, k - key_mean(k, valid), valid)  # [b, r, K], [b, r, 1]
-        weights = exp_valid(shifted, valid)  # [b, r, K]
-        total = weights.sum(-1)  # [b, r]
-        total += total == 0  # no keys: log 1 = 0
-        entropy[images, rows] = total.log() - (weights * shifted).sum(-1) / total
-        stats[:, images, rows] = torch.stack((top[..., 0], total))
-        if save_logits:
-            saved[images, rows] = shifted
-    return entropy if query_valid is None else entropy.masked_fill(~query_valid, 0), stats, saved
+) -> tuple[Tensor, Tensor]:
+    """H [B, Q]; m and Z [2, B, Q]."""
+    entropy, stats = _outputs(tokens, query_rows)
+    with _full_precision(tokens.device):
+        for images, rows in chunks(query_rows.shape, key_rows.shape[1], tokens.shape[2]):
+            valid = None if key_valid is None else key_valid[images]  # [b, K]
+            q = take(tokens, query_rows[images, rows]) * scale  # [b, r, D]
+            k = take(tokens, key_rows[images])  # [b, K, D]
+            entropy[images, rows], *top_and_total = row_statistics(q, k, valid)  # [b, r] each
+            stats[:, images, rows] = torch.stack(top_and_total)
+    return entropy if query_valid is None else entropy.masked_fill(~query_valid, 0), stats
 
 
-@_full_precision
 def _backward(
     grad: Tensor,
     entropy: Tensor,
     stats: Tensor,
-    saved: Tensor,
     tokens: Tensor,
-    query_index: Tensor,
-    key_index: Tensor,
+    query_rows: Tensor,
+    key_rows: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
     scale: float,
@@ -166,70 +144,55 @@ def _backward(
     # dH/ds = -p (log p + H) = -exp(s - m) / Z · ((s - m) - (log Z - H))
     factor = -grad.unsqueeze(-1) / total  # [B, Q, 1]
     shift = total.log() - entropy.unsqueeze(-1)  # [B, Q, 1]
-    flat = tokens.flatten(0, 1)  # [B·T, D]
-    by_tokens = torch.zeros_like(flat, dtype=entropy.dtype)  # [B·T, D]
-    for images, rows in chunks(query_index.shape, key_index.shape[1], tokens.shape[2]):
-        valid = None if key_valid is None else key_valid[images]  # [b, K]
-        q = take(flat, query_index[images, rows]) * scale  # [b, r, D]
-        k = take(flat, key_index[images])  # [b, K, D]
-        k = k - key_mean(k, valid)
-        if saved.numel():
-            shifted = saved[images, rows]  # [b, r, K]
-        else:
-            shifted, _ = shifted_logits(q, k, valid, top[images, rows])
-        by_logits = exp_valid(shifted, valid) * (shifted - shift[images, rows])  # [b, r, K]
-        by_logits *= factor[images, rows]
-        by_q, by_k = (by_logits @ k) * scale, by_logits.mT @ q  # [b, r, D], [b, K, D]
-        by_tokens.index_add_(0, query_index[images, rows].flatten(), by_q.flatten(0, 1))
-        by_tokens.index_add_(0, key_index[images].flatten(), by_k.flatten(0, 1))
+    by_tokens = torch.zeros_like(tokens.flatten(0, 1), dtype=entropy.dtype)  # [B·T, D]
+    with _full_precision(tokens.device):
+        for images, rows in chunks(query_rows.shape, key_rows.shape[1], tokens.shape[2]):
+            valid = None if key_valid is None else key_valid[images]  # [b, K]
+            q = take(tokens, query_rows[images, rows]) * scale  # [b, r, D]
+            k = centered(take(tokens, key_rows[images]), valid)  # [b, K, D]
+            shifted, weights, _ = shifted_logits(q, k, valid, top[images, rows])  # [b, r, K] each
+            by_logits = weights * (shifted - shift[images, rows]) * factor[images, rows]
+            by_q, by_k = (by_logits @ k) * scale, by_logits.mT @ q  # [b, r, D], [b, K, D]
+            by_tokens.index_add_(0, query_rows[images, rows].flatten(), by_q.flatten(0, 1))
+            by_tokens.index_add_(0, key_rows[images].flatten(), by_k.flatten(0, 1))
     return by_tokens.view(tokens.shape).to(tokens.dtype)
 
 
-def _outputs(
-    tokens: Tensor, query_index: Tensor, key_index: Tensor, save_logits: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = query_index.shape
-    entropy = tokens.new_zeros(shape, dtype=compute_dtype(tokens))
-    logits = (*shape, key_index.shape[1]) if save_logits else (0,)
-    return entropy, entropy.new_zeros(2, *shape), entropy.new_empty(logits)
+def _outputs(tokens: Tensor, query_rows: Tensor) -> tuple[Tensor, Tensor]:
+    entropy = tokens.new_zeros(query_rows.shape, dtype=compute_dtype(tokens))
+    return entropy, entropy.new_zeros(2, *query_rows.shape)
 
 
+ROWS = "Tensor query_rows, Tensor key_rows, Tensor? query_valid, Tensor? key_valid, float scale"
 forward = torch.library.custom_op(
     "mto_core::row_entropy",
     _forward,
     mutates_args=(),
-    schema=f"(Tensor tokens, {ROWS}, bool save_logits) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor tokens, {ROWS}) -> (Tensor, Tensor)",
 )
 backward = torch.library.custom_op(
     "mto_core::row_entropy_backward",
     _backward,
     mutates_args=(),
-    schema="(Tensor grad, Tensor entropy, Tensor stats, Tensor saved, Tensor tokens, "
-    f"{ROWS}) -> Tensor",
+    schema=f"(Tensor grad, Tensor entropy, Tensor stats, Tensor tokens, {ROWS}) -> Tensor",
 )
-
-
-@forward.register_fake
-def _(tokens: Tensor, query_index: Tensor, key_index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _outputs(tokens, query_index, key_index, rest[-1])
-
-
-@backward.register_fake
-def _(
-    grad: Tensor, entropy: Tensor, stats: Tensor, saved: Tensor, tokens: Tensor, *rows: Any
-) -> Tensor:
-    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+forward.register_fake(lambda tokens, query_rows, *_: _outputs(tokens, query_rows))
+backward.register_fake(
+    lambda grad, entropy, stats, tokens, *_: torch.empty_like(
+        tokens, memory_format=torch.contiguous_format
+    )
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.scale = inputs[5]
-    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.scale = inputs[-1]
+    ctx.save_for_backward(*output, *inputs[:-1])
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     by_tokens = None if grad is None else backward(grad, *ctx.saved_tensors, ctx.scale)
-    return by_tokens, None, None, None, None, None, None
+    return by_tokens, None, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> None:

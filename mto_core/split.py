@@ -21,10 +21,6 @@ class TokenRows(NamedTuple):
     rows: Tensor
     valid: Tensor | None = None
 
-    def take(self, tokens: Tensor) -> Tensor:
-        """The rows [B, R, D] of tokens [B, T, D], in the dtype of the computation."""
-        return take(tokens.flatten(0, 1), self.rows)
-
 
 class MaskSplit(NamedTuple):
     """A mask as rows of tokens [B, P + N, D]: made once per mask, used at every depth."""
@@ -35,6 +31,7 @@ class MaskSplit(NamedTuple):
     num_masked: Tensor  # [B] int64
     num_visible: Tensor  # [B] int64
     defined: Tensor  # [B] bool, images whose heterogeneity can be anything but 0
+    mask: Tensor  # bool [B, N], as it was
 
 
 def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
@@ -46,22 +43,20 @@ def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
     batch, size = mask.shape
     num_masked = mask.sum(1)
     num_visible = size - num_masked
-    counts = num_masked, num_visible, (num_masked > 0) & (num_visible > 1)
     length = num_prefix_tokens + size
     patches = row_index(batch, length, num_prefix_tokens, length, mask.device)
     if torch.compiler.is_compiling():
-        sides = TokenRows(patches, mask), TokenRows(patches, ~mask)
-        return MaskSplit(*sides, TokenRows(patches), *counts)
-    low, high = torch.stack(num_masked.aminmax()).tolist() if mask.numel() else (0, 0)
-    is_masked, order = mask.sort(dim=1, descending=True, stable=True)
-    rows = patches.gather(1, order)  # [B, N], masked first
-    padded = low != high
-    return MaskSplit(
-        TokenRows(rows[:, :high].contiguous(), is_masked[:, :high] if padded else None),
-        TokenRows(rows[:, low:].contiguous(), ~is_masked[:, low:] if padded else None),
-        TokenRows(patches),
-        *counts,
-    )
+        masked, visible = TokenRows(patches, mask), TokenRows(patches, ~mask)
+    else:
+        low, high = torch.stack(num_masked.aminmax()).tolist() if mask.numel() else (0, 0)
+        is_masked, order = mask.sort(dim=1, descending=True, stable=True)
+        rows = patches.gather(1, order)  # [B, N], masked first
+        padded = low != high
+        masked = TokenRows(rows[:, :high].contiguous(), is_masked[:, :high] if padded else None)
+        visible = TokenRows(rows[:, low:].contiguous(), ~is_masked[:, low:] if padded else None)
+    defined = (num_masked > 0) & (num_visible > 1)
+    counts = num_masked, num_visible, defined
+    return MaskSplit(masked, visible, TokenRows(patches), *counts, mask)
 
 
 def row_index(batch: int, length: int, start: int, stop: int, device: torch.device) -> Tensor:
@@ -70,7 +65,7 @@ def row_index(batch: int, length: int, start: int, stop: int, device: torch.devi
     return first + torch.arange(start, stop, device=device)
 
 
-def take(flat: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, R, D] of flat tokens [B · T, D], in the dtype of the computation."""
-    rows = flat.index_select(0, index.flatten())
-    return rows.view(*index.shape, flat.shape[1]).to(compute_dtype(flat))
+def take(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Rows [B, R, D] of tokens [B, T, D], in the dtype of the computation."""
+    taken = tokens.flatten(0, 1).index_select(0, rows.flatten())
+    return taken.view(*rows.shape, tokens.shape[-1]).to(compute_dtype(tokens))

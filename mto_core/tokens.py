@@ -1,40 +1,60 @@
-"""The tokens of one forward by depth, as blocks took and gave them."""
+"""The tokens of one forward, as the blocks took and gave them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
 from torch import Tensor
 
+_STALE = (
+    "these tokens are of an earlier forward: the model ran again, or another step used them. Arm "
+    "the trace around every forward that gets the MTO loss (with trace:), and compute that loss "
+    "from trace.tokens_by_depth before the model runs again."
+)
 
-class TracedTokens(Sequence[Tensor]):
+
+class TraceError(RuntimeError):
+    """The tokens of a forward were not recorded, or not in a form that a loss can use."""
+
+
+class Slot:
+    """The record of one depth; plain attributes, as torch.compile traces the writes."""
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | None = None
+        self.version: int | None = None
+        self.twice = False
+
+
+class Recording:
+    """The record of one armed forward."""
+
+    def __init__(self, depths: int) -> None:
+        self.slots = [Slot() for _ in range(depths)]
+        self.stale = False  # the model ran again
+        self.step: int | None = None  # the optimizer step whose loss used it
+
+    def use(self, step: int | None = None) -> None:
+        """Raises TraceError if a later forward or another step needs tokens of its own."""
+        if self.stale or (None not in (step, self.step) and step != self.step):
+            raise TraceError(_STALE)
+        self.step = self.step if step is None else step
+
+
+class TracedTokens(list[Tensor]):
     """The tokens of one forward by depth: item l is [B, N, D], without prefix tokens.
 
-    The whole tensors stay at hand, since `MaskedTokenOptimization` computes on them: slicing the
-    prefix off first would cost a zero-padded copy per depth in the backward.
+    `MaskedTokenOptimization` computes on the whole tensors: gradients of slices would cost a
+    zero-padded copy per depth.
 
     Attributes:
-        whole: What the blocks took and gave, as it was: [B, P + N, D] or [B, H, W, D] per depth.
+        whole: The blocks' own tensors by depth: [B, P + N, D] or [B, H, W, D].
         num_prefix_tokens: P.
+        recording: Their record, which tells whether they are of an earlier forward.
     """
 
-    def __init__(self, whole: Sequence[Tensor], num_prefix_tokens: int) -> None:
-        self.whole = tuple(whole)
-        self.num_prefix_tokens = num_prefix_tokens
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    @overload
-    def __getitem__(self, depth: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, depth: slice) -> list[Tensor]: ...
-    def __getitem__(self, depth: int | slice) -> Tensor | list[Tensor]:
-        """The patch tokens at a depth, or a list of them."""
-        if isinstance(depth, slice):
-            return [self[d] for d in range(len(self))[depth]]
-        return flatten_grid(self.whole[depth], self.num_prefix_tokens)[:, self.num_prefix_tokens :]
+    def __init__(self, whole: list[Tensor], num_prefix_tokens: int, recording: Recording) -> None:
+        super().__init__(flatten_grid(t, num_prefix_tokens)[:, num_prefix_tokens:] for t in whole)
+        self.whole, self.num_prefix_tokens = whole, num_prefix_tokens
+        self.recording = recording
 
 
 def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mto_core.tokens import TracedTokens
+from mto_core.tokens import Recording, Slot, TracedTokens, TraceError
 
 _NOTHING = (
     "nothing was captured at depth {depth}{others}: the traced block did not run while the trace "
@@ -33,15 +33,6 @@ _CHANGED = (
     "the tokens at depth {depth} were changed in place after they were recorded: the values now "
     "are not those that the block saw. Replace the in-place operation, e.g. x += y by x = x + y."
 )
-_STALE = (
-    "the model ran again, with the trace not armed, after these tokens were recorded: they are of "
-    "an earlier forward. Arm the trace around every forward that gets the MTO loss (with trace:) "
-    "and read tokens_by_depth before the model runs again."
-)
-
-
-class TraceError(RuntimeError):
-    """The tokens of a forward were not recorded, or not in a form that a loss can use."""
 
 
 class TokenTrace:
@@ -49,11 +40,10 @@ class TokenTrace:
 
     Attach it before `torch.compile`, DDP or DeepSpeed wrap the model, and arm it for exactly one
     forward at a time. It works eagerly, under torch.compile (whole model or blocks), DDP, DeepSpeed
-    ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. Whether the
-    tokens have a gradient is judged when they are read: under reentrant checkpointing they get it
-    only after the hook has run. A deep copy or pickle of the traced model is not traced. Tokens of
-    an earlier forward are refused once the model has run again, and tokens that were changed in
-    place after a block; under torch.compile the latter goes unseen.
+    ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. A deep copy
+    or pickle of the traced model is not traced. Tokens of an earlier forward are refused once the
+    model has run again, and tokens that were changed in place after a block; under torch.compile
+    the latter goes unseen.
 
     Args:
         blocks: The transformer blocks in the order in which they run, each once per forward. A
@@ -84,18 +74,23 @@ class TokenTrace:
         *,
         require_grad: bool = True,
     ) -> None:
-        modules = _list_blocks(blocks)
-        _check_blocks(modules, num_prefix_tokens)
-        self.num_prefix_tokens = num_prefix_tokens
-        self.require_grad = require_grad
+        modules = _checked(blocks)
+        if num_prefix_tokens < 0:
+            raise ValueError(f"num_prefix_tokens must be >= 0, got {num_prefix_tokens}")
+        self.num_prefix_tokens, self.require_grad = num_prefix_tokens, require_grad
         self.armed = False
         self._closed = ""
-        self._stale = False
-        self._slots = [_Slot(depth) for depth in range(len(modules) + 1)]
-        first = _InputHook(self, self._slots[0], modules[0])
-        self._handles = [modules[0].register_forward_pre_hook(first, with_kwargs=True)]
-        for slot, block in zip(self._slots[1:], modules, strict=True):
-            self._handles.append(block.register_forward_hook(_OutputHook(self, slot)))
+        self._recording = Recording(len(modules) + 1)
+        self._argument = next(iter(inspect.signature(modules[0].forward).parameters), "")
+        # Bound methods and not closures: a deep copy or pickle of the model copies the trace with
+        # its hooks, and the copy arrives closed. A closure would go on recording into the original.
+        self._handles = [
+            modules[0].register_forward_pre_hook(self._before_first, with_kwargs=True),
+            *(
+                block.register_forward_hook(partial(self._after, depth))
+                for depth, block in enumerate(modules, 1)
+            ),
+        ]
 
     def arm(self) -> None:
         """Forgets what was recorded and records from now on.
@@ -105,7 +100,8 @@ class TokenTrace:
         """
         if self._closed:
             raise TraceError(self._closed)
-        self.clear()
+        self._recording.stale = True
+        self._recording = Recording(len(self._recording.slots))
         self.armed = True
 
     def disarm(self) -> None:
@@ -114,9 +110,7 @@ class TokenTrace:
 
     def clear(self) -> None:
         """Forgets what was recorded, which lets the autograd graph go."""
-        for slot in self._slots:
-            slot.clear()
-        self._stale = False
+        self._recording.slots = [Slot() for _ in self._recording.slots]
 
     def close(self) -> None:
         """Removes the hooks; the trace cannot be armed again."""
@@ -124,12 +118,14 @@ class TokenTrace:
         self.clear()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
         self._closed = "this TokenTrace is closed: make a new one"
 
     @property
     def tokens_by_depth(self) -> TracedTokens:
         """What the last armed forward recorded: L + 1 tensors [B, N, D] for L blocks.
+
+        Gradients are looked for here and not in the hook: under reentrant checkpointing the tokens
+        get theirs after the hook has run.
 
         Raises:
             TraceError: The trace is closed or a copy; nothing was recorded at some depth, or
@@ -138,38 +134,30 @@ class TokenTrace:
         """
         if self._closed:
             raise TraceError(self._closed)
-        missing = [slot.depth for slot in self._slots if slot.tokens is None]
+        slots, tokens = self._recording.slots, []
+        missing = [depth for depth, slot in enumerate(slots) if slot.tokens is None]
         if missing:
             others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise TraceError(_NOTHING.format(depth=missing[0], others=others))
-        if self._stale:
-            raise TraceError(_STALE)
-        tokens = []
-        for depth, slot in enumerate(self._slots):
-            if slot.twice:
-                which = (
-                    f"the output of block {depth - 1}" if depth else "the input of the first block"
-                )
-                raise TraceError(_TWICE.format(which=which))
+        self._recording.use()
+        for depth, slot in enumerate(slots):
             assert slot.tokens is not None
+            if slot.twice:
+                which = f"the output of block {depth - 1}" if depth else "the input of block 0"
+                raise TraceError(_TWICE.format(which=which))
             if slot.version is not None and slot.tokens._version != slot.version:
                 raise TraceError(_CHANGED.format(depth=depth))
             if self.require_grad and not slot.tokens.requires_grad:
                 raise TraceError(_NO_GRAD.format(depth=depth))
             tokens.append(slot.tokens)
-        return TracedTokens(tokens, self.num_prefix_tokens)
+        return TracedTokens(tokens, self.num_prefix_tokens, self._recording)
 
     def __enter__(self) -> TokenTrace:
         """Arms."""
         self.arm()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Disarms."""
         self.disarm()
 
@@ -178,73 +166,41 @@ class TokenTrace:
         return {"num_prefix_tokens": self.num_prefix_tokens, "require_grad": self.require_grad}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._slots = []
-        self.__dict__.update(state)
-        self._slots = []
-        self.armed = False
-        self._handles = []
+        self.__dict__.update(state, armed=False, _handles=[], _recording=Recording(0))
         self._closed = "this TokenTrace is a copy and has no hooks: make a new one"
 
-
-class _Slot:
-    """The record of one depth; a copy is empty, as tokens with a graph cannot be copied."""
-
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self.clear()
-
-    def clear(self) -> None:
-        self.tokens: Tensor | None = None
-        self.version: int | None = None
-        self.twice = False
-
-    def __reduce__(self) -> tuple[type[_Slot], tuple[int]]:
-        return _Slot, (self.depth,)
-
-    # Plain attribute writes only: torch.compile traces this into the graph, as guards on the state
-    # before and side effects after.
-    def record(self, value: object) -> None:
-        tokens = value[0] if isinstance(value, (tuple, list)) and value else value
-        if not isinstance(tokens, Tensor):
-            where = "or a tuple that begins with one" if self.depth else "as first argument"
-            raise TraceError(
-                f"depth {self.depth}: expected a tensor of tokens, {where}, "
-                f"got {type(tokens).__name__}"
-            )
-        if self.tokens is not None:
-            self.twice = True
-            return
-        self.tokens = tokens
-        # A compiled graph counts versions in its own way: there, changes in place go unseen.
-        if not torch.compiler.is_compiling() and not tokens.is_inference():
-            self.version = tokens._version
-
-
-# Classes and not closures: a deep copy or pickle of the model then copies the hook and with it the
-# trace, which arrives closed. A closure would go on recording into the original.
-class _InputHook:
-    def __init__(self, trace: TokenTrace, slot: _Slot, block: nn.Module) -> None:
-        self.trace, self.slot = trace, slot
-        self.name = next(iter(inspect.signature(block.forward).parameters), "")
-
-    def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.trace.armed:
-            self.slot.record(args[0] if args else kwargs.get(self.name))
+    def _before_first(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self.armed:
+            self._record(0, args[0] if args else kwargs.get(self._argument))
         # Activation checkpointing runs blocks again within backward, which is no new forward.
         elif torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            self.trace._stale = True
+            self._recording.stale = True
+
+    def _after(self, depth: int, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if self.armed:
+            self._record(depth, output)
+
+    def _record(self, depth: int, value: object) -> None:
+        tokens = value[0] if isinstance(value, (tuple, list)) and value else value
+        if not isinstance(tokens, Tensor):
+            where = "or a tuple that begins with one" if depth else "as first argument"
+            raise TraceError(
+                f"depth {depth}: expected a tensor of tokens, {where}, got {type(tokens).__name__}"
+            )
+        slot = self._recording.slots[depth]
+        if slot.tokens is not None:
+            slot.twice = True
+            return
+        slot.tokens = tokens
+        # A compiled graph counts versions in its own way: there, changes in place go unseen.
+        if not torch.compiler.is_compiling() and not tokens.is_inference():
+            slot.version = tokens._version
 
 
-class _OutputHook:
-    def __init__(self, trace: TokenTrace, slot: _Slot) -> None:
-        self.trace, self.slot = trace, slot
-
-    def __call__(self, block: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if self.trace.armed:
-            self.slot.record(output)
-
-
-def _list_blocks(blocks: Any) -> list[nn.Module]:
+def _checked(blocks: Any) -> list[nn.Module]:
+    """The blocks as a list; see `TokenTrace` for the errors."""
     if isinstance(blocks, nn.Module) and not isinstance(blocks, Iterable):
         lists = [
             f"model.{name}"
@@ -255,26 +211,18 @@ def _list_blocks(blocks: Any) -> list[nn.Module]:
             f"blocks must be a sequence of transformer blocks, got {type(blocks).__name__}: pass "
             f"{' or '.join(lists) or 'model.blocks'}, the blocks that hold the mask tokens"
         )
-    return list(blocks)
-
-
-def _check_blocks(blocks: list[nn.Module], num_prefix_tokens: int) -> None:
-    if not blocks:
+    modules = list(blocks)
+    if not modules:
         raise ValueError("blocks is empty: pass the model's transformer blocks, e.g. model.blocks")
-    if num_prefix_tokens < 0:
-        raise ValueError(f"num_prefix_tokens must be >= 0, got {num_prefix_tokens}")
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(modules):
         if not isinstance(block, nn.Module):
             raise TypeError(f"block {number} is not a module but {type(block).__name__}")
-        if _is_compiled(block):
+        # wrapped by torch.compile(block), or compiled in place by block.compile()
+        if hasattr(block, "_orig_mod") or getattr(block, "_compiled_call_impl", None) is not None:
             raise TraceError(
                 f"block {number} ({type(block).__name__}) is compiled already: hooks added now may "
                 "never run. Attach the trace first, then compile."
             )
-    if len({id(block) for block in blocks}) != len(blocks):
+    if len({id(block) for block in modules}) != len(modules):
         raise ValueError("a block stands in blocks twice: each must run once per forward")
-
-
-def _is_compiled(block: nn.Module) -> bool:
-    """Wrapped by torch.compile(block), or compiled in place by block.compile()."""
-    return hasattr(block, "_orig_mod") or getattr(block, "_compiled_call_impl", None) is not None
+    return modules

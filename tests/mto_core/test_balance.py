@@ -9,6 +9,7 @@ from mto_core.balance import GradientBalance, gradient_norm
 
 WEIGHTS = {"sparsity": 0.2, "singularity": 3.0, "ranking": 0.5}
 BALANCED = MTOConfig(**WEIGHTS, balance=0.1, balance_every=2, balance_decay=0.5)
+RANKING = MTOConfig(ranking=1, balance=0.5, balance_every=1)
 
 
 class Model(nn.Module):
@@ -157,10 +158,10 @@ def test_terms_may_change_between_save_and_load():
 
 def test_half_precision_of_the_model_leaves_the_norms_alone():
     source = torch.full((2, 3), 1e-4, requires_grad=True)
-    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
+    balance = GradientBalance(RANKING)
     nn.ModuleList([balance]).half()
-    balance.measure((source * 1e-4).sum(), {"ranking": (source * 2e-4).sum()}, source)
-    balance.begin(1)
+    balance.measure(0, (source * 1e-4).sum(), {"ranking": (source * 2e-4).sum()}, source)
+    balance.begin(1, source.sum())
     assert balance.weights()["ranking"].item() == pytest.approx(0.25)
 
 
@@ -206,21 +207,21 @@ def test_a_gradient_that_the_scale_would_overflow_is_measured():
 
 def test_an_overflow_skips_the_measurement():
     source = torch.ones(2, 3, requires_grad=True)
-    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
-    balance.measure(source.square().sum(), {"ranking": source.sum()}, source)
-    balance.begin(1)
+    balance = GradientBalance(RANKING)
+    balance.measure(0, source.square().sum(), {"ranking": source.sum()}, source)
+    balance.begin(1, source.sum())
     assert balance.weights()["ranking"].item() == pytest.approx(0.5 * 2)
     before = balance.mean_square.clone()
-    balance.measure(source.sum() * float("inf"), {"ranking": source.sum()}, source)
-    balance.begin(2)
+    balance.measure(0, source.sum() * float("inf"), {"ranking": source.sum()}, source)
+    balance.begin(2, source.sum())
     assert torch.equal(balance.mean_square, before)
 
 
 def test_a_term_without_gradient_gets_no_weight():
     source = torch.ones(2, 3, requires_grad=True)
-    balance = GradientBalance(["ranking"], ["ranking"], ratio=0.5, every=1, decay=0.9, limit=100.0)
-    balance.measure(source.sum(), {"ranking": (source * 0).sum()}, source)
-    balance.begin(1)
+    balance = GradientBalance(RANKING)
+    balance.measure(0, source.sum(), {"ranking": (source * 0).sum()}, source)
+    balance.begin(1, source.sum())
     assert balance.weights()["ranking"].item() == 0.0
 
 

@@ -13,7 +13,6 @@ from mto_core import recompute
 from mto_core.entropy import resolve_backend, row_entropy, token_entropy
 from mto_core.losses import (
     heterogeneity,
-    heterogeneity_of,
     ranking_loss,
     singularity_loss,
     sparsity_loss,
@@ -121,12 +120,12 @@ def test_chunks_change_nothing(
     mask = bits(MASKS[name])
     x = torch.randn(len(mask), 7 + prefix, 5, dtype=torch.float64, requires_grad=True)
 
-    def run(backend: str, keep: bool = False) -> tuple[Tensor, ...]:
+    def run(backend: str) -> tuple[Tensor, ...]:
         split, how = split_mask(mask, prefix), {"scale": scale, "backend": backend}
         sides = (
             (split.masked, split.visible) if rows == "masked" else (split.visible, split.patches)
         )
-        h = token_entropy(x, *sides, save_logits=keep, **how)
+        h = token_entropy(x, *sides, **how)
         total = (h * torch.arange(1.0, h.numel() + 1).view_as(h)).sum()
         first = torch.autograd.grad(total, x, retain_graph=True)[0]
         return h, first, torch.autograd.grad(total, x)[0]  # nothing that was saved is overwritten
@@ -136,7 +135,6 @@ def test_chunks_change_nothing(
         monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", elements)
         monkeypatch.setattr(recompute, "MIN_ROWS", min_rows)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
-        torch.testing.assert_close(run("recompute", keep=True), whole, atol=1e-12, rtol=1e-9)
 
 
 def test_chunks_cover_all_rows_once_and_keep_to_their_size(
@@ -165,7 +163,7 @@ def saved_beyond(tokens: Tensor, split: MaskSplit, backend: str) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = heterogeneity_of(tokens, split, backend=backend)
+        result = heterogeneity(tokens, split, backend=backend)
     assert result.requires_grad
     return sum(kept.values())
 

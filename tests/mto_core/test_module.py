@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mto_core import MaskedTokenOptimization, MTOConfig, affinity, module, recompute
+from mto_core import MaskedTokenOptimization, MTOConfig, affinity, recompute
 
 ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
 
@@ -316,35 +316,6 @@ def test_no_state_and_no_random_numbers():
     before = torch.get_rng_state()
     mto(tokens, mask).total.backward()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_logits_keep_to_their_share(dtype, monkeypatch):
-    tokens, _ = make(batch=2, size=20, dim=48, depths=8, dtype=dtype)
-    mask = torch.arange(20).lt(12).repeat(2, 1)
-    mto = MaskedTokenOptimization(MTOConfig(ranking=1.0, backend="recompute"))
-
-    def run():
-        saved = {}
-        known = {t.untyped_storage().data_ptr() for t in tokens}
-
-        def pack(tensor):
-            if tensor.untyped_storage().data_ptr() not in known:
-                saved[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            total = mto(tokens, mask, diagnostics=False).total
-        size = sum(t.untyped_storage().nbytes() for t in saved.values())
-        return size, torch.autograd.grad(total, tokens)
-
-    size, grads = run()
-    monkeypatch.setattr(module, "SAVED_LOGITS_SHARE", 0)
-    least, expected = run()
-    logits = 2 * 12 * 8 * 4  # bytes by depth
-    share = sum(t.nbytes for t in tokens) / 23
-    assert size - least == share // logits * logits > 0
-    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["dense", "recompute"])

@@ -287,7 +287,7 @@ def test_silent_failure_called_twice():
     with trace:
         model(IMAGES)
         model(IMAGES * 2)
-    with pytest.raises(TraceError, match="the input of the first block was recorded twice"):
+    with pytest.raises(TraceError, match="the input of block 0 was recorded twice"):
         _ = trace.tokens_by_depth
 
 
@@ -325,6 +325,36 @@ def test_silent_failure_tokens_of_an_earlier_forward(later):
     with pytest.raises(TraceError, match="earlier forward"):
         _ = trace.tokens_by_depth
     torch.testing.assert_close(traced(model, trace, run), by_hand())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_silent_failure_kept_tokens_of_an_earlier_forward(compiled):
+    """The caller kept the sequence, or ran a copy of the model: no hook of ours sees the latter."""
+    torch._dynamo.reset()
+    model = Model()
+    trace = TokenTrace(model.blocks, 1)
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    for later in ("armed", "unarmed", "cleared", "a copy"):
+        with trace:
+            run(IMAGES)
+        kept = trace.tokens_by_depth
+        MTO(kept, MASK, step=1)
+        MTO(kept, MASK, step=1)  # the micro batches of a step, or two modules
+        if later == "armed":
+            trace.arm()
+        elif later == "a copy":
+            copy.deepcopy(model)(IMAGES)
+            MTO(kept, MASK)
+        else:
+            if later == "cleared":
+                trace.clear()
+            trace.disarm()
+            run(IMAGES)
+        with pytest.raises(TraceError, match="earlier forward"):
+            MTO(kept, MASK, step=2)
+        if later != "a copy":
+            with pytest.raises(TraceError, match="earlier forward"):
+                MTO.grad_ratios(kept, MASK, loss=kept[0].sum())
 
 
 def test_silent_failure_no_grad():
