@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
-from plans import EVERY, NAMES, plan
 
-from mto_tools.plan.config import LAUNCHERS, Place, before, command, hostfile
+from mto_tools.plan.config import LAUNCHERS, Start, before, command
 from mto_tools.plan.planner import Plan
 
-PLACE = Place(checkout="up", script="main.py", config="c.json")
+from .conftest import EVERY, NAMES, plan
+
+STARTS = [Start("up", "main.py", "c.json", launcher=launcher) for launcher in LAUNCHERS]
 SIMMIM = {"vit_base": 1e-4, "swin_base": 2e-4, "swin_large": 1e-4}  # BASE_LR of the YAML files
 
 
@@ -55,8 +57,8 @@ def test_upstream_computes_the_planned_batch_and_rate(
 ) -> None:
     found = plan(name, model=model, gpus=gpus, nodes=nodes)
     assert found.accumulation > 1 or gpus * nodes > 4 or name == "mini"
-    for launcher in LAUNCHERS:
-        given = arguments(command(found, PLACE, mto=False, launcher=launcher))
+    for start in STARTS:
+        given = arguments(command(found, start))
         total, rate = total_and_rate(found, given, gpus * nodes)
         assert total == found.total
         assert rate == pytest.approx(found.learning_rate, rel=1e-12)
@@ -65,7 +67,7 @@ def test_upstream_computes_the_planned_batch_and_rate(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configuration_reaches_the_recipe_and_mto_only_when_asked(name: str) -> None:
-    plain, mto = (command(plan(name), PLACE, mto=on) for on in (False, True))
+    plain, mto = (command(plan(name), replace(STARTS[0], mto=on)) for on in (False, True))
     key = "DEEPSPEED.CONFIG" if name == "simmim" else "--deepspeed_config"
     assert arguments(plain)[key] == arguments(mto)[key] == "c.json"
     assert "mto" not in plain.lower()
@@ -73,32 +75,25 @@ def test_the_configuration_reaches_the_recipe_and_mto_only_when_asked(name: str)
     assert given["MTO.ON"] == "True" if name == "simmim" else given["--mto"] == ""
 
 
-def test_one_node() -> None:
-    found = plan("mae", gpus=4)
-    torchrun, deepspeed = (command(found, PLACE, mto=False, launcher=name) for name in LAUNCHERS)
-    assert torchrun.startswith("torchrun --standalone --nproc_per_node=4 up/main.py ")
+def test_one_node_and_several() -> None:
+    torchrun, deepspeed = (command(plan("mae", gpus=4), start) for start in STARTS)
+    assert torchrun.startswith("torchrun --nproc_per_node=4 --standalone up/main.py ")
     assert deepspeed.startswith("deepspeed --no_local_rank --num_gpus=4 up/main.py ")
     assert '--data_path "$IMAGENET"' in torchrun
-    assert hostfile(found) == before(found, PLACE) == ""
-
-
-def test_several_nodes() -> None:
-    found = plan("bootmae", nodes=2)
-    torchrun, deepspeed = (command(found, PLACE, mto=False, launcher=name) for name in LAUNCHERS)
+    torchrun, deepspeed = (command(plan("mae", nodes=2), start) for start in STARTS)
     expected = {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=$FIRST_NODE:29500"}
     assert expected < set(shlex.split(torchrun))
     assert '"--rdzv_endpoint=$FIRST_NODE:29500"' in torchrun
     assert "--standalone" not in torchrun
     assert {"--num_nodes=2", "--hostfile=hostfile"} < set(shlex.split(deepspeed))
-    assert hostfile(found).count("slots=8\n") == 2
-    assert before(found, PLACE) == "ln -s up/data data"
 
 
 def test_words_that_a_shell_would_split_are_quoted() -> None:
-    place = Place(checkout="my up", script="main.py", config="c d.json", data="/a b/{c}")
-    words = shlex.split(command(plan("simmim"), place, mto=False))
+    start = Start("my up", "main.py", "c d.json", data="/a b/{c}")
+    words = shlex.split(command(plan("simmim"), start))
     assert "my up/main.py" in words
     assert words[words.index("--data-path") + 1] == "/a b/{c}/train"
     assert words[words.index("DEEPSPEED.CONFIG") + 1] == "c d.json"
     assert words[words.index("--cfg") + 1].startswith("my up/configs/vit_base__800ep/")
-    assert shlex.split(before(plan("bootmae"), place)) == ["ln", "-s", "my up/data", "data"]
+    assert shlex.split(before(plan("bootmae"), start)) == ["ln", "-s", "my up/data", "data"]
+    assert before(plan("mae"), start) == ""

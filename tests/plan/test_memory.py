@@ -10,17 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from plans import FACTS, HOME
 
 from mto_core import MaskedTokenOptimization, MTOConfig
-from mto_tools.plan.memory import (
-    GIB,
-    bucket_size,
-    ddp_card,
-    ddp_per_image,
-    ddp_state,
-    zero_memory,
-)
+from mto_tools.plan import memory
+from mto_tools.plan.memory import GIB, estimate
+
+from .conftest import FACTS, HOME
 
 MEASURE = Path(__file__).with_name("measure.py")
 
@@ -28,26 +23,21 @@ MEASURE = Path(__file__).with_name("measure.py")
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_state_is_what_deepspeed_holds(
-    rank_of_eight: dict[str, Any], stage: int, accumulation: int
+    rank_of_eight: dict[str, Any], monkeypatch: pytest.MonkeyPatch, stage: int, accumulation: int
 ) -> None:
     count = rank_of_eight["trainable"]
-    parts = zero_memory(
-        FACTS["mini"].memory["mae"].model_copy(update={"parameters": count, "trainable": count}),
-        world=8,
-        micro=1,
-        accumulation=accumulation,
-        stage=stage,
-        bucket=rank_of_eight["bucket"],
+    model = FACTS["mini"].memory["mae"]
+    monkeypatch.setattr(memory, "BUCKET", rank_of_eight["bucket"])
+    state = estimate(
+        model.model_copy(update={"parameters": count, "trainable": count}),
+        **{"stage": stage, "micro": 1, "beside": 0, "world": 8, "accumulation": accumulation},
         precision="float32",
-        limit=GIB,
-    ).parts
-    estimate = sum(part.bytes for part in parts if part.kind == "state")
+    ).sum("state")
     peak = rank_of_eight["peak"][f"{stage} {accumulation}"]
-    assert 0.95 * estimate <= peak <= 1.01 * estimate
+    assert 0.95 * state <= peak <= 1.01 * state
 
 
-@pytest.mark.parametrize("model", ["mae", "simmim"])
-@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize(("model", "precision"), [("mae", "bf16"), ("simmim", "float32")])
 def test_mini_is_as_counted(model: str, precision: str) -> None:
     pytest.importorskip("timm")
     mini = HOME / "upstream" / "embedded" / "mini"
@@ -104,15 +94,16 @@ def test_mto_saves_what_is_set_aside(name: str, model: str) -> None:
 
 
 def test_bucket_is_no_larger_than_the_model() -> None:
-    assert [bucket_size(n) for n in (1, 44_000_000, 111_000_000)] == [10**7, 5 * 10**7, 5 * 10**7]
+    sizes = [memory.bucket_size(n) for n in (1, 44_000_000, 111_000_000)]
+    assert sizes == [10**7, 5 * 10**7, 5 * 10**7]
 
 
 def test_conmim_vit_l_under_ddp_by_hand() -> None:
     """291.5 MB were counted in 16 bits; 24 blocks of 16 heads add 4 B x 197^2 each on CUDA."""
     known = FACTS["conmim"].memory["conmim_large_patch16_224"]
     assert known.activations("fp16") == 291_539_812 + 4 * 24 * 16 * 197**2
-    state = ddp_state(known, beside=8)
-    assert state == (22 + 8) * 333_570_496
-    taken = state + 256 * ddp_per_image(known)
-    assert taken / GIB == pytest.approx(96.4, abs=0.05)
-    assert ddp_card(taken) == round((taken / GIB + 1.5) / 0.9 + 0.5)
+    found = estimate(known, stage=0, micro=256, precision="fp16", beside=8)
+    assert found.sum("state") == (22 + 8) * 333_570_496
+    taken = found.sum("state", "images") / GIB
+    assert taken == pytest.approx(96.2, abs=0.05)
+    assert found.card == round((taken + 1.5) / 0.9 + 0.5)

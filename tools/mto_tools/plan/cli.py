@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -79,18 +78,15 @@ def plan(
     request = Request(gpus, gpu_mem, nodes, model, precision, zero, batch, epochs)
     made = make_plan(upstream, request)
     file = out or Path(f"{name}-{config.file_name(made)}")
-    checkout, script = _from_here(upstream.checkout), load_recipe(upstream).pretrain
-    place = config.Place(checkout, script, str(file), data, output)
+    checkout = upstream.checkout
+    if checkout.is_relative_to(Path.cwd()):
+        checkout = checkout.relative_to(Path.cwd())
+    script = load_recipe(upstream).pretrain
+    start = config.Start(str(checkout), script, str(file), mto, launcher, data, output)
     changed = config.write(made, file, force=force)
     if as_json:
-        print(json.dumps(report.as_json(made, place, mto=mto, launcher=launcher), indent=2))
+        print(json.dumps(report.as_json(made, start), indent=2))
         return
     console.print(f"{'wrote' if changed else 'there already:'} {file}\n")
-    report.show(made, place, console, mto=mto, launcher=launcher)
-    print(config.command(made, place, mto=mto, launcher=launcher))
-
-
-def _from_here(folder: Path) -> str:
-    """A path under the working directory as relative, another as absolute."""
-    here = Path.cwd()
-    return os.path.relpath(folder, here) if folder.is_relative_to(here) else str(folder)
+    report.show(made, start, console)
+    print(config.command(made, start))

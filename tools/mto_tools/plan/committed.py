@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from mto_tools.errors import RefusedError
-from mto_tools.plan import config, memory
-from mto_tools.plan.memory import GIB
+from mto_tools.plan import config
+from mto_tools.plan.memory import GIB, estimate
 from mto_tools.plan.planner import Plan, Request, make_plan
 from mto_tools.upstreams.facts import Facts
 from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import Upstream, all_upstreams
 
-MACHINES = tuple((8, memory) for memory in (24.0, 40.0, 80.0))  # GPUs, GB each
+GPUS, MEMORIES = 8, (24.0, 40.0, 80.0)  # the machines; GB of a GPU
 
 
 def recipes(home: Path) -> list[tuple[Upstream, Facts]]:
@@ -23,16 +24,15 @@ def recipes(home: Path) -> list[tuple[Upstream, Facts]]:
     return [(upstream, known) for upstream, known in facts if known]
 
 
-def plans(home: Path) -> Iterator[tuple[str, Request, Plan | RefusedError]]:
-    """Every counted model on every machine; the refusal where it does not fit."""
+def plans(home: Path) -> Iterator[tuple[str, str, Plan | None]]:
+    """Upstream, model and plan of every counted model on every machine; `None`: does not fit."""
     for upstream, facts in recipes(home):
         for model in facts.memory:
-            for gpus, gpu_mem in MACHINES:
-                request = Request(gpus=gpus, gpu_mem=gpu_mem, model=model)
-                try:
-                    yield upstream.name, request, make_plan(upstream, request)
-                except RefusedError as error:
-                    yield upstream.name, request, error
+            for gpu_mem in MEMORIES:
+                plan = None
+                with contextlib.suppress(RefusedError):
+                    plan = make_plan(upstream, Request(GPUS, gpu_mem, model=model))
+                yield upstream.name, model, plan
 
 
 def files(home: Path) -> dict[str, str]:
@@ -40,21 +40,20 @@ def files(home: Path) -> dict[str, str]:
     return {
         f"{name}/deepspeed/{config.file_name(plan)}": config.text(plan)
         for name, _, plan in plans(home)
-        if isinstance(plan, Plan)
+        if plan
     }
 
 
 def plan_table(home: Path) -> str:
     """The plans as a Markdown table: images x micro batches, ZeRO 2 where it is, memory."""
-    rows: dict[str, list[str]] = {}
-    for name, request, plan in plans(home):
+    rows: dict[str, list[str]] = {"model": [f"{GPUS} x {gpu_mem:g} GB" for gpu_mem in MEMORIES]}
+    for name, model, plan in plans(home):
         cell = "does not fit"
-        if isinstance(plan, Plan):
+        if plan:
             zero = ", ZeRO 2" if plan.stage == 2 else ""
-            cell = f"{plan.micro} x {plan.accumulation}{zero}, {plan.memory.total / GIB:.1f} GiB"
-        rows.setdefault(f"{name} `{request.model}`", []).append(cell)
-    header = ["model", *(f"{gpus} x {gpu_mem:g} GB" for gpus, gpu_mem in MACHINES)]
-    return _markdown([header, *([model, *cells] for model, cells in rows.items())])
+            cell = f"{plan.micro} x {plan.accumulation}{zero}, {plan.memory.sum() / GIB:.1f} GiB"
+        rows.setdefault(f"{name} `{model}`", []).append(cell)
+    return _markdown([[model, *cells] for model, cells in rows.items()])
 
 
 def ddp_table(home: Path) -> str:
@@ -63,12 +62,11 @@ def ddp_table(home: Path) -> str:
     for upstream, facts in recipes(home):
         images = {s.model: s.images_per_gpu for s in reversed(facts.schedules) if s.images_per_gpu}
         for model in (model for model in facts.models if model in images):
-            counts = facts.memory[model]
-            state = memory.ddp_state(counts, facts.bytes_beside)
-            each, count = memory.ddp_per_image(counts), images[model]
-            taken = state + count * each
+            counts, count, beside = facts.memory[model], images[model], facts.bytes_beside
+            taken = estimate(counts, stage=0, micro=count, precision="fp16", beside=beside)
+            state, each = taken.sum("state"), taken.sum("images") // count
             cells = [f"{state / GIB:.1f} GiB", f"{each / 2**20:.0f} MiB", str(count)]
-            cells += [f"{taken / GIB:.1f} GiB", f"{memory.ddp_card(taken)} GB"]
+            cells += [f"{taken.sum('state', 'images') / GIB:.1f} GiB", f"{taken.card} GB"]
             rows.append([f"{upstream.name} `{model}`", *cells])
     return _markdown(rows)
 
@@ -82,21 +80,18 @@ def documented(home: Path, page: str, text: str) -> str:
     name, table = PAGES[page]
     begin, end = f"<!-- {name}: mto plan --write-all -->\n", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}{table(home)}{end}{after}"
+    return f"{before}{begin}{table(home)}{end}{rest.split(end)[1]}"
 
 
 def write_all(home: Path) -> list[Path]:
     """Write the configurations and tables, and delete other configurations; return the files."""
     wanted = {home / "patches" / path: text for path, text in files(home).items()}
-    for file in (home / "patches").glob("*/deepspeed/*.json"):
-        if file not in wanted:
-            file.unlink()
+    for file in set((home / "patches").glob("*/deepspeed/*.json")) - wanted.keys():
+        file.unlink()
     for file, text in wanted.items():
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    for page in PAGES:
-        file = home / "docs" / page
+    for file, page in ((home / "docs" / page, page) for page in PAGES):
         if file.exists():
             file.write_text(documented(home, page, file.read_text()))
     return list(wanted)

@@ -54,26 +54,24 @@ def write(plan: Plan, file: Path, *, force: bool = False) -> bool:
         RefusedError: Another configuration stands there already, and `force` is not given.
     """
     new = text(plan)
-    if file.exists():
-        if file.read_text() == new:
-            return False
-        if not force:
-            raise RefusedError(
-                f"{file} exists and holds something else", hint="--out FILE, or --force"
-            )
+    before = file.read_text() if file.exists() else None
+    if before not in (None, new) and not force:
+        raise RefusedError(f"{file} exists and holds something else", hint="--out FILE, or --force")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(new)
-    return True
+    return before != new
 
 
 @dataclass(frozen=True)
-class Place:
-    """Paths as seen from the folder in which the command is started.
+class Start:
+    """How a run is started; paths as seen from the folder in which the command is given.
 
     Attributes:
         checkout: The patched upstream.
         script: The script that pre-trains.
         config: The configuration.
+        mto: Whether MTO is on.
+        launcher: One of `LAUNCHERS`.
         data: The images; `$NAME` is left to the shell.
         output: Folder for checkpoints and logs.
     """
@@ -81,16 +79,17 @@ class Place:
     checkout: str
     script: str
     config: str
+    mto: bool = False
+    launcher: str = "torchrun"
     data: str = "$IMAGENET"
     output: str = ""
 
 
-def command(plan: Plan, place: Place, *, mto: bool, launcher: str = "torchrun") -> str:
-    """The command that starts the run, by one of `LAUNCHERS`."""
+def command(plan: Plan, start: Start) -> str:
+    """The command that starts the run."""
     request, schedule = plan.request, plan.schedule
-    words = plan.facts.arguments.replace("{flags}", schedule.flags).split()
     values = {
-        "checkout": place.checkout,
+        "checkout": start.checkout,
         "model": schedule.model,
         "total": plan.total,
         "micro": plan.micro,
@@ -99,39 +98,27 @@ def command(plan: Plan, place: Place, *, mto: bool, launcher: str = "torchrun") 
         "warmup": plan.facts.warmup_epochs,
         "rate": schedule.rate,
         "amp": {"float32": "none"}.get(plan.precision, plan.precision),
-        "config": place.config,
-        "data": place.data,
-        "output": place.output or f"{schedule.model}{'-mto' if mto else ''}",
-        "arm": "mto" if mto else "baseline",
+        "config": start.config,
+        "data": start.data,
+        "output": start.output or f"{schedule.model}{'-mto' if start.mto else ''}",
+        "arm": "mto" if start.mto else "baseline",
     }
-    words += plan.facts.mto.split() if mto else []
-    if launcher == "torchrun":
-        start = ["torchrun", f"--nproc_per_node={request.gpus}"]
-        if request.nodes == 1:
-            start.insert(1, "--standalone")
-        else:
-            start += [f"--nnodes={request.nodes}", f"--rdzv_id={plan.name}"]
-            start += ["--rdzv_backend=c10d", f"--rdzv_endpoint=$FIRST_NODE:{PORT}"]
+    arguments = plan.facts.arguments.replace("{flags}", schedule.flags).split()
+    arguments += plan.facts.mto.split() if start.mto else []
+    words = [f"{start.checkout}/{start.script}", *(word.format(**values) for word in arguments)]
+    several = request.nodes > 1
+    if start.launcher == "torchrun":
+        meet = ["--rdzv_backend=c10d", f"--rdzv_endpoint=$FIRST_NODE:{PORT}"]
+        nodes = [f"--nnodes={request.nodes}", f"--rdzv_id={plan.name}", *meet]
+        first = [f"--nproc_per_node={request.gpus}", *(nodes if several else ["--standalone"])]
     else:
-        start = ["deepspeed", "--no_local_rank", f"--num_gpus={request.gpus}"]
-        if request.nodes > 1:
-            start += [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
-    script = f"{place.checkout}/{place.script}"
-    return _join([*start, script, *(word.format(**values) for word in words)])
+        nodes = [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
+        first = ["--no_local_rank", f"--num_gpus={request.gpus}", *(nodes if several else [])]
+    # Quoted for a shell, which is to replace `$NAME`.
+    quoted = (f'"{w}"' if "$" in w else shlex.quote(w) for w in [start.launcher, *first, *words])
+    return " ".join(quoted)
 
 
-def before(plan: Plan, place: Place) -> str:
+def before(plan: Plan, start: Start) -> str:
     """Command to run first in the folder from which the run is started; "" for none."""
-    return plan.facts.before.format(checkout=shlex.quote(place.checkout))
-
-
-def hostfile(plan: Plan) -> str:
-    """Text for `deepspeed --hostfile`, with names to be replaced; "" for one node."""
-    nodes, slots = plan.request.nodes, plan.request.gpus
-    lines = [f"node{number} slots={slots}\n" for number in range(1, nodes + 1)]
-    return "".join(lines) if nodes > 1 else ""
-
-
-def _join(words: list[str]) -> str:
-    """Quote for a shell, which is to replace `$NAME`."""
-    return " ".join(f'"{w}"' if "$" in w else shlex.quote(w) for w in words)
+    return plan.facts.before.format(checkout=shlex.quote(start.checkout))

@@ -1,4 +1,4 @@
-"""Memory of one GPU under ZeRO, and under DDP without DeepSpeed, by arithmetic.
+"""Memory of one GPU by arithmetic: under ZeRO 1 and 2, and under DDP, which is stage 0 here.
 
 ZeRO's tensors were read in `deepspeed/runtime/zero/stage_1_and_2.py` of 0.19.8: the weights stay
 float32 and whole; each rank has a float32 copy of its shard and Adam's two moments for it. Stage 1
@@ -18,8 +18,6 @@ BUCKET = 50_000_000  # elements that ZeRO reduces at a time: 200 MB in float32
 CONTEXT = GIB  # assumption: CUDA context, cuBLAS and cuDNN workspaces
 NCCL = GIB // 2  # assumption: NCCL's channels and buffers
 MARGIN = 0.1  # assumption: share of the card lost to fragmentation and to what is not counted
-# Bytes per trainable parameter under DDP: gradient, bucket, Adam's two moments, autocast's copy.
-DDP_TRAINED = 4 + 4 + 8 + 2
 
 
 @dataclass(frozen=True)
@@ -51,27 +49,20 @@ class Memory:
     parts: tuple[Part, ...]
     limit: int
 
-    @property
-    def total(self) -> int:
-        """All parts together, in bytes."""
-        return sum(part.bytes for part in self.parts)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the parts fit on the card."""
-        return self.total <= self.limit
+    def sum(self, *kinds: str) -> int:
+        """Bytes of all parts, or of those of some kinds."""
+        return sum(part.bytes for part in self.parts if not kinds or part.kind in kinds)
 
     @property
     def largest(self) -> Part:
         """The largest part that is not an assumption."""
-        counted = [part for part in self.parts if part.kind != "reserve"]
-        return max(counted, key=lambda part: part.bytes)
+        return max((p for p in self.parts if p.kind != "reserve"), key=lambda part: part.bytes)
 
     @property
     def card(self) -> int:
-        """Bytes of the smallest card that holds these parts; a larger card loses more."""
+        """GiB of the smallest card that holds these parts; a larger card loses more."""
         lost = int(MARGIN * self.limit)
-        return int((self.total - lost) / (1 - MARGIN)) + 1
+        return -int(-(self.sum() - lost) / (1 - MARGIN) // GIB)
 
 
 def bucket_size(trainable: int) -> int:
@@ -79,75 +70,60 @@ def bucket_size(trainable: int) -> int:
     return min(BUCKET, -(-trainable // 10_000_000) * 10_000_000)
 
 
-def zero_memory(
+def estimate(
     model: Counts,
     *,
-    world: int,
-    micro: int,
-    accumulation: int,
     stage: int,
-    bucket: int,
+    micro: int,
     precision: str,
-    limit: int,
-    beside: int = 0,
+    beside: int,
+    world: int = 1,
+    accumulation: int = 1,
+    limit: int = 0,
 ) -> Memory:
-    """Estimate the memory of one GPU under ZeRO.
+    """Estimate the memory of one GPU.
 
     Args:
-        model: What the model holds, and what it saves per image.
-        world: GPUs in all.
+        model: Counts of the model.
+        stage: ZeRO stage, 1 or 2; 0 for DDP without DeepSpeed.
         micro: Images per GPU and micro batch.
-        accumulation: Micro batches per step.
-        stage: ZeRO stage, 1 or 2.
-        bucket: Elements that ZeRO reduces at a time.
         precision: "fp16", "bf16" or "float32", the recipe's autocast.
-        limit: Bytes of the card.
         beside: Bytes per parameter of models without gradient.
+        world: GPUs in all.
+        accumulation: Micro batches per step.
+        limit: Bytes of the card.
     """
-    trainable = _millions(model.trainable)
-    if stage == 1:
-        gradients, held = 4 * model.trainable, f"4 B x {trainable}, whole until the step"
-    else:
+    trainable, bucket = model.trainable, bucket_size(model.trainable)
+    elements = f"{trainable / 1e6:.1f} M"
+    gradients, held = 4 * trainable, f"4 B x {elements}, whole until the step"
+    optimizer, moments = 12 * trainable // world, f"(4 B copy + 8 B Adam) x {elements} / {world}"
+    # Stage 2 reduces during the backward pass, in a copy.
+    buckets, reduced = 4 * stage * bucket, f"{stage} x 4 B x {bucket:,}"
+    if stage == 2:
         copies = 2 if accumulation > 1 else 1  # the sum, and what the micro batch adds to it
-        gradients = copies * 4 * model.trainable // world
-        held = f"{copies} x 4 B x {trainable} / {world}"
-    sharded = 12 * model.trainable // world
-    autocast = 0 if precision == "float32" else 2 * model.trainable
+        gradients, held = gradients * copies // world, f"{copies} x 4 B x {elements} / {world}"
+    if stage == 0:
+        optimizer, moments = 8 * trainable, f"8 B Adam x {elements}"
+        buckets, reduced = 4 * trainable, f"4 B x {elements}"
+
+    def images(name: str, each: int, note: str = "") -> Part:
+        how = f"{each / 2**20:.2f} MiB x {micro} images{note}"
+        return Part(name, "images", each * micro, how)
+
     parts = [
-        Part("weights", "state", 4 * model.parameters, f"4 B x {_millions(model.parameters)}"),
+        Part("weights", "state", 4 * model.parameters, f"4 B x {model.parameters / 1e6:.1f} M"),
         Part("other models", "state", beside * model.parameters, "teacher or moving average"),
         Part("gradients", "state", gradients, held),
-        Part("optimizer", "state", sharded, f"(4 B copy + 8 B Adam) x {trainable} / {world}"),
-        # Stage 2 reduces during the backward pass, in a copy.
-        Part("buckets", "state", 4 * stage * bucket, f"{stage} x 4 B x {bucket:,}"),
-        Part("weights in 16 bit", "state", autocast, f"2 B x {trainable}, autocast"),
-        _images("activations", model.activations(precision), micro),
-        _images("workspace", model.workspace, micro),
-        _images("MTO", model.mto, micro, ", set aside in any case"),
+        Part("optimizer", "state", optimizer, moments),
+        Part("buckets", "state", buckets, reduced),
+        Part(
+            *("weights in 16 bit", "state", 0 if precision == "float32" else 2 * trainable),
+            f"2 B x {elements}, autocast",
+        ),
+        images("activations", model.activations(precision)),
+        images("workspace", model.workspace),
+        images("MTO", model.mto, ", set aside in any case"),
         Part("CUDA, cuDNN, NCCL", "reserve", CONTEXT + NCCL, "assumed"),
         Part("fragmentation", "reserve", int(MARGIN * limit), f"assumed, {MARGIN:.0%} of the card"),
     ]
     return Memory(tuple(part for part in parts if part.bytes), limit)
-
-
-def ddp_state(model: Counts, beside: int) -> int:
-    """Bytes of a GPU under DDP that do not grow with the batch."""
-    return (4 + beside) * model.parameters + DDP_TRAINED * model.trainable
-
-
-def ddp_per_image(model: Counts) -> int:
-    """Bytes of one image under 16-bit autocast: activations, workspace and MTO."""
-    return model.activations("fp16") + model.workspace + model.mto
-
-
-def ddp_card(taken: int) -> int:
-    """GiB of the smallest card that holds `taken` bytes and the assumed reserve."""
-    return -int(-(taken + CONTEXT + NCCL) / (1 - MARGIN) // GIB)
-
-
-def _images(name: str, each: int, micro: int, note: str = "") -> Part:
-    return Part(name, "images", each * micro, f"{each / 2**20:.2f} MiB x {micro} images{note}")
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M"

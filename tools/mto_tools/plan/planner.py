@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mto_tools.errors import MissingError, RefusedError
-from mto_tools.plan.memory import GIB, Memory, bucket_size, zero_memory
+from mto_tools.plan.memory import GIB, Memory, estimate
 from mto_tools.upstreams.facts import Counts, Facts, Schedule
 from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.upstreams.upstream import Upstream
@@ -60,7 +60,6 @@ class Plan:
         precision: The recipe's autocast.
         micro: Images per GPU and micro batch.
         stage: ZeRO stage.
-        memory: Estimate for one GPU.
     """
 
     name: str
@@ -70,14 +69,27 @@ class Plan:
     counts: Counts
     total: int
     precision: str
-    micro: int
-    stage: int
-    memory: Memory
+    micro: int = 1
+    stage: int = 1
 
     @property
     def accumulation(self) -> int:
         """Micro batches per step."""
         return self.total // self.request.world // self.micro
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Estimate for one GPU."""
+        return estimate(
+            self.counts,
+            stage=self.stage,
+            micro=self.micro,
+            precision=self.precision,
+            beside=self.facts.bytes_beside,
+            world=self.request.world,
+            accumulation=self.accumulation,
+            limit=int(self.request.gpu_mem * GIB),
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -90,30 +102,6 @@ class Plan:
         """Micro batches at the end of an epoch that fill no step; 0 where steps are counted."""
         # DistributedSampler gives each GPU as many images; drop_last drops an unfilled batch.
         return -(-self.facts.images // self.request.world) // self.micro % self.accumulation
-
-    @property
-    def notes(self) -> list[str]:
-        """Deviations from upstream's own run, one sentence each."""
-        found, facts, known = [], self.facts, self.schedule.total_batch
-        if self.micro < facts.largest_micro_batch:
-            found.append(
-                f"{self.name} normalises by the micro batch: {self.micro} images here, "
-                f"{facts.largest_micro_batch} on upstream's GPUs"
-            )
-        if self.total != known:
-            rate = f"the learning rate stays {self.schedule.rate}, which upstream chose for {known}"
-            if facts.rate_per_images:
-                rate = "upstream scales the learning rate"
-            found.append(
-                f"{self.total} images per step are not the recipe's {known}: {rate}; compare with "
-                "a baseline of the same total only"
-            )
-        if self.left_over:
-            found.append(
-                f"{self.left_over} micro batches at the end of an epoch are too few for a step: "
-                f"{facts.left_over}"
-            )
-        return found
 
 
 def make_plan(upstream: Upstream, request: Request) -> Plan:
@@ -145,44 +133,19 @@ def make_plan(upstream: Upstream, request: Request) -> Plan:
             f"no [plan.memory.{schedule.model}] for {precision}",
             hint="docs/deepspeed.md, A fifth upstream, says how to count it",
         )
-    plans = list(_candidates(upstream.name, request, facts, schedule, counts, total, precision))
-    fitting = [plan for plan in plans if plan.memory.fits]
+    base = Plan(upstream.name, request, facts, schedule, counts, total, precision)
+    stages = [request.stage] if request.stage else [2, 1]
+    plans = [  # the one that needs least memory first
+        replace(base, micro=micro, stage=stage)
+        for micro in _divisors(total // request.world)
+        for stage in stages
+        if micro <= (facts.largest_micro_batch or micro)
+        and (request.stage or stage == 1 or micro <= FEW_IMAGES)
+    ]
+    fitting = [plan for plan in plans if plan.memory.sum() <= plan.memory.limit]
     if not fitting:
         raise _too_large(plans[0])
     return max(fitting, key=lambda plan: (plan.micro, -plan.stage))
-
-
-def _candidates(
-    name: str,
-    request: Request,
-    facts: Facts,
-    schedule: Schedule,
-    counts: Counts,
-    total: int,
-    precision: str,
-) -> Iterator[Plan]:
-    """Plans that keep the total, the one that needs least memory first."""
-    share = total // request.world
-    for micro in _divisors(share):
-        if micro > (facts.largest_micro_batch or share):
-            return
-        for stage in (2, 1) if request.stage is None else (request.stage,):
-            if request.stage is None and stage == 2 and micro > FEW_IMAGES:
-                continue
-            memory = zero_memory(
-                counts,
-                world=request.world,
-                micro=micro,
-                accumulation=share // micro,
-                stage=stage,
-                bucket=bucket_size(counts.trainable),
-                precision=precision,
-                limit=int(request.gpu_mem * GIB),
-                beside=facts.bytes_beside,
-            )
-            yield Plan(
-                *(name, request, facts, schedule, counts, total, precision, micro, stage, memory)
-            )
 
 
 def _divisors(number: int) -> list[int]:
@@ -195,8 +158,7 @@ def _uneven(name: str, total: int, request: Request) -> RefusedError:
     near = " or ".join(str(count) for count in [below, *above])
     return RefusedError(
         f"{name}: {total} images per step cannot be shared out evenly to {request.nodes} x "
-        f"{request.gpus} = {request.world} GPUs: {total} / {request.world} = "
-        f"{total / request.world:.2f}",
+        f"{request.gpus} = {request.world} GPUs",
         hint=f"use {near} GPUs in all (or another total with --batch: another recipe)",
     )
 
@@ -205,10 +167,10 @@ def _too_large(plan: Plan) -> RefusedError:
     request, memory, largest = plan.request, plan.memory, plan.memory.largest
     helps = ["--zero 2 shards the gradients"] if plan.stage == 1 else []
     helps.append("more GPUs make the shards smaller")
-    helps.append(f"cards of {-(-memory.card // GIB)} GB hold one image at a time")
+    helps.append(f"cards of {memory.card} GB hold one image at a time")
     return RefusedError(
         f"{plan.schedule.model} does not fit on {request.world} GPUs of {request.gpu_mem:g} GB: "
-        f"with one image at a time and ZeRO {plan.stage} it takes {memory.total / GIB:.1f} GiB on "
+        f"with one image at a time and ZeRO {plan.stage} it takes {memory.sum() / GIB:.1f} GiB on "
         f"each; the largest part is {largest.name}, {largest.bytes / GIB:.1f} GiB ({largest.how})",
         hint="; ".join(helps),
     )

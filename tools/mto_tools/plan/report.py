@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from mto_tools.plan.config import PORT, Place, before, command, content, hostfile
+from mto_tools.plan.config import PORT, Start, before, command, content
 from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan
 
@@ -20,75 +19,76 @@ CPU. Workspace and MTO are computed from shapes; assumed parts are marked. Look 
 first minute; if memory is too tight, plan again with a smaller --gpu-mem."""
 
 
-def show(plan: Plan, place: Place, console: Console, *, mto: bool, launcher: str) -> None:
+def show(plan: Plan, start: Start, console: Console) -> None:
     """Print all of the plan but the command, which goes to stdout."""
-    request = plan.request
-    gpus = f"{request.nodes} x {request.gpus}" if request.nodes > 1 else f"{request.gpus}"
-    head = f"{plan.schedule.model} on {gpus} GPUs of {request.gpu_mem:g} GB"
-    console.print(Text(head, style="bold"))
+    request, memory = plan.request, plan.memory
     console.print(
-        f"{plan.micro} images x {plan.accumulation} micro batches x {request.world} GPUs = "
+        f"{plan.schedule.model} on {request.nodes} x {request.gpus} GPUs of {request.gpu_mem:g} GB:"
+        f" {plan.micro} images x {plan.accumulation} micro batches x {request.world} GPUs = "
         f"{plan.total} a step; peak learning rate {plan.learning_rate:.6g}; ZeRO {plan.stage}; "
         f"{plan.precision}"
     )
-    console.print(_table(plan))
-    for note in notes(plan, mto=mto):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("memory of a GPU")
+    table.add_column("GiB", justify="right")
+    table.add_column("how", overflow="fold")
+    for part in memory.parts:
+        table.add_row(part.name, f"{part.bytes / GIB:.2f}", part.how)
+    share = f"{memory.sum() / memory.limit:.0%} of the card; most for {memory.largest.name}"
+    table.add_row("together", f"{memory.sum() / GIB:.2f}", share, style="bold")
+    console.print(table)
+    for note in notes(plan, start):
         console.print(f"note: {note}", markup=False)
     console.print(TRUST)
-    if first := before(plan, place):
+    if first := before(plan, start):
         console.print(f"first, in this folder:\n  {first}", markup=False)
-    if (hosts := hostfile(plan)) and launcher == "deepspeed":
-        console.print(f"deepspeed reads the file `hostfile`, with your names:\n{hosts.rstrip()}")
-    elif hosts:
-        console.print(f"start it on every node; FIRST_NODE names one of them, port {PORT}")
 
 
-def notes(plan: Plan, *, mto: bool) -> list[str]:
-    """Sentences to read before the start."""
-    found = plan.notes
-    if not mto:
+def notes(plan: Plan, start: Start) -> list[str]:
+    """Sentences to read before the start: deviations from upstream's own run, and what it needs."""
+    found, facts, total, known = [], plan.facts, plan.total, plan.schedule.total_batch
+    if plan.micro < facts.largest_micro_batch:
+        found.append(
+            f"{plan.name} normalises by the micro batch: {plan.micro} images here, "
+            f"{facts.largest_micro_batch} on upstream's GPUs"
+        )
+    if total != known:
+        rate = f"the learning rate stays {plan.schedule.rate}, which upstream chose for {known}"
+        if facts.rate_per_images:
+            rate = "upstream scales the learning rate"
+        found.append(
+            f"{total} images per step are not the recipe's {known}: {rate}; compare with a "
+            "baseline of the same total only"
+        )
+    if plan.left_over:
+        found.append(
+            f"{plan.left_over} micro batches at the end of an epoch are too few for a step: "
+            f"{facts.left_over}"
+        )
+    if plan.request.nodes > 1:
+        meet = f"FIRST_NODE names one of the nodes, port {PORT}: start it on every node"
+        if start.launcher == "deepspeed":
+            meet = f"deepspeed reads `hostfile`: a line `NAME slots={plan.request.gpus}` a node"
+        found.append(meet)
+    if not start.mto:
         found.append("this command trains the baseline; --mto adds the losses of MTO")
     if importlib.util.find_spec("deepspeed") is None:
         found.append("DeepSpeed is not installed here: pip install -e '.[deepspeed]'")
     return found
 
 
-def as_json(plan: Plan, place: Place, *, mto: bool, launcher: str) -> dict[str, Any]:
-    """The plan for programs, in bytes."""
+def as_json(plan: Plan, start: Start) -> dict[str, Any]:
+    """The plan for programs, in bytes; batch and stage stand in its configuration."""
     return {
         "recipe": plan.name,
         "model": plan.schedule.model,
-        "nodes": plan.request.nodes,
-        "gpus_per_node": plan.request.gpus,
-        "gpu_memory": plan.memory.limit,
         "precision": plan.precision,
-        "micro_batch": plan.micro,
-        "accumulation": plan.accumulation,
-        "total_batch": plan.total,
         "learning_rate": plan.learning_rate,
-        "zero_stage": plan.stage,
-        "config_file": place.config,
+        "config_file": start.config,
         "config": content(plan),
-        "command": command(plan, place, mto=mto, launcher=launcher),
-        "before": before(plan, place),
-        "hostfile": hostfile(plan),
-        "memory": {
-            "total": plan.memory.total,
-            "dominates": plan.memory.largest.name,
-            "parts": {part.name: part.bytes for part in plan.memory.parts},
-        },
-        "notes": notes(plan, mto=mto),
+        "command": command(plan, start),
+        "before": before(plan, start),
+        "gpu_memory": plan.memory.limit,
+        "memory": {part.name: part.bytes for part in plan.memory.parts},
+        "notes": notes(plan, start),
     }
-
-
-def _table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("memory of a GPU")
-    table.add_column("GiB", justify="right")
-    table.add_column("how", overflow="fold")
-    for part in plan.memory.parts:
-        table.add_row(part.name, f"{part.bytes / GIB:.2f}", part.how)
-    memory = plan.memory
-    share = f"{memory.total / memory.limit:.0%} of the card; most for {memory.largest.name}"
-    table.add_row(Text("together", style="bold"), f"{memory.total / GIB:.2f}", share)
-    return table

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
 from mto_tools.errors import MissingError, RefusedError
 from mto_tools.upstreams.templates import check
 
-SAVED_LOGITS = 1 / 23  # mto_core saves logits up to this share of the tokens; torch is not loaded
 VALUES = (
     *("accumulation", "amp", "arm", "checkout", "config", "data", "epochs", "flags", "micro"),
     *("model", "output", "rate", "total", "warmup"),
@@ -65,10 +64,8 @@ class Counts(Table):
 
     @property
     def mto(self) -> int:
-        """Three floats per masked row and depth, indices, one gradient, and saved logits."""
-        tokens = 4 * self.tokens * self.width
-        saved = round(SAVED_LOGITS * self.depths * tokens)
-        return self.depths * self.masked * 12 + 16 * self.tokens + tokens + saved
+        """Three floats per masked row and depth, indices, and one gradient."""
+        return self.depths * self.masked * 12 + 24 * self.tokens + 4 * self.tokens * self.width
 
 
 class Schedule(Table):
