@@ -13,7 +13,7 @@ import pytest
 
 from mto_tools.compare.checkout import ready
 from mto_tools.compare.command import compare, default_data
-from mto_tools.compare.plan import Options
+from mto_tools.compare.options import Options
 from mto_tools.compare.spec import load_launch
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.home import find_home

@@ -109,7 +109,7 @@ def test_smoke(home: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_run_compare_plan_and_doctor(home: Path) -> None:
-    mto(home, "compare", "toy", "--seeds", "1", "--steps", "8", "--name", "toy")
+    mto(home, "compare", "toy", "--seeds", "1", "--steps", "8")
     report = json.loads(next((home / "reports" / "toy").glob("*/report.json")).read_text())
     assert report["fair"]
     data = home / "data" / "digits-lists" / "images"
