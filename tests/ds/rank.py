@@ -27,12 +27,10 @@ import torch.distributed as dist
 from torch.distributed.run import main as torchrun
 from torch.nn.parallel import DistributedDataParallel
 
-from mto_tools.ds import optimizer
 from mto_tools.ds.engine import Engine
 
 # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-optimizer.PIECE = 100  # so that these small shards travel in several pieces
 gloo_sum, plain_init = dist.all_reduce, DistributedDataParallel.__init__
 
 
