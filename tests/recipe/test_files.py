@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -12,8 +10,7 @@ import torch
 
 from mto_tools import recipe
 from mto_tools.errors import RefusedError
-from mto_tools.recipe.files import JsonLines, RunFiles, save_affinity
-from mto_tools.recipe.settings import resolve_settings
+from mto_tools.recipe.files import JsonLines, save_affinity
 
 from .conftest import Tiny, batch, flags, lines
 
@@ -50,36 +47,20 @@ def test_other_settings_on_resume_are_said(
     )
 
 
-@pytest.mark.parametrize("left", ["", '{"on": tr', "[1]", None])
-def test_a_kill_while_the_settings_were_written_does_not_matter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str | None
-) -> None:
-    x, mask = batch()
-    for step in (1, 2):
-        flags("--mto")
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
-        recipe.add(model(x, mask), mask, step=step)
-        config = tmp_path / "mto-config.json"
-        assert json.loads(config.read_text())["on"] is True
-        config.unlink() if left is None else config.write_text(left)
-    assert "other settings" not in capsys.readouterr().err
-
-
-def test_the_settings_are_replaced_in_one_step(
+def test_a_kill_leaves_the_old_lines_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = RunFiles(tmp_path)
-    files.start(1, resolve_settings(None, None))
-    before = (tmp_path / "mto-config.json").read_text()
+    written = JsonLines(tmp_path / "mto.jsonl")
+    for step in (1, 2):
+        written.write({"step": step})
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        files.start(2, dataclasses.replace(resolve_settings(None, None), log_every=7))
-    assert (tmp_path / "mto-config.json").read_text() == before
+        written.start(2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_a_second_line_of_a_step_replaces_the_first(tmp_path: Path) -> None:
