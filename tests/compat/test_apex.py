@@ -97,12 +97,6 @@ def test_state_has_the_layout_of_apex_and_comes_back(scaler, monkeypatch) -> Non
         apex.state_dict()
 
 
-def test_default_scale_is_that_of_apex() -> None:
-    scaler = torch.amp.GradScaler("cpu")
-    factors = (scaler.get_growth_factor(), scaler.get_backoff_factor())
-    assert (scaler.get_scale(), *factors, scaler.get_growth_interval()) == (65536.0, 2, 0.5, 2000)
-
-
 def test_half_inside_float_outside(monkeypatch) -> None:
     monkeypatch.setattr(apex, "loss_scaler", None)
 

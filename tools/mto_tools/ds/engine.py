@@ -37,11 +37,16 @@ def world_size() -> int:
 
 
 class Engine:
-    """A recipe's model and optimizer under ZeRO.
+    """A recipe's model and optimizer under ZeRO; the optimizer's own state is dropped.
+
+    Args:
+        module: The model, without DDP.
+        optimizer: The recipe's own.
+        scaler: The recipe's loss scale.
+        config: The configuration, which agrees with the recipe.
+        divide: Whether accumulation is the engine's, and so the division of the loss.
 
     Attributes:
-        config: The configuration.
-        scaler: The recipe's loss scale.
         groups: The parameters of each group of the optimizer, in the recipe's order.
         zero: DeepSpeed's sharded optimizer.
         unused: Parameters without gradient so far.
@@ -58,15 +63,6 @@ class Engine:
         *,
         divide: bool,
     ) -> None:
-        """Hand the recipe's objects to DeepSpeed; the optimizer's state is dropped.
-
-        Args:
-            module: The model, without DDP.
-            optimizer: The recipe's own.
-            scaler: The recipe's loss scale.
-            config: The configuration, which agrees with the recipe.
-            divide: Whether accumulation is the engine's, and so the division of the loss.
-        """
         import deepspeed
 
         if next(module.parameters()).device.type == "cpu":
@@ -177,15 +173,6 @@ class Model:
     def state_dict(self) -> dict[str, Any]:
         """The raw model's, under the names that DDP gives them."""
         return {f"module.{name}": value for name, value in self.module.state_dict().items()}
-
-    def train(self, mode: bool = True) -> Model:
-        """Set the mode of the raw model."""
-        self.module.train(mode)
-        return self
-
-    def eval(self) -> Model:
-        """Set the mode of the raw model."""
-        return self.train(False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

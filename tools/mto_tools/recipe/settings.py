@@ -54,12 +54,10 @@ class Settings:
         Raises:
             ValueError: No such preset, or a value out of its range.
         """
-        own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
-        values: dict[str, Any] = {name: getattr(self, name) for name in sorted(own)}
+        known = {f.name for f in fields(MTOConfig)}
+        own = {k: v for k, v in asdict(self).items() if k in known and v is not None}
         preset: Any = self.preset or self.recipe
-        return replace(
-            MTOConfig.preset(preset), **{k: v for k, v in values.items() if v is not None}
-        )
+        return MTOConfig.preset(preset, **own)
 
     @property
     def given(self) -> list[str]:
