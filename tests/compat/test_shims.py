@@ -23,20 +23,16 @@ _ABSENT = object()
 
 
 @pytest.fixture
-def keep():
+def keep(monkeypatch):
     """Call with (object, attribute) to have it put back, or taken away again, after the test."""
-    kept: list[tuple[object, str, object]] = []
 
     def remember(target: object, name: str) -> None:
-        kept.append((target, name, vars(target).get(name, _ABSENT)))
-
-    yield remember
-    for target, name, value in reversed(kept):
+        value = vars(target).get(name, _ABSENT)
+        monkeypatch.setattr(target, name, value, raising=False)
         if value is _ABSENT:
-            if name in vars(target):
-                delattr(target, name)
-        else:
-            setattr(target, name, value)
+            monkeypatch.delattr(target, name)
+
+    return remember
 
 
 def run(name: str) -> None:
@@ -422,16 +418,12 @@ class TestSchedules:
         assert rates() == [1e-6, 1e-6]
 
 
-def test_renamed_optimizers_are_the_old_ones(monkeypatch) -> None:
-    nadam = importlib.import_module("timm.optim.nadam")
-    radam = importlib.import_module("timm.optim.radam")
-    for module, name in ((nadam, "Nadam"), (radam, "RAdam")):
-        if not hasattr(module, name):
-            monkeypatch.setattr(module, name, None, raising=False)
-            monkeypatch.delattr(module, name)
+@pytest.mark.parametrize("name", ["Nadam", "RAdam"])
+def test_renamed_optimizers_are_the_old_ones(keep, name: str) -> None:
+    module = importlib.import_module(f"timm.optim.{name.lower()}")
+    keep(module, name)
     run("timm.renamed_optimizers")
-    assert issubclass(nadam.Nadam, torch.optim.Optimizer)
-    assert issubclass(radam.RAdam, torch.optim.Optimizer)
+    assert issubclass(getattr(module, name), torch.optim.Optimizer)
 
 
 def test_novograd_imports_and_says_what_to_use() -> None:
