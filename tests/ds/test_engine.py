@@ -23,6 +23,8 @@ import torch
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed", allow_module_level=True)
 
+from .worker import Model
+
 WORKER = Path(__file__).with_name("worker.py")
 CASES = ["plain", "accumulated", "leftovers", "own_accumulation", "clipped", "bfloat16"]
 CASES += ["scaled", "styles", "resumed"]
@@ -126,8 +128,6 @@ def test_weights_without_gradient_stay_as_they_are(folder: Path) -> None:
     found = runs(folder, "plain")["stage 1"]
     assert len(found["optimizer"]["state"]) == 10, "two of twelve have no state, as in torch"
     torch.manual_seed(0)
-    from worker import Model
-
     expected = Model().unused
     assert torch.equal(found["model"]["unused.weight"], expected.weight)
     assert torch.equal(found["model"]["unused.bias"], expected.bias)

@@ -1,6 +1,7 @@
 """One rank of the tests: `worker.py RANK WORLD FOLDER CASE...`, results in FOLDER/CASE-RANK.pt.
 
-Every case trains a toy recipe twice or more: as the recipes do under DDP, and on DeepSpeed.
+Every case trains a toy recipe twice or more, as the recipes do under DDP and on DeepSpeed, and
+returns what the runs leave behind, by their names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mto_tools import ds
 from mto_tools.compat import apex
 
 STEPS = 6
@@ -115,8 +117,6 @@ def train(
     style: str = "native",
 ) -> dict[str, Any]:
     """The toy recipe, under DDP at stage 0; everything it leaves behind."""
-    from mto_tools import ds
-
     rank = dist.get_rank()
     torch.manual_seed(rank)  # as in the recipes: DDP makes the weights alike
     parser = argparse.ArgumentParser()
@@ -249,6 +249,65 @@ def backward(
     return norm
 
 
+Runs = dict[str, dict[str, Any]]
+# Each under DDP, under ZeRO 1 and under ZeRO 2, with these options of worker.train.
+ALIKE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"micro": 2},
+    "leftovers": {"micro": 2, "leftover": True},
+    "own_accumulation": {"micro": 3, "own_accumulation": True},
+    "clipped": {"clip": 0.1},
+    "bfloat16": {"autocast": True},
+    "scaled": {"scaling": True, "spoil": 2, "clip": 0.1},
+}
+
+
+def run(case: str, folder: Path) -> Runs:
+    """The runs of a case of `ALIKE`, or of the function of that name."""
+    if case in ALIKE:
+        names = ("ddp", "stage 1", "stage 2")
+        return {n: train(folder, stage, **ALIKE[case]) for stage, n in enumerate(names)}
+    runs: Runs = {"styles": styles, "resumed": resumed, "on_other_ranks": on_other_ranks}[case](
+        folder
+    )
+    return runs
+
+
+def styles(folder: Path) -> Runs:
+    return {
+        f"{style} {stage}": train(folder, stage, clip=0.1, style=style)
+        for style in ("torch", "apex")
+        for stage in (0, 1)
+    }
+
+
+def resumed(folder: Path) -> Runs:
+    first, rest = range(3), range(3, STEPS)
+    saved = {name: train(folder, stage, steps=first) for stage, name in enumerate(("ddp", "zero"))}
+    for name in saved:  # only rank 0 saves, as in the recipes
+        if torch.distributed.get_rank() == 0:
+            torch.save(saved[name], folder / f"{name}.ckpt")
+    torch.distributed.barrier()
+    ddp, zero = (torch.load(folder / f"{name}.ckpt", weights_only=False) for name in saved)
+    return {
+        "whole": train(folder, 0),
+        "ddp to zero": train(folder, 1, steps=rest, state=ddp),
+        "ddp to zero 2": train(folder, 2, steps=rest, state=ddp),
+        "zero to ddp": train(folder, 0, steps=rest, state=zero),
+        "zero to zero": train(folder, 1, steps=rest, state=zero),
+        "loaded before": train(folder, 1, steps=rest, state=ddp, load_late=False),
+    }
+
+
+def on_other_ranks(folder: Path) -> Runs:
+    """Go on from a checkpoint of two ranks, on one."""
+    zero = torch.load(folder / "zero.ckpt", weights_only=False)
+    return {
+        name: train(folder, stage, steps=range(3, STEPS), state=zero)
+        for stage, name in enumerate(("ddp", "zero"))
+    }
+
+
 def main() -> None:
     rank, world, folder, *cases = sys.argv[1:]
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
@@ -260,10 +319,8 @@ def main() -> None:
         rank=int(rank),
         world_size=int(world),
     )
-    import cases as known
-
     for case in cases:
-        torch.save(known.run(case, Path(folder)), f"{folder}/{case}-{rank}.pt")
+        torch.save(run(case, Path(folder)), f"{folder}/{case}-{rank}.pt")
     dist.destroy_process_group()
 
 

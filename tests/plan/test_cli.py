@@ -39,7 +39,7 @@ def mto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_the_command_on_stdout_the_rest_on_stderr(mto: Run, tmp_path: Path) -> None:
     code, out, err = mto("plan", "mae", "--mto")
     assert code == 0
-    assert out.startswith("torchrun --nproc_per_node=8 --standalone ")
+    assert out.startswith("torchrun --standalone --nproc_per_node=8 ")
     assert out.count("\n") == 1
     assert out.endswith(f"--deepspeed_config {NAME} --mto\n")
     assert json.loads((tmp_path / NAME).read_text())["train_batch_size"] == 4096

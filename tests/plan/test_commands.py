@@ -77,7 +77,7 @@ def test_the_configuration_reaches_the_recipe_and_mto_only_when_asked(name: str)
 
 def test_one_node_and_several() -> None:
     torchrun, deepspeed = (command(plan("mae", gpus=4), start) for start in STARTS)
-    assert torchrun.startswith("torchrun --nproc_per_node=4 --standalone up/main.py ")
+    assert torchrun.startswith("torchrun --standalone --nproc_per_node=4 up/main.py ")
     assert deepspeed.startswith("deepspeed --no_local_rank --num_gpus=4 up/main.py ")
     assert '--data_path "$IMAGENET"' in torchrun
     torchrun, deepspeed = (command(plan("mae", nodes=2), start) for start in STARTS)

@@ -1,4 +1,4 @@
-"""`[plan]` of recipe.toml: facts of a fifth upstream, and what is said where one is missing."""
+"""`[plan]` of recipe.toml: its schedules, and what is said where a fact is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mto_tools.errors import CorruptError, MissingError, RefusedError
-from mto_tools.plan.config import Start, command
 from mto_tools.plan.planner import Request, make_plan
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
@@ -50,15 +49,6 @@ def toy(tmp_path: Path) -> Upstream:
     file.write_text(file.read_text().replace('name = "mini"', 'name = "toy"'))
     (file.parent / "recipe.toml").write_text(REST + TOY)
     return load_upstream(tmp_path, "toy")
-
-
-def test_a_fifth_upstream_needs_no_python(toy: Upstream) -> None:
-    plan = make_plan(toy, Request(gpus=2, gpu_mem=4))
-    assert plan.micro * plan.accumulation * 2 == 64
-    words = command(plan, Start("up", "main.py", "c.json", mto=True)).split()
-    start = words.index("up/main.py") + 1
-    expected = f"--net tiny --bs {plan.micro} --acc {plan.accumulation} --lr 1e-3 --ds c.json"
-    assert words[start:] == [*expected.split(), "--mto", "--mto_preset", "simmim"]
 
 
 @pytest.mark.parametrize(

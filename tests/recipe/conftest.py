@@ -60,6 +60,12 @@ def flags(*argv: str, preset: str = "mae") -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def attached(output_dir: Path | None = None) -> Tiny:
+    model = Tiny()
+    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=output_dir)
+    return model
+
+
 def batch(size: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(size, 6, 8, generator=generator)

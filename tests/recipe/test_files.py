@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -12,10 +10,9 @@ import torch
 
 from mto_tools import recipe
 from mto_tools.errors import RefusedError
-from mto_tools.recipe.files import JsonLines, RunFiles, save_affinity
-from mto_tools.recipe.settings import resolve_settings
+from mto_tools.recipe.files import JsonLines, save_affinity
 
-from .conftest import Tiny, batch, flags, lines
+from .conftest import attached, batch, flags, lines
 
 
 def test_balance_resumes_exactly(tmp_path: Path) -> None:
@@ -23,8 +20,7 @@ def test_balance_resumes_exactly(tmp_path: Path) -> None:
 
     def steps(folder: Path, first: int, last: int) -> list[float]:
         flags("--mto", "--mto_balance", "0.1")
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
+        model = attached(folder)
         steps = range(first, last + 1)
         return [recipe.add(model(x * s, mask), mask, step=s).item() for s in steps]
 
@@ -42,44 +38,27 @@ def test_other_settings_on_resume_are_said(
     x, mask = batch()
     for weight, step in (("0.1", 1), ("0.2", 2)):
         flags("--mto", "--mto_sparsity", weight)
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
+        model = attached(tmp_path)
         recipe.add(model(x, mask), mask, step=step)
     assert "resumed at step 2 with other settings than before: sparsity 0.1 -> 0.2" in (
         capsys.readouterr().err
     )
 
 
-@pytest.mark.parametrize("left", ["", '{"on": tr', "[1]", None])
-def test_a_kill_while_the_settings_were_written_does_not_matter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str | None
-) -> None:
-    x, mask = batch()
-    for step in (1, 2):
-        flags("--mto")
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
-        recipe.add(model(x, mask), mask, step=step)
-        config = tmp_path / "mto-config.json"
-        assert json.loads(config.read_text())["on"] is True
-        config.unlink() if left is None else config.write_text(left)
-    assert "other settings" not in capsys.readouterr().err
-
-
-def test_the_settings_are_replaced_in_one_step(
+def test_a_kill_leaves_the_old_lines_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = RunFiles(tmp_path)
-    files.start(1, resolve_settings(None, None))
-    before = (tmp_path / "mto-config.json").read_text()
+    written = JsonLines(tmp_path / "mto.jsonl")
+    for step in (1, 2):
+        written.write({"step": step})
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        files.start(2, dataclasses.replace(resolve_settings(None, None), log_every=7))
-    assert (tmp_path / "mto-config.json").read_text() == before
+        written.start(2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_a_second_line_of_a_step_replaces_the_first(tmp_path: Path) -> None:
@@ -108,8 +87,7 @@ def test_lines_from_the_resumed_step_on_move_and_are_never_lost(tmp_path: Path) 
 def run_epochs(folder: Path, epochs: range, batches: int, micro: int = 1, **options: str) -> None:
     """Epochs as the recipes count them: steps of an epoch times the epoch's number."""
     flags("--mto", *(f"--mto_{name}={value}" for name, value in options.items()))
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
+    model = attached(folder)
     x, mask = batch()
     for epoch in epochs:
         for number in range(batches // micro * micro):
@@ -146,8 +124,7 @@ def test_a_resume_from_an_older_checkpoint_keeps_what_the_newer_one_contains(
 
 def test_accumulation_longer_than_an_epoch_is_refused(tmp_path: Path) -> None:
     flags("--mto")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     x, mask = batch()
     with pytest.raises(RefusedError, match="8 micro batches.*an epoch has 5"):
         recipe.add(model(x, mask), mask, step=1, micro_batches=8, batches_per_epoch=5)

@@ -11,7 +11,7 @@ import torch
 
 from mto_tools import recipe
 
-from .conftest import Tiny, batch, flags, lines
+from .conftest import Tiny, attached, batch, flags, lines
 
 
 def test_micro_batches_write_one_line_equal_to_that_of_the_whole_batch(tmp_path: Path) -> None:
@@ -70,8 +70,7 @@ def test_the_balance_that_is_saved_has_no_left_overs(tmp_path: Path) -> None:
     found = []
     for name, given in (("rest", [left_over, *parts]), ("none", parts)):
         flags("--mto", "--mto_balance", "0.1")
-        model = Tiny()
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path / name)
+        model = attached(tmp_path / name)
         for xs, masks in given:
             recipe.add(model(xs, masks), masks, step=10, micro_batches=2)
         found.append((tmp_path / name / "mto-balance.jsonl").read_text())

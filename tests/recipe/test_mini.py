@@ -14,7 +14,6 @@ import torch
 from ..forkserver import ForkServer
 from .conftest import lines
 
-HOME = Path(__file__).parents[2]
 SMALL = (
     *("--img_size", "16", "--patch_size", "4", "--embed_dim", "16", "--depth", "2"),
     *("--num_heads", "2", "--decoder_dim", "16", "--decoder_depth", "2"),
@@ -23,8 +22,6 @@ SMALL = (
     *("--threads", "1"),
 )
 ON = ("--mto", "--mto_log_every", "1")
-
-
 PYTHON = [sys.executable]
 
 
@@ -54,22 +51,13 @@ def train(cwd: Path, recipe: Path, images: Path, *flags: str, ranks: int = 0) ->
     return cwd / "out"
 
 
-def leaves(out: Path) -> dict[str, Any]:
-    """Everything in the checkpoint by path. Its bytes depend on which strings pickle has met."""
-    found: dict[str, Any] = {}
-
-    def walk(path: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{path}/{key}", item)
-        elif isinstance(value, (list, tuple)) and len(value) < 100:
-            for number, item in enumerate(value):
-                walk(f"{path}/{number}", item)
-        else:
-            found[path] = value.tolist() if isinstance(value, torch.Tensor) else value
-
-    walk("", torch.load(out / "checkpoint.pth", weights_only=True))
-    return found
+def content(value: Any) -> Any:
+    """A checkpoint to compare. Its bytes depend on which strings pickle has met."""
+    if isinstance(value, dict):
+        return {key: content(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [content(item) for item in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("style", ["mae", "simmim"])
@@ -125,18 +113,14 @@ def test_killed_at_any_moment_and_resumed(
     steps = [line["step"] for line in lines(cut / "out")]
     assert 0 < steps[-1] < 30, "killed too early or too late to show anything"
     resumed = train(cut, recipes["patched"], images, *flags)
-    a, b = leaves(whole), leaves(resumed)
-    assert a.keys() == b.keys()
-    assert [path for path in a if a[path] != b[path]] == []
+    a, b = (torch.load(out / "checkpoint.pth", weights_only=True) for out in (whole, resumed))
+    assert content(a) == content(b)
     assert lines(whole, "step_ms") == lines(resumed, "step_ms")
     assert lines(whole, "step_ms", name="log.jsonl") == lines(resumed, "step_ms", name="log.jsonl")
 
 
-@pytest.mark.parametrize("style", ["mae", "simmim"])
-def test_two_ranks_are_one(
-    tmp_path: Path, recipes: dict[str, Path], images: Path, style: str
-) -> None:
-    flags = ("--style", style, *ON, "--mto_balance", "0.1", "--drop_path", "0")
+def test_two_ranks_are_one(tmp_path: Path, recipes: dict[str, Path], images: Path) -> None:
+    flags = (*ON, "--mto_balance", "0.1", "--drop_path", "0")
     one = train(tmp_path / "one", recipes["patched"], images, *flags)
     two = train(tmp_path / "two", recipes["patched"], images, *flags, ranks=2)
     split = train(tmp_path / "split", recipes["patched"], images, *flags, "--accum_steps", "4")

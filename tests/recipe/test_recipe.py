@@ -18,7 +18,7 @@ from mto_core.trace import TraceError
 from mto_tools import recipe
 from mto_tools.recipe.settings import resolve_settings
 
-from .conftest import Tiny, batch, flags, lines
+from .conftest import Tiny, attached, batch, flags, lines
 
 
 def test_flags_stay_out_of_the_namespace() -> None:
@@ -32,8 +32,7 @@ def test_flags_stay_out_of_the_namespace() -> None:
 
 def test_off_is_the_identity(tmp_path: Path) -> None:
     flags()
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
+    model = attached(tmp_path)
     x, mask = batch()
     loss = model(x, mask)
     assert recipe.add(loss, mask) is loss
@@ -78,8 +77,7 @@ def test_what_is_added_and_logged_is_mto_core_by_hand(tmp_path: Path) -> None:
 
 def test_observing_leaves_the_loss_alone_but_writes(tmp_path: Path) -> None:
     flags("--mto", "--mto_preset", "observe", "--mto_grad_every", "1", "--mto_affinity_steps", "1")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
+    model = attached(tmp_path)
     x, mask = batch()
     loss = model(x, mask)
     assert recipe.add(loss, mask, step=1) is loss
@@ -107,8 +105,7 @@ def test_two_block_lists_are_averaged() -> None:
 
 def test_only_training_forwards_arm() -> None:
     flags("--mto")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     x, mask = batch()
     copied = copy.deepcopy(model)
     model.eval()
@@ -125,8 +122,7 @@ def test_only_training_forwards_arm() -> None:
 def test_tokens_of_an_earlier_forward_are_refused(preset: str) -> None:
     """A forward before training, then one whose tokens were not recorded."""
     flags("--mto", "--mto_preset", preset)
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     x, mask = batch()
     model(x, mask)
     loss = model.forward(x, mask.flip(0))  # passes by the hook that arms
@@ -138,8 +134,7 @@ def test_tokens_of_an_earlier_forward_are_refused(preset: str) -> None:
 def test_a_loss_of_one_number_keeps_its_shape(shape: list[int], tmp_path: Path) -> None:
     """BootMAE without its feature loss has a loss of shape [1]."""
     flags("--mto", "--mto_balance", "0.1", "--mto_grad_every", "1")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=tmp_path)
+    model = attached(tmp_path)
     x, mask = batch()
     total = recipe.add(model(x, mask).reshape(shape), mask, step=10)
     assert list(total.shape) == shape
@@ -149,8 +144,7 @@ def test_a_loss_of_one_number_keeps_its_shape(shape: list[int], tmp_path: Path) 
 
 def test_a_loss_of_several_numbers_is_refused() -> None:
     flags("--mto")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     x, mask = batch()
     with pytest.raises(ValueError, match=r"loss must be a scalar, got shape \[4\]"):
         recipe.add(model(x, mask).expand(4), mask, step=1)
@@ -158,8 +152,7 @@ def test_a_loss_of_several_numbers_is_refused() -> None:
 
 def test_between_logged_steps_the_log_keeps_the_newest_measured_values() -> None:
     flags("--mto", "--mto_preset", "simmim", "--mto_log_every", "3")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     x, mask = batch()
     found = []
     for step in range(1, 4):
@@ -178,8 +171,7 @@ def test_a_mask_in_another_order_than_the_tokens_is_told(
 ) -> None:
     """Visible tokens first, as some decoders have them; black images have equal visible tokens."""
     flags("--mto")
-    model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    model = attached()
     mask = torch.stack([torch.randperm(16) < 10 for _ in range(4)])
     x = torch.ones(4, 16, 8) if constant else torch.randn(4, 16, 8)
     places = torch.randn(16, 8)

@@ -1,8 +1,9 @@
-"""Options that leave no trace in the recipe's namespace, which its checkpoints may hold."""
+"""Options without a trace in the recipe's namespace, and their way to other processes."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -76,24 +77,49 @@ def _or_refuse(parser: argparse.ArgumentParser, call: Callable[[], None]) -> Non
         parser.error(str(error))
 
 
-class StepGuard:
-    """Stops an optimizer that steps before a feature that was asked for is in effect."""
+class Wish:
+    """What this process was asked for, by its command line or by the process that started it.
 
-    def __init__(self) -> None:
-        self._handle: Any = None
+    Children inherit it by an environment variable, also those that parse no command line. While it
+    waits to be met, the first step of any torch optimizer is refused.
 
-    def clear(self) -> None:
-        """Let optimizers step."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+    Args:
+        variable: Name of the environment variable.
+        call: The function that meets it.
+        layer: The layer of patches that calls the function.
+    """
 
-    def arm(self, message: str, hint: str) -> None:
-        """Raise `RefusedError` at the next step of any torch optimizer in this process."""
+    def __init__(self, variable: str, call: str, layer: str) -> None:
+        self.variable, self._call, self._layer = variable, call, layer
+        self._hook: Any = None
+        self.ask(self.text)
+
+    @property
+    def text(self) -> str | None:
+        """The wish; `None` for none."""
+        return os.environ.get(self.variable)
+
+    def ask(self, text: str | None) -> None:
+        """Make `text` the wish of this process and of its children."""
+        self.met()
+        os.environ.pop(self.variable, None)
+        if text is None:
+            return
+        os.environ[self.variable] = text
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
         def refuse(*_: Any) -> None:
-            raise RefusedError(message, hint=hint)
+            raise RefusedError(
+                f"{self.variable} is {text}, but the script has not called {self._call} before its "
+                "first optimizer step: it trains the plain recipe",
+                hint=f"mto status   (is layer {self._layer} applied?); without it: unset "
+                f"{self.variable}",
+            )
 
-        self.clear()
-        self._handle = register_optimizer_step_pre_hook(refuse)
+        self._hook = register_optimizer_step_pre_hook(refuse)
+
+    def met(self) -> None:
+        """Let optimizers step."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None

@@ -5,126 +5,101 @@
 as the first line of an entry script, notebook or script of one's own. A recipe of another name gets
 all `GENERIC` shims. It names those it needs besides, or those alone that it needs:
 
-    compat.activate("toymim", "timm_0_3_2.vision_transformer")
-    compat.activate("torch_six.torch_six", "numpy_aliases.numpy_aliases")
+    compat.activate("toymim", "timm.vision_transformer")
+    compat.activate("torch.six", "arrays.numpy_aliases")
 
-Each shim is one named function: its docstring says which upstream line needs it, it does nothing
-where the old API is there, and it restores what the old library did: same parameter groups,
-schedules and arithmetic. Nothing happens on import.
+Each shim is one named function: its docstring says which upstream line needs it, and it restores
+what the old library did: same parameter groups, schedules and arithmetic. Nothing happens on
+import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from importlib import import_module
 
 # Which shims a recipe needs, as "module.function" in this package, in the order they run.
 COMMON = (
-    "torch_six.torch_six",
-    "numpy_aliases.numpy_aliases",
-    "tensorboardx.tensorboardx",
-    "local_rank.dashed_flag",
-    "one_process.slurm",
-    "torch_load.argparse_namespace",
+    "torch.six",
+    "arrays.numpy_aliases",
+    "torch.tensorboardx",
+    "launcher.dashed_flag",
+    "launcher.lone_slurm_process",
+    "torch.argparse_namespace",
 )
 RECIPES: dict[str, tuple[str, ...]] = {
     "mae": (
         *COMMON,
-        "timm_0_3_2.version",
-        "timm_0_3_2.add_weight_decay",
-        "timm_0_3_2.block",
-        "timm_0_3_2.vision_transformer",
-        "torchvision_functional.get_image_size",
+        "timm.version",
+        "timm.add_weight_decay",
+        "timm.block",
+        "timm.vision_transformer",
+        "torchvision.get_image_size",
     ),
     "simmim": (
         *COMMON,
-        "local_rank.required_flag",
-        "torch_load.yacs_node",
+        "launcher.required_flag",
+        "torch.yacs_node",
         "apex.amp",
-        "timm_data.pil_interp",
-        "timm_scheduler.t_mul",
-        "timm_scheduler.lr_scale_once",
-        "scipy_interp2d.interp2d",
-        "torchvision_transforms.picklable_lambda",
+        "timm.pil_interp",
+        "timm.t_mul",
+        "timm.lr_scale_once",
+        "arrays.interp2d",
+        "torchvision.picklable_lambda",
     ),
     "bootmae": (
         *COMMON,
-        "one_process.environment",
-        "local_rank.required_flag",
-        "torch_load.numpy_scalars",
-        "timm_registry.register_model",
-        "timm_optim.renamed",
-        "scipy_interp2d.interp2d",
+        "launcher.group_of_one",
+        "launcher.required_flag",
+        "torch.numpy_scalars",
+        "timm.register_model",
+        "timm.renamed_optimizers",
+        "arrays.interp2d",
     ),
     "conmim": (
         *COMMON,
-        "one_process.environment",
-        "torch_load.numpy_scalars",
-        "timm_registry.register_model",
-        "timm_optim.renamed",
-        "timm_optim.novograd",
-        "scipy_interp2d.interp2d",
+        "launcher.group_of_one",
+        "torch.numpy_scalars",
+        "timm.register_model",
+        "timm.renamed_optimizers",
+        "timm.novograd",
+        "arrays.interp2d",
     ),
 }
 
 # These change how a recipe is launched, or what its model computes: for those that name them.
 BY_NAME = (
-    "local_rank.required_flag",
-    "namespace.always_distributed",
-    "one_process.environment",
-    "timm_0_3_2.vision_transformer",
+    "launcher.always_distributed",
+    "launcher.group_of_one",
+    "launcher.required_flag",
+    "timm.vision_transformer",
 )
 # In a recipe of that time these do nothing, or what is meant.
 GENERIC = tuple(
     dict.fromkeys(name for names in RECIPES.values() for name in names if name not in BY_NAME)
 )
 
-_active: dict[str, bool] = {}  # by shim: whether it changed something
+_active: set[str] = set()
 
 
-def activate(*names: str) -> list[str]:
+def activate(*names: str) -> None:
     """Put shims in place, each once per process.
+
+    A shim for a library that is not installed is left out: a recipe that needs it says so itself.
 
     Args:
         *names: Recipes, or shims as "module.function".
 
-    Returns:
-        The shims that changed something; those whose old API is still there are left out.
-
     Raises:
         ValueError: No shim has that name.
     """
-    wanted: dict[str, None] = {}
-    for name in names:
-        wanted |= dict.fromkeys((name,) if "." in name else RECIPES.get(name, GENERIC))
-    for name in wanted:
-        _check(name)
+    wanted = [n for name in names for n in ((name,) if "." in name else RECIPES.get(name, GENERIC))]
+    if unknown := set(wanted).difference(GENERIC, BY_NAME):
+        known = ", ".join(sorted({*GENERIC, *BY_NAME}))
+        raise ValueError(f"no shim {min(unknown)!r}; known: {known}")
     for name in wanted:
         if name not in _active:
-            _active[name] = _put_in_place(name)
-    return [name for name in wanted if _active[name]]
-
-
-def shim(name: str) -> Callable[[], bool]:
-    """Return the shim called `module.function`; it returns whether it changed anything.
-
-    Raises:
-        ValueError: No shim has that name.
-    """
-    _check(name)
-    module, function = name.split(".")
-    found: Callable[[], bool] = getattr(import_module(f"{__name__}.{module}"), function)
-    return found
-
-
-def _check(name: str) -> None:
-    known = {*GENERIC, *BY_NAME}
-    if name not in known:
-        raise ValueError(f"no shim {name!r}; known: {', '.join(sorted(known))}")
-
-
-def _put_in_place(name: str) -> bool:
-    try:
-        return shim(name)()
-    except ModuleNotFoundError:  # a recipe that needs the library says so itself
-        return False
+            _active.add(name)
+            module, function = name.split(".")
+            with contextlib.suppress(ModuleNotFoundError):
+                getattr(import_module(f"{__name__}.{module}"), function)()

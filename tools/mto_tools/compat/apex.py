@@ -9,7 +9,6 @@ that clipping and accumulation see true gradients), and the layout of the saved 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import sys
 import warnings
@@ -23,18 +22,16 @@ from torch import Tensor, nn
 loss_scaler: torch.amp.GradScaler | None = None
 
 
-def amp() -> bool:
+def amp() -> None:
     """Serve `from apex import amp`, which SimMIM's default precision level insists on."""
     with contextlib.suppress(ImportError):
         importlib.import_module("apex.amp")
-        return False
-    facade = ModuleType("apex.amp", __doc__)
+        return
+    facade, package = ModuleType("apex.amp", __doc__), ModuleType("apex", "Nothing but apex.amp.")
     for function in (initialize, scale_loss, master_params, state_dict, load_state_dict):
         setattr(facade, function.__name__, function)
-    package = ModuleType("apex", "Nothing but apex.amp.")
-    package.__dict__["amp"] = facade
+    vars(package)["amp"] = facade
     sys.modules.update({"apex": package, "apex.amp": facade})
-    return True
 
 
 def initialize(
@@ -51,11 +48,12 @@ def initialize(
             f"apex.amp level {opt_level} needs apex itself; use O1 (half precision inside the "
             "model, float32 weights) or O0"
         )
-    on = opt_level == "O1"
     device = next(model.parameters()).device.type
-    loss_scaler = torch.amp.GradScaler(device, enabled=on and device == "cuda")
-    if on:
-        model.forward = _half_inside(model.forward, device)
+    loss_scaler = torch.amp.GradScaler(device, enabled=opt_level == "O1" and device == "cuda")
+    if opt_level == "O1" and (device == "cuda" or torch.is_autocast_enabled(device)):
+        kind = torch.float16 if device == "cuda" else torch.bfloat16
+        half: Any = torch.autocast(device, kind)(model.forward)
+        model.forward = lambda *args, **more: _to_float(half(*args, **more))
     return model, optimizer
 
 
@@ -94,39 +92,22 @@ def master_params(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
 def state_dict() -> dict[str, Any]:
     """Return the scale and its count of good steps, under apex's names."""
     state = _initialized().state_dict()
-    return {
-        "loss_scaler0": {
-            "loss_scale": state.get("scale", 1.0),
-            "unskipped": state.get("_growth_tracker", 0),
-        }
-    }
+    scale, good_steps = state.get("scale", 1.0), state.get("_growth_tracker", 0)
+    return {"loss_scaler0": {"loss_scale": scale, "unskipped": good_steps}}
 
 
 def load_state_dict(saved: dict[str, Any]) -> None:
     """Read what `state_dict`, or apex, has saved."""
-    scaler = _initialized()
+    scaler, theirs = _initialized(), saved["loss_scaler0"]
     if scaler.is_enabled():
-        mine, theirs = scaler.state_dict(), saved["loss_scaler0"]
-        mine.update(scale=theirs["loss_scale"], _growth_tracker=theirs["unskipped"])
-        scaler.load_state_dict(mine)
+        new = {"scale": theirs["loss_scale"], "_growth_tracker": theirs["unskipped"]}
+        scaler.load_state_dict(scaler.state_dict() | new)
 
 
 def _initialized() -> torch.amp.GradScaler:
     if loss_scaler is None:
         raise RuntimeError("apex.amp: call amp.initialize(model, optimizer) first")
     return loss_scaler
-
-
-def _half_inside(forward: Any, device: str) -> Any:
-    kind = torch.float16 if device == "cuda" else torch.bfloat16
-    on = device == "cuda" or torch.is_autocast_enabled(device)
-
-    @functools.wraps(forward)
-    def run(*args: Any, **more: Any) -> Any:
-        with torch.autocast(device, dtype=kind, enabled=on):
-            return _to_float(forward(*args, **more))
-
-    return run
 
 
 def _to_float(value: Any) -> Any:
@@ -137,15 +118,13 @@ def _to_float(value: Any) -> Any:
     return value
 
 
-def _skip_next_step(optimizer: torch.optim.Optimizer, scale: float) -> None:
+def _skip_next_step(optimizer: Any, scale: float) -> None:
     """Make the coming `optimizer.step()` do nothing, once; a skip that waits already is enough."""
     warnings.warn(f"gradient overflow: step skipped, loss scale down to {scale:g}", stacklevel=4)
     step = optimizer.step
-    if hasattr(step, "skips"):
-        return
 
     def skip(*_: Any, **__: Any) -> None:
-        optimizer.step = step  # type: ignore[method-assign]
+        optimizer.step = step
 
-    skip.skips = 1  # type: ignore[attr-defined]
-    optimizer.step = skip  # type: ignore[method-assign,assignment]
+    if step.__name__ != skip.__name__:
+        optimizer.step = skip

@@ -22,12 +22,12 @@ itself. An optimizer that steps where DeepSpeed was asked for and `start` never 
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mto_tools.flags import PrivateOptions, StepGuard
+from mto_tools.flags import PrivateOptions, Wish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from mto_tools.ds.config import Config
     from mto_tools.ds.engine import Engine
 
-VARIABLE = "MTO_DEEPSPEED_CONFIG"
-
 _config: Config | None = None
 _engine: Engine | None = None
-_guard = StepGuard()
+_wish = Wish("MTO_DEEPSPEED_CONFIG", "ds.start", "deepspeed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,34 +98,33 @@ def start(
     from torch.nn.parallel import DistributedDataParallel
 
     from mto_tools.ds.engine import Engine, Model, world_size
-    from mto_tools.ds.optimizer import Optimizer
-    from mto_tools.ds.scale import LossScale
-    from mto_tools.ds.scaler import scaler_adapter
 
     world = world_size()
-    adapter = scaler_adapter(scaler)
+    from mto_tools.ds.optimizer import Optimizer
+    from mto_tools.ds.scaler import scaler_adapter, torch_scaler
+
+    module: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = torch_scaler(scaler, next(module.parameters()).device)
     config.agree(
         batch_size=batch_size,
         accumulation=accumulation,
         clip_grad=clip_grad or 0.0,
         world_size=world,
     )
-    module: Any = model.module if isinstance(model, DistributedDataParallel) else model
     state = optimizer.state_dict()
-    scale = LossScale(scaler)
-    _engine = Engine(module, optimizer, scale, config, divide=accumulation is None)
+    _engine = Engine(module, optimizer, inner, config, divide=accumulation is None)
     sharded = Optimizer(_engine)
     if state["state"]:  # a recipe that has loaded its checkpoint already
         sharded.load_state_dict(state)
-    _refuse_steps(None)
+    _wish.met()
     if dist.get_rank() == 0:
         print(
-            f"DeepSpeed is on: ZeRO {config.stage}, {config.batch_size} images x "
+            f"DeepSpeed is on: ZeRO {config.zero.stage}, {config.batch_size} images x "
             f"{config.accumulation} micro batches x {world} processes = {config.total} a step "
             f"({config.file})",
             flush=True,
         )
-    return Model(module), sharded, adapter(scaler, _engine)
+    return Model(module), sharded, scaler_adapter(scaler, _engine)
 
 
 def gather(optimizer: Any) -> None:
@@ -171,42 +168,23 @@ class _WholeSteps:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self.loader, start=1):
-            if number > self.length:
-                return
-            yield batch
+        return itertools.islice(self.loader, self.length)
 
 
 def _ask(file: Path | None) -> None:
     """Take a configuration, or none, as this process's and that of its children."""
     global _config, _engine
-    _engine = None
-    _config = None
-    os.environ.pop(VARIABLE, None)
+    _config = _engine = None
+    _wish.ask(None)
     if file is not None:
         from mto_tools.ds.config import read_config
 
         _config = read_config(file.absolute())
-        os.environ[VARIABLE] = str(_config.file)
-    _refuse_steps(file)
+        _wish.ask(str(_config.file))
 
 
 def _asked() -> Config | None:
     """The configuration that was asked for here, or by the process that started this one."""
-    if _config is None and VARIABLE in os.environ:
-        _ask(Path(os.environ[VARIABLE]))
+    if _config is None and _wish.text is not None:
+        _ask(Path(_wish.text))
     return _config
-
-
-def _refuse_steps(file: Path | str | None) -> None:
-    """Stop an optimizer that steps without DeepSpeed though `file` asks for it."""
-    _guard.clear()
-    if file is not None:
-        _guard.arm(
-            f"DeepSpeed was asked for with {file}, but the script never called ds.start",
-            f"mto status   (is layer deepspeed applied?); without DeepSpeed: unset {VARIABLE}",
-        )
-
-
-# A process that never parses a command line is guarded from this import on.
-_refuse_steps(os.environ.get(VARIABLE))

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_tools.ds.config import Config
-from mto_tools.ds.scale import LossScale
 from mto_tools.ds.unused import UnusedParameters
 from mto_tools.errors import MissingError, RefusedError
 
@@ -38,11 +37,16 @@ def world_size() -> int:
 
 
 class Engine:
-    """A recipe's model and optimizer under ZeRO.
+    """A recipe's model and optimizer under ZeRO; the optimizer's own state is dropped.
+
+    Args:
+        module: The model, without DDP.
+        optimizer: The recipe's own.
+        scaler: The recipe's loss scale.
+        config: The configuration, which agrees with the recipe.
+        divide: Whether accumulation is the engine's, and so the division of the loss.
 
     Attributes:
-        config: The configuration.
-        scale: The recipe's loss scale.
         groups: The parameters of each group of the optimizer, in the recipe's order.
         zero: DeepSpeed's sharded optimizer.
         unused: Parameters without gradient so far.
@@ -51,23 +55,20 @@ class Engine:
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: Any, scale: LossScale, config: Config, *, divide: bool
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        scaler: torch.amp.GradScaler,
+        config: Config,
+        *,
+        divide: bool,
     ) -> None:
-        """Hand the recipe's objects to DeepSpeed; the optimizer's state is dropped.
-
-        Args:
-            module: The model, without DDP.
-            optimizer: The recipe's own.
-            scale: The recipe's loss scale.
-            config: The configuration, which agrees with the recipe.
-            divide: Whether accumulation is the engine's, and so the division of the loss.
-        """
         import deepspeed
 
         if next(module.parameters()).device.type == "cpu":
             # Its shared-memory op would be compiled on first use, for a minute; gloo does as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.config, self.scale = config, scale
+        self.config, self.scaler = config, scaler
         self.divisor = config.accumulation if divide else 1
         self.micro = 0
         self.groups = [list(group["params"]) for group in optimizer.param_groups]
@@ -94,8 +95,8 @@ class Engine:
             self._ddp_is_gone = True
         self.micro += 1
         self._engine.set_gradient_accumulation_boundary(self.micro == self.config.accumulation)
-        if self.scale.enabled:
-            self.zero.override_loss_scale(self.scale.value)
+        if self.scaler.is_enabled():
+            self.zero.override_loss_scale(self.scaler.get_scale())
         # The recipe has divided its loss already.
         self._engine.backward(self._engine(loss / self.divisor), scale_wrt_gas=False)
 
@@ -118,12 +119,24 @@ class Engine:
         with self.unused.restored():
             self._engine.step()
         self.micro = 0
-        overflow = bool(self.zero.overflow)
-        if overflow and not self.scale.enabled:
+        if self.scaler.is_enabled():
+            self._count(bool(self.zero.overflow))
+        elif self.zero.overflow:
             raise FloatingPointError(
                 "the gradients are not finite, and there is no loss scale that could have done it"
             )
-        self.scale.update(overflow)
+
+    def _count(self, overflow: bool) -> None:
+        """Count a step in torch's scaler, by the gradient of a parameter of no model.
+
+        DeepSpeed's own handling of float16 under autocast (0.19) is not used: it updates the scale
+        once per parameter group, and clips gradients that are still scaled.
+        """
+        probe = nn.Parameter(torch.zeros((), device=self.groups[0][0].device))
+        probe.grad = torch.full_like(probe, torch.inf if overflow else 0.0)
+        self.scaler.scale(probe.detach())  # makes the scale where it has not been used yet
+        self.scaler.unscale_(torch.optim.SGD([probe]))
+        self.scaler.update()
 
     def drop(self) -> None:
         """Forget the gradients of a step that was begun and not finished."""
@@ -160,15 +173,6 @@ class Model:
     def state_dict(self) -> dict[str, Any]:
         """The raw model's, under the names that DDP gives them."""
         return {f"module.{name}": value for name, value in self.module.state_dict().items()}
-
-    def train(self, mode: bool = True) -> Model:
-        """Set the mode of the raw model."""
-        self.module.train(mode)
-        return self
-
-    def eval(self) -> Model:
-        """Set the mode of the raw model."""
-        return self.train(False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
 from torch import Tensor, nn
 
 from mto_tools.ds.engine import Engine
-
-PIECE = 1 << 24  # elements that a rank sends at once, 64 MiB
 
 
 class Optimizer:
@@ -60,116 +63,92 @@ class Optimizer:
         """Take a state in torch's format, of any number of ranks; each keeps its shard.
 
         Raises:
-            ValueError: The state is of other groups or parameters.
+            ValueError: The state is of other groups or parameters, or ZeRO cannot hold it.
         """
-        saved = state["param_groups"]
-        if [len(group["params"]) for group in saved] != [len(group) for group in self._groups]:
+        zero, saved = self._engine.zero, state["param_groups"]
+        sizes = [[len(group) for group in self._groups], [len(g["params"]) for g in saved]]
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                "the optimizer state has groups of "
-                f"{[len(group['params']) for group in saved]} parameters, the model has "
-                f"{[len(group) for group in self._groups]}"
+                f"the optimizer state has groups of {sizes[1]} parameters, the model has {sizes[0]}"
             )
         for live, group, flat, parameters in zip(
-            self.param_groups, saved, self._flats(), self._groups, strict=True
+            self.param_groups,
+            saved,
+            zero.single_partition_of_fp32_groups,
+            self._groups,
+            strict=True,
         ):
             live.update({k: v for k, v in group.items() if k != "params"})
-            entries = [state["state"].get(index) for index in group["params"]]
-            self._engine.unused.mark_used(
-                index for index in group["params"] if state["state"].get(index)
-            )
-            self._scatter(flat, parameters, entries)
-        self._engine.zero.refresh_fp32_params()
+            entries = {n: state["state"][n] for n in group["params"] if state["state"].get(n)}
+            self._engine.unused.used |= entries.keys()
+            by_parameter = zip(parameters, group["params"], strict=True)
+            self._scatter(flat, [(p, entries[n]) for p, n in by_parameter if n in entries])
+        zero.refresh_fp32_params()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._engine.zero.optimizer, name)
 
-    def _flats(self) -> list[Tensor]:
-        flats: list[Tensor] = self._engine.zero.single_partition_of_fp32_groups
-        return flats
-
     @torch.no_grad()
     def _collect(self) -> dict[str, Any]:
-        first = dist.get_rank() == 0
-        inner = self._engine.zero.optimizer.state
-        unused = self._engine.unused.on_all_ranks()
+        """Whole parameters one by one, since a GPU has no room for all of their state."""
+        zero, unused = self._engine.zero, self._engine.unused.numbers()
         state: dict[int, dict[str, Any]] = {}
-        groups, index = [], 0
+        groups: list[dict[str, Any]] = []
+        first = 0
         for live, flat, parameters in zip(
-            self.param_groups, self._flats(), self._groups, strict=True
+            self.param_groups, zero.single_partition_of_fp32_groups, self._groups, strict=True
         ):
-            indices = list(range(index, index + len(parameters)))
-            index += len(parameters)
-            groups.append({k: v for k, v in live.items() if k != "params"} | {"params": indices})
-            shard = inner.get(flat, {})
-            sharded = {k for k, v in shard.items() if torch.is_tensor(v) and v.shape == flat.shape}
-            whole = {k: _gather(shard[k]) if k in sharded else shard[k] for k in shard}
-            end = 0
-            for number, parameter in zip(indices, parameters, strict=True):
-                if not parameter.requires_grad:
-                    continue  # not in the shards
-                begin, end = end, end + parameter.numel()
-                if first and shard and not unused[number]:
-                    state[number] = {
-                        k: _copy(v[begin:end].view_as(parameter) if k in sharded else v)
-                        for k, v in whole.items()
+            numbered = dict(enumerate(parameters, start=first))
+            first += len(parameters)
+            settings = {key: value for key, value in live.items() if key != "params"}
+            groups.append(settings | {"params": list(numbered)})
+            shard = zero.optimizer.state.get(flat)
+            if not shard:
+                continue
+            self._link(flat, parameters)
+            for number, parameter in numbered.items():
+                if parameter.requires_grad and number not in unused:
+                    entry = {
+                        key: safe_get_full_optimizer_state(parameter, key).cpu()
+                        if torch.is_tensor(value) and value.shape == flat.shape
+                        else _copy(value)
+                        for key, value in shard.items()
                     }
+                    if dist.get_rank() == 0:
+                        state[number] = entry
         return {"state": state, "param_groups": groups}
 
     @torch.no_grad()
-    def _scatter(
-        self, flat: Tensor, parameters: list[nn.Parameter], entries: list[dict[str, Any] | None]
-    ) -> None:
-        known = [entry for entry in entries if entry]
+    def _scatter(self, flat: Tensor, entries: list[tuple[nn.Parameter, dict[str, Any]]]) -> None:
         inner = self._engine.zero.optimizer.state
-        if not known:
-            inner.pop(flat, None)
+        inner.pop(flat, None)
+        if not entries:
             return
         shard: dict[str, Any] = {}
-        for key, value in known[0].items():
+        for key, value in entries[0][1].items():
             if torch.is_tensor(value) and value.ndim:
                 shard[key] = torch.zeros_like(flat)
-            else:
-                values = {float(entry[key]) for entry in known}
-                if len(values) > 1:
-                    raise ValueError(
-                        f"parameters of one group have different {key!r} ({sorted(values)}): "
-                        "ZeRO keeps one for all"
-                    )
-                shard[key] = value.clone() if torch.is_tensor(value) else value
-        for parameter, entry in zip(parameters, entries, strict=True):
-            for key, value in (entry or {}).items():
-                place = _place(parameter)
-                if place and torch.is_tensor(value) and value.ndim:
-                    there, here = place
-                    shard[key][there] = value.flatten()[here].to(flat)
+                continue
+            shard[key] = _copy(value)
+            values = {float(entry[key]) for _, entry in entries}
+            if len(values) > 1:
+                raise ValueError(
+                    f"parameters of one group have different {key!r} ({sorted(values)}): ZeRO "
+                    "keeps one for all"
+                )
         inner[flat] = shard
+        self._link(flat, [parameter for parameter, _ in entries])
+        for parameter, entry in entries:
+            for key, value in entry.items():
+                if torch.is_tensor(value) and value.ndim:
+                    safe_set_full_optimizer_state(parameter, value.to(flat), key)
 
-
-def _place(parameter: nn.Parameter) -> tuple[slice, slice] | None:
-    """Where this rank's part of a parameter is: in its flat shard, and in the flat parameter."""
-    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-    if mapping is None:
-        return None
-    there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return slice(there.start, there.start + there.numel), slice(here.start, here.start + here.numel)
-
-
-def _gather(shard: Tensor) -> Tensor:
-    """The shards of all ranks one behind the other, on rank 0's CPU; empty on other ranks.
-
-    In pieces, since rank 0 has no room for all of them beside the model and its activations.
-    """
-    ranks, first = dist.get_world_size(), dist.get_rank() == 0
-    full = torch.empty((ranks, shard.numel()) if first else 0, dtype=shard.dtype)
-    for begin in range(0, shard.numel(), PIECE):
-        piece = shard[begin : begin + PIECE]
-        pieces = [torch.empty_like(piece) for _ in range(ranks)] if first else None
-        dist.gather(piece, pieces, dst=0)
-        for rank, found in enumerate(pieces or []):
-            full[rank, begin : begin + PIECE] = found
-    return full.flatten()
+    def _link(self, flat: Tensor, parameters: list[nn.Parameter]) -> None:
+        """Tell DeepSpeed where in the shard each parameter's state stands."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        lazy_init_hp_params_optimizer_state(trained, flat, self._engine.zero.optimizer.state)
 
 
 def _copy(value: Any) -> Any:

@@ -14,23 +14,62 @@ from mto_tools.ds.engine import Engine
 from mto_tools.errors import RefusedError
 
 
-class ScalerAdapter:
-    """Common to the three kinds."""
+def torch_scaler(scaler: Any, device: torch.device) -> torch.amp.GradScaler:
+    """torch's scaler inside the recipe's own, or with the state of `apex.amp`.
 
-    def __init__(self, scaler: Any, engine: Engine) -> None:
-        self._scaler, self._engine = scaler, engine
+    Raises:
+        RefusedError: The recipe's scaler is none of the known kinds.
+    """
+    if _is_apex(scaler):
+        from mto_tools.compat import apex
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the recipe's own scaler would save."""
-        scale = self._engine.scale
-        return scale.state_dict() if scale.enabled else self._scaler.state_dict()
+        state = scaler.state_dict()
+        enabled = state["loss_scaler0"]["loss_scale"] != 1.0
+        apex.loss_scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+        apex.load_state_dict(state)
+        scaler.state_dict, scaler.load_state_dict = apex.state_dict, apex.load_state_dict
+        return apex.loss_scaler
+    inner = getattr(scaler, "_scaler", None) if callable(scaler) else scaler
+    if isinstance(inner, torch.amp.GradScaler):
+        return inner
+    raise RefusedError(
+        f"DeepSpeed needs the recipe's loss scaler, which must run every backward, not {scaler!r}",
+        hint="SimMIM: leave --amp-opt-level at O1",
+    )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved scale."""
-        self._engine.scale.load_state_dict(state)
+
+def scaler_adapter(scaler: Any, engine: Engine) -> Any:
+    """What looks like the recipe's scaler, and leaves backward and step to the engine."""
+    if isinstance(scaler, torch.amp.GradScaler):
+        return GradScaler(scaler, engine)
+    if not _is_apex(scaler):
+        return NativeScaler(scaler, engine)
+
+    @contextlib.contextmanager
+    def scale_loss(loss: Tensor, optimizer: Any) -> Iterator[Loss]:
+        yield Loss(loss, engine)
+
+    # SimMIM names that module in two files, so its functions are replaced, and not the module.
+    scaler.scale_loss = scale_loss
+    scaler.master_params = lambda optimizer: iter(())  # clipping and the norm are the step's
+    return scaler
 
 
-class NativeScaler(ScalerAdapter):
+def _is_apex(scaler: Any) -> bool:
+    return isinstance(scaler, ModuleType) and hasattr(scaler, "scale_loss")
+
+
+class _Adapter:
+    """Whatever the engine does not do is the recipe's own scaler's: its scale and its state."""
+
+    def __init__(self, own: Any, engine: Engine) -> None:
+        self._own, self._engine = own, engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+class NativeScaler(_Adapter):
     """In the place of `NativeScalerWithGradNormCount` (MAE, BootMAE, ConMIM)."""
 
     def __call__(
@@ -52,7 +91,7 @@ class NativeScaler(ScalerAdapter):
         return self._engine.grad_norm()
 
 
-class GradScaler(ScalerAdapter):
+class GradScaler(_Adapter):
     """In the place of `torch.amp.GradScaler`."""
 
     def scale(self, loss: Tensor) -> Loss:
@@ -69,73 +108,10 @@ class GradScaler(ScalerAdapter):
     def update(self) -> None:
         """Nothing: the step has done it."""
 
-    def get_scale(self) -> float:
-        """The current scale."""
-        return self._engine.scale.value
 
-    def is_enabled(self) -> bool:
-        """Whether losses are scaled."""
-        return self._engine.scale.enabled
-
-
-class ApexAmp(ScalerAdapter):
-    """In the place of the module `apex.amp`, after `initialize`.
-
-    SimMIM names that module in two files, so its functions are replaced, and not the module.
-    """
-
-    def __init__(self, scaler: Any, engine: Engine) -> None:
-        super().__init__(scaler, engine)
-        for name in ("scale_loss", "master_params", "state_dict", "load_state_dict"):
-            setattr(scaler, name, getattr(self, name))
-
-    @contextlib.contextmanager
-    def scale_loss(self, loss: Tensor, optimizer: Any) -> Iterator[Loss]:
-        """Yield something to call `backward()` on."""
-        yield Loss(loss, self._engine)
-
-    def master_params(self, optimizer: Any) -> Iterator[Tensor]:
-        """None: clipping and the norm are the step's."""
-        return iter(())
-
-    def state_dict(self) -> dict[str, Any]:
-        """The scale and its count of good steps, under apex's names."""
-        scale = self._engine.scale
-        return {"loss_scaler0": {"loss_scale": scale.value, "unskipped": scale.good_steps}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Read what `state_dict`, or apex, has saved."""
-        if self._engine.scale.enabled:
-            self._engine.scale.load_apex(state)
-
-
-class Loss:
+class Loss(_Adapter):
     """A loss whose `backward()` is the engine's."""
-
-    def __init__(self, loss: Tensor, engine: Engine) -> None:
-        self._loss, self._engine = loss, engine
 
     def backward(self) -> None:
         """One micro batch."""
-        self._engine.backward(self._loss)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loss, name)
-
-
-def scaler_adapter(scaler: Any) -> type[ScalerAdapter]:
-    """The adapter that looks like `scaler`.
-
-    Raises:
-        RefusedError: It is none of the known kinds.
-    """
-    if isinstance(scaler, torch.amp.GradScaler):
-        return GradScaler
-    if isinstance(scaler, ModuleType) and hasattr(scaler, "scale_loss"):
-        return ApexAmp
-    if callable(scaler) and isinstance(getattr(scaler, "_scaler", None), torch.amp.GradScaler):
-        return NativeScaler
-    raise RefusedError(
-        f"DeepSpeed needs the recipe's loss scaler, which must run every backward, not {scaler!r}",
-        hint="SimMIM: leave --amp-opt-level at O1",
-    )
+        self._engine.backward(self._own)

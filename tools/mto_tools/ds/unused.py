@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -11,43 +11,36 @@ from torch import nn
 
 
 class UnusedParameters:
-    """Parameters that have had no gradient on any rank so far.
+    """Trained parameters that have had no gradient on any rank so far.
 
     In ZeRO's flat shard their gradient is zero, by which Adam leaves them where they are, but for
     weight decay.
+
+    Attributes:
+        used: Numbers of the parameters that have had a gradient on this rank.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._waiting = dict(enumerate(parameters))
+        self._trained = {n: p for n, p in enumerate(parameters) if p.requires_grad}
         self._none_left = False
-        for number, parameter in self._waiting.items():
-            if parameter.requires_grad:
-                parameter.register_hook(lambda grad, number=number: self.mark_used([number]))
+        self.used: set[int] = set()
+        for number, parameter in self._trained.items():
+            parameter.register_hook(lambda grad, number=number: self.used.add(number))
 
-    def on_all_ranks(self) -> list[bool]:
-        """By parameter, whether no rank has had a gradient for it; a collective call."""
-        device = self._parameters[0].device
-        used = torch.ones(len(self._parameters), dtype=torch.int32, device=device)
-        used[list(self._waiting)] = 0
+    def numbers(self) -> set[int]:
+        """Numbers of those parameters; a collective call."""
+        device = next(iter(self._trained.values())).device
+        used = torch.tensor([n in self.used for n in self._trained], device=device).int()
         dist.all_reduce(used)
-        return [not number for number in used.tolist()]
+        return {n for n, ranks in zip(self._trained, used.tolist(), strict=True) if not ranks}
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Put unused parameters back to their values before the step inside."""
-        unused: list[nn.Parameter] = []
-        if not self._none_left:
-            flags = self.on_all_ranks()
-            unused = [p for p, flag in zip(self._parameters, flags, strict=True) if flag]
-            self._none_left = not unused
+        unused = [] if self._none_left else [self._trained[n] for n in self.numbers()]
+        self._none_left = not unused
         before = [p.detach().clone() for p in unused]
         yield
         with torch.no_grad():
             for parameter, value in zip(unused, before, strict=True):
                 parameter.copy_(value)
-
-    def mark_used(self, numbers: Iterable[int]) -> None:
-        """These parameters have had a gradient."""
-        for number in numbers:
-            self._waiting.pop(number, None)

@@ -108,12 +108,12 @@ def command(plan: Plan, start: Start) -> str:
     words = [f"{start.checkout}/{start.script}", *(word.format(**values) for word in arguments)]
     several = request.nodes > 1
     if start.launcher == "torchrun":
-        meet = ["--rdzv_backend=c10d", f"--rdzv_endpoint=$FIRST_NODE:{PORT}"]
-        nodes = [f"--nnodes={request.nodes}", f"--rdzv_id={plan.name}", *meet]
-        first = [f"--nproc_per_node={request.gpus}", *(nodes if several else ["--standalone"])]
+        meet = [f"--rdzv_id={plan.name}", "--rdzv_backend=c10d"]
+        meet += [f"--rdzv_endpoint=$FIRST_NODE:{PORT}", f"--nnodes={request.nodes}"]
+        first = [*(meet if several else ["--standalone"]), f"--nproc_per_node={request.gpus}"]
     else:
-        nodes = [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
-        first = ["--no_local_rank", f"--num_gpus={request.gpus}", *(nodes if several else [])]
+        hosts = [f"--num_nodes={request.nodes}", "--hostfile=hostfile"]
+        first = ["--no_local_rank", f"--num_gpus={request.gpus}", *(hosts if several else [])]
     # Quoted for a shell, which is to replace `$NAME`.
     quoted = (f'"{w}"' if "$" in w else shlex.quote(w) for w in [start.launcher, *first, *words])
     return " ".join(quoted)

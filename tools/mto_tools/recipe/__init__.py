@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mto_tools import ds
 from mto_tools.recipe.run import Run
-from mto_tools.recipe.settings import add_arguments, add_node, attached, defaults, resolve_settings
+from mto_tools.recipe.settings import add_arguments, add_node, defaults, resolve_settings, wish
 
 __all__ = ["add", "add_arguments", "add_node", "attach", "defaults", "log"]
 
@@ -62,7 +62,7 @@ def attach(
     if _run is not None:
         _run.close()
     _run = Run(model, blocks, num_prefix_tokens, output_dir, asked) if asked.on else None
-    attached()
+    wish.met()
 
 
 def add(

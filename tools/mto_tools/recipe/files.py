@@ -5,7 +5,7 @@
 | mto.jsonl             | loss, terms, weights, H and token norms by depth, every few steps      |
 | mto.replaced.jsonl    | lines of steps that a resumed run has made anew                        |
 | mto-affinity-STEP.npz | affinity maps of one image at every depth                              |
-| mto-config.json       | the settings of the run                                                |
+| mto-config.jsonl      | the settings, a line for each start of the run                         |
 | mto-balance.jsonl     | with `--mto_balance`: the running gradient norms, for an exact resume  |
 
 Every line is JSON: a value that was not measured, or is not finite, is null.
@@ -13,7 +13,7 @@ Every line is JSON: a value that was not measured, or is not finite, is null.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import math
 import sys
@@ -40,6 +40,7 @@ class RunFiles:
         self.folder = folder
         self.log = JsonLines(folder / "mto.jsonl")
         self.balance = JsonLines(folder / "mto-balance.jsonl")
+        self.config = JsonLines(folder / "mto-config.jsonl")
 
     def number(self, step: int, steps_per_epoch: int | None) -> int:
         """The number in this run of the step that the recipe counts as `step`.
@@ -57,32 +58,24 @@ class RunFiles:
                 return int(line["step"]) + round(since) + 1
         return step
 
-    def start(self, step: int, *settings: Any) -> list[dict[str, Any]] | None:
-        """Make ready for a run that begins at `step`; return the balance states it goes on from."""
-        self._check_settings(
-            step, {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
-        )
-        self.log.start(step)
-        last = self.balance.start(step)
-        return last["state"] if last else None
+    def start(self, step: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Make ready for a run that begins at `step`; return the balance states it goes on from.
 
-    def save_affinity(self, step: int, tokens_by_depth: Sequence[Tensor], mask: Tensor) -> None:
-        """Write `mto-affinity-STEP.npz`; see `save_affinity`."""
-        save_affinity(self.folder / f"mto-affinity-{step:06d}.npz", tokens_by_depth, mask)
-
-    def _check_settings(self, step: int, settings: dict[str, Any]) -> None:
-        """Keep the settings, and say so when a resumed run goes on with others."""
-        path = self.folder / "mto-config.json"
-        text = json.dumps(settings, indent=1) + "\n"
-        before, now = _read_object(path), json.loads(text)
-        changed = [k for k in now if before and before.get(k) != now[k]]
-        if step > 1 and changed:
+        Says so where a resumed run goes on with other settings.
+        """
+        now = {"step": step, **json.loads(json.dumps(settings))}
+        before = self.config.start(step)
+        self.config.write(now)
+        changed = [k for k in settings if before and before.get(k) != now[k]]
+        if before and changed:
             print(
                 f"mto: resumed at step {step} with other settings than before: "
                 + ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed),
                 file=sys.stderr,
             )
-        _write_whole(path, text)
+        self.log.start(step)
+        last = self.balance.start(step)
+        return last["state"] if last else []
 
 
 class JsonLines:
@@ -103,22 +96,29 @@ class JsonLines:
         self._step = None
         if not self.path.exists():
             return None
-        if step == 1:
-            self._set_aside()
-            return None
         records = self.read()
+        if step == 1 and records:
+            number = 1
+            while (old := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
+                number += 1
+            self.path.replace(old)
+            return None
         kept = [record for record in records if record["step"] < step]
         if replaced := [record for record in records if record["step"] >= step]:
             with self.path.with_name(f"{self.path.stem}.replaced.jsonl").open("a") as file:
                 file.write("".join(map(_line, replaced)))
-        _write_whole(self.path, "".join(map(_line, kept)))
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(map(_line, kept)))
+        part.replace(self.path)  # in one step: a kill leaves the old file or the new one
         return kept[-1] if kept else None
 
     def read(self) -> list[dict[str, Any]]:
         """All records, without a line that a kill has cut short."""
-        if not self.path.exists():
-            return []
-        return [r for r in map(_parse, self.path.read_text().splitlines()) if r is not None]
+        records = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return [r for r in records if isinstance(r, dict) and "step" in r]
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line, whole or not at all in the eyes of `start`.
@@ -130,14 +130,6 @@ class JsonLines:
                 self._step, self._begin = record["step"], file.tell()
             file.truncate(self._begin)
             file.write(_line(record))
-
-    def _set_aside(self) -> None:
-        if self.path.stat().st_size == 0:
-            return
-        number = 1
-        while (old := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
-            number += 1
-        self.path.replace(old)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -151,31 +143,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step: a kill leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or what a kill has left of one."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """The record, or `None` for a line that a kill cut short."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) and "step" in record else None
 
 
 def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -> None:
@@ -193,23 +160,20 @@ def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -
             "affinity maps need the same number of tokens at every depth, but this model has "
             f"{[tokens.shape[1] for tokens in tokens_by_depth]}; leave --mto_affinity_steps out"
         )
-    first = mask[:1].flatten(1)
-    shown = [tokens[:1].detach() for tokens in tokens_by_depth]
+    first = mask[0].flatten()
+    shown = [tokens[0].detach().float() for tokens in tokens_by_depth]
+    with torch.autocast(mask.device.type, enabled=False):
+        maps = [affinity(tokens[None], first[None])[0] for tokens in shown]
+        # Of its own, for softmax(X Xᵀ) may underflow there.
+        across = [(tokens[first] @ tokens[~first].mT).softmax(-1) for tokens in shown]
     np.savez_compressed(
         path,
-        affinity=_stacked([affinity(tokens, first)[0] for tokens in shown]),
-        masked_to_visible=_stacked([_masked_to_visible(tokens[0], first[0]) for tokens in shown]),
+        affinity=_half(maps),
+        masked_to_visible=_half(across),
         num_masked=int(first.sum()),
-        mask=first[0].cpu().numpy(),
+        mask=first.cpu().numpy(),
     )
 
 
-def _masked_to_visible(tokens: Tensor, mask: Tensor) -> Tensor:
-    """softmax(X_M X_Vᵀ) [M, V] of tokens [N, D]: softmax(X Xᵀ) may underflow there."""
-    with torch.autocast(tokens.device.type, enabled=False):
-        x = tokens.float()
-        return (x[mask] @ x[~mask].mT).softmax(-1)
-
-
-def _stacked(maps: Sequence[Tensor]) -> np.ndarray[Any, Any]:
-    return np.stack([m.float().cpu().numpy().astype(np.float16) for m in maps])
+def _half(maps: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    return torch.stack(list(maps)).cpu().numpy().astype(np.float16)

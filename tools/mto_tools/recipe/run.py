@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
 from mto_tools.errors import RefusedError
-from mto_tools.recipe.files import RunFiles
+from mto_tools.recipe.files import RunFiles, save_affinity
 from mto_tools.recipe.micro import MicroBatches
 from mto_tools.recipe.order import warn_of_order
 from mto_tools.recipe.rng import checksum
@@ -43,8 +45,8 @@ class Run:
         self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
         self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
         self.hooks = [
-            model.register_forward_pre_hook(_Arm(self.traces)),
-            model.register_forward_hook(_Disarm(self.traces)),
+            model.register_forward_pre_hook(partial(_arm, id(model), self.traces)),
+            model.register_forward_hook(partial(_disarm, self.traces)),
         ]
         self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
         self.calls = 0
@@ -145,14 +147,18 @@ class Run:
             # A line with the new count, so that a later resume finds where it began.
             before = [line.get("steps_per_epoch") for line in self.files.log.read()[-1:]]
             logged = step > 1 and before != [self.steps_per_epoch]
+        shared = torch.tensor([first, int(logged)], device=device)
         if _world() > 1:
-            shared = torch.tensor([first, int(logged)], device=device)
             dist.broadcast(shared, 0)
-            first, logged = shared.tolist()
+        first, logged = shared.tolist()
         if logged and self.steps_per_epoch is not None:
             self.first_logged = first
         self.offset = first - step
-        kept = self.files.start(first, self.settings, self.config) if self.files else None
+        kept = (
+            self.files.start(first, asdict(self.settings) | asdict(self.config))
+            if self.files
+            else []
+        )
         if self.config.balance is not None:
             for index, mto in enumerate(self.objectives):
                 _restore(mto, kept[index] if kept else {})
@@ -176,7 +182,8 @@ class Run:
             found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
             self.ratios = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
         if step in (self.settings.affinity_steps or ()):
-            files.save_affinity(step, self.traces[0].tokens_by_depth, mask)
+            file = files.folder / f"mto-affinity-{step:06d}.npz"
+            save_affinity(file, self.traces[0].tokens_by_depth, mask)
 
     def _end(self, step: int) -> None:
         if self._logs(step):
@@ -208,30 +215,17 @@ class Run:
         return more
 
 
-class _Arm:
-    """Pre-hook of the whole model. A copy of the model (EMA, teacher) must not arm our traces."""
-
-    def __init__(self, traces: list[TokenTrace]) -> None:
-        self.traces = traces
-
-    def __call__(self, model: nn.Module, inputs: Any) -> None:
-        if model.training and torch.is_grad_enabled():
-            for trace in self.traces:
-                trace.arm()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Arm:
-        return type(self)([])
-
-    def __reduce__(self) -> tuple[type[_Arm], tuple[list[TokenTrace]]]:
-        return type(self), ([],)
+def _arm(owner: int, traces: list[TokenTrace], model: nn.Module, inputs: Any) -> None:
+    """Before the forward of the model; a copy of it (EMA, teacher) has this hook, and other ids."""
+    if id(model) == owner and model.training and torch.is_grad_enabled():
+        for trace in traces:
+            trace.arm()
 
 
-class _Disarm(_Arm):
-    """Hook behind the whole model: blocks that run later do so in no traced forward."""
-
-    def __call__(self, model: nn.Module, inputs: Any, output: Any = None) -> None:
-        for trace in self.traces:
-            trace.disarm()
+def _disarm(traces: list[TokenTrace], model: nn.Module, inputs: Any, output: Any) -> None:
+    """Behind it: blocks that run later do so in no traced forward."""
+    for trace in traces:
+        trace.disarm()
 
 
 def _describe(settings: Settings, config: MTOConfig, output_dir: str | Path | None) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mto_core import MTOConfig
 from mto_tools.errors import RefusedError
-from mto_tools.flags import PrivateOptions, StepGuard
+from mto_tools.flags import PrivateOptions, Wish
 
 VARIABLE = "MTO_SETTINGS"
 
@@ -55,12 +54,10 @@ class Settings:
         Raises:
             ValueError: No such preset, or a value out of its range.
         """
-        own = {f.name for f in fields(MTOConfig)} & {f.name for f in fields(self)}
-        values: dict[str, Any] = {name: getattr(self, name) for name in sorted(own)}
+        known = {f.name for f in fields(MTOConfig)}
+        own = {k: v for k, v in asdict(self).items() if k in known and v is not None}
         preset: Any = self.preset or self.recipe
-        return replace(
-            MTOConfig.preset(preset), **{k: v for k, v in values.items() if v is not None}
-        )
+        return MTOConfig.preset(preset, **own)
 
     @property
     def given(self) -> list[str]:
@@ -86,7 +83,7 @@ class Settings:
 
 
 _settings: Settings | None = None
-_guard = StepGuard()
+wish = Wish(VARIABLE, "mto.attach", "mto")
 
 
 def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> None:
@@ -177,15 +174,10 @@ def resolve_settings(preset: str | None, node: Mapping[str, Any] | None) -> Sett
     return settings
 
 
-def attached() -> None:
-    """Let optimizers step: the settings are in effect."""
-    _guard.clear()
-
-
 def _asked() -> Settings:
     """This process's settings; where it has parsed nothing, those that its parent exported."""
-    if _settings is None and VARIABLE in os.environ:
-        _ask(Settings(**json.loads(os.environ[VARIABLE])))
+    if _settings is None and wish.text is not None:
+        return Settings(**json.loads(wish.text))
     return _settings or Settings()
 
 
@@ -193,20 +185,9 @@ def _ask(settings: Settings) -> None:
     """Make `settings` those of this process and of its children."""
     global _settings
     _settings = settings
-    _guard.clear()
-    os.environ.pop(VARIABLE, None)
-    if not settings.given:
-        return
-    os.environ[VARIABLE] = json.dumps(asdict(settings))
-    _guard.arm(
-        f"MTO was asked for ({', '.join(settings.given)}), but the script has not called "
-        "mto.attach before its first optimizer step: it trains the plain recipe",
-        f"mto status   (is layer mto applied?); without MTO: unset {VARIABLE}",
-    )
+    changed = {name: getattr(settings, name) for name in ("recipe", *settings.given)}
+    wish.ask(json.dumps(changed) if settings.given else None)
 
 
 def _steps(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
-
-
-_asked()  # a process that never parses a command line is guarded from this import on

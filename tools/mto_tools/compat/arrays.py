@@ -1,8 +1,7 @@
-"""`scipy.interpolate.interp2d`, removed in SciPy 1.14."""
+"""Names that NumPy and SciPy removed."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,22 +9,21 @@ import numpy as np
 _DEGREE = {"linear": 1, "cubic": 3, "quintic": 5}
 
 
-def interp2d() -> bool:
-    """Bring back the splines that resize relative position biases for fine-tuning.
+def numpy_aliases() -> None:
+    """Bring back `np.int` and its like, gone in 1.24: position embeddings and mask generators."""
+    for kind in (bool, int, float, object):
+        vars(np).setdefault(kind.__name__, kind)
+
+
+def interp2d() -> None:
+    """Bring back `scipy.interpolate.interp2d`, gone in 1.14, which resizes position biases.
 
     On a regular grid, the only case in the recipes, the old class fitted the same FITPACK spline as
     `RectBivariateSpline` does with no smoothing.
     """
     from scipy import interpolate  # type: ignore[import-untyped]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            interpolate.interp2d([0, 1, 2], [0, 1, 2], np.zeros((3, 3)))
-            return False
-        except (AttributeError, NotImplementedError):
-            interpolate.interp2d = GridSpline
-            return True
+    interpolate.interp2d = GridSpline
 
 
 class GridSpline:
