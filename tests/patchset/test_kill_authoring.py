@@ -16,7 +16,7 @@ from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import load_series, read_lock, verify
+from mto_tools.patchset.lock import load_series, read_lock
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.rehearse import rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
@@ -76,9 +76,7 @@ class Ring:
         assert not list(folder.glob(".transaction*"))
         self.seen[state] += 1
         toy = load_upstream(home, "toy")
-        lock = read_lock(toy)
-        assert lock
-        verify(lock, toy)
+        load_series(toy)
         read_series(toy)
         assert user_files(home) == edits
         check(home, state)

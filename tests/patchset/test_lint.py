@@ -40,7 +40,7 @@ MTO = "0003-mto-loss.patch"
         (replaced(MTO, b"+mto = 1\n", b"-line 3\n"), rf"{MTO}:\d+: deletes an upstream line"),
         (replaced(MTO, b"@@ -9,0", b"@@ -8,0"), rf"{MTO}:\d+: expected '\+"),
         (replaced(MTO, b"So that it does.\n", b""), rf"{MTO}:2: the message does not say why"),
-        (replaced("lock", b'"layer": "mto"', b'"layer": "compat"'), "lock:1: .*is not of layer"),
+        (replaced("lock", b'"layer": "mto"', b'"layer": "other"'), "lock:1: .*layer"),
         (replaced("lock", b"\n", b"\r\n"), "lock:1: .*CRLF"),
         (
             replaced("upstream.toml", b'pin = "', b'pin = "main"\nx = "'),

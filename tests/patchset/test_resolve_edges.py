@@ -75,27 +75,23 @@ def test_an_export_made_meanwhile_is_not_dropped(waiting) -> None:
     assert lint(waiting.home, "toy").problems == []
 
 
-def test_files_that_git_ignores_and_that_tools_leave_are_no_part(waiting, raw) -> None:
+def test_a_file_that_was_not_added_is_no_part_and_not_lost(waiting, raw) -> None:
     folder = upgrade.folder_of(waiting.toy)
     (folder / "engine.py.orig").write_bytes((folder / "engine.py").read_bytes())
-    (folder / "engine.py.rej").write_text("left by a tool\n")
     drop_markers(folder / "engine.py")
-    (folder / "__pycache__").mkdir()
-    (folder / "__pycache__/engine.cpython-311.pyc").write_bytes(b"\0")
     (folder / "run.log").write_text("noise\n")
     (folder / "out").mkdir()
     (folder / "out/helper.py").write_text("helps = 1\n")
-    raw(folder, "add", "-f", "out/helper.py")
     (folder / "new.py").write_text("new = 1\n")
+    raw(folder, "add", "-f", "out/helper.py", "new.py")
     done = waiting.mto("upgrade", "toy", "--continue")
     assert done.returncode == 0, done.stderr
     (mto,) = (patch for patch in read_series(waiting.toy) if patch.layer == "mto")
     assert [f.path for f in mto.files] == ["engine.py", "main.py", "new.py", "out/helper.py"]
     assert not folder.exists()
-    # An ignored file is the person's all the same: it is kept, and named.
     (kept,) = folder.parent.glob("toy.*")
     assert (kept / "run.log").read_text() == "noise\n"
-    assert "run.log" in done.stderr
+    assert "engine.py.orig, run.log" in done.stderr
     assert str(kept) in done.stderr
 
 

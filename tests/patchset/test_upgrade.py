@@ -14,7 +14,7 @@ from mto_tools.patchset import apply as applying
 from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import lint
-from mto_tools.patchset.merge import require_merge_tree
+from mto_tools.patchset.replay import require_merge_tree
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.rehearse import Rehearsal, rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
@@ -98,13 +98,13 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     }
     hunks = {hunk.after: hunk for hunk in one.steps[2].hunks if hunk.path == "engine.py"}
     assert hunks[9].now == ("engine.py", 13)
-    assert hunks[2].around == ["+ and one"]
+    assert (hunks[2].changed_around, hunks[9].changed_around) == (True, False)
     two = run(house, "v2")
     assert two.ok
     assert verdicts(two)["0002 sub/deep.py:5"] == "renamed"
     assert two.steps[1].hunks[0].now == ("lib/deep.py", 5)
     assert two.steps[1].hunks[0].note.startswith(f"removed by {commits['v2']}")
-    assert [(c.path, c.what) for c in two.licence] == [("LICENSE", "added")]
+    assert "+Some licence" in two.licence["LICENSE"]
     three = run(house, "v3")
     assert not three.ok
     bad = {place: verdict for place, verdict in verdicts(three).items() if verdict != "clean"}
@@ -118,7 +118,7 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     assert "line nine, our anchor" in sides
     assert "mto.add()" in sides
     assert "line nine" not in json.dumps(three.as_dict()), "upstream text would be stored"
-    assert "licence" not in json.dumps(three.as_dict()["licence"][0]["what"])
+    assert three.as_dict()["licence"] == ["LICENSE"]
     assert before == (snapshot(house.home), snapshot(house.origin))
 
 
@@ -129,7 +129,6 @@ def test_any_branch_tag_commit_fork_or_bundle(moved, raw, tmp_path) -> None:
     older = run(house, "v0~1")
     assert (older.ahead, older.behind) == (0, 1)
     assert {"gone"} == {v for k, v in verdicts(older).items() if "ds.json" not in k}
-    assert f"not there yet, added by {house.pin}" in older.steps[0].hunks[0].note
     with pytest.raises(MissingError, match="no branch, tag or commit 'nonsense'"):
         run(house, "nonsense")
     fork = tmp_path / "fork"
@@ -195,8 +194,7 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     folder = upgrade.folder_of(house.toy)
     with pytest.raises(ConflictError, match=r"0001-compat-import.patch conflicts") as caught:
         accept(house, "v3")
-    assert "crlf.py is gone (removed by " + commits["v3"] in caught.value.message
-    assert "+compat = 1" in caught.value.message
+    assert "crlf.py is gone" in caught.value.message
     assert not (folder / "crlf.py").exists()
     assert "import compat" in (folder / "main.py").read_text()
     with pytest.raises(RefusedError, match="is under way"):
@@ -256,6 +254,7 @@ def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
     folder = upgrade.folder_of(house.toy)
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
+    raw(folder, "add", "copy.py")
     for _ in range(2):  # refused as long as it is so
         with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
             upgrade.proceed(house.toy, mute)

@@ -22,7 +22,7 @@ A new file is an addition too. Renames, modes, binaries and files without a fina
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mto_tools.errors import CorruptError
@@ -48,16 +48,15 @@ class Problem:
 
 
 class PatchFormatError(CorruptError):
-    """A patch file is not in the form this module writes; `problems` holds every finding."""
+    """A patch file is not in the form this module writes; `problem` is the first finding."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """Name the first of `problems`, of which there is at least one."""
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    def __init__(self, name: str, line: int, reason: str) -> None:
+        """Name the place: `line` of the patch file `name`."""
+        self.problem = Problem(name, line, reason)
         super().__init__(
-            f"{problems[0]}{more}",
+            str(self.problem),
             hint="restore the file with git; or, if you edited it: mto export NAME --from-patches",
         )
-        self.problems = list(problems)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class FilePatch:
     after: str
     mode: str
     hunks: tuple[Hunk, ...]
-    where: int = field(default=0, compare=False)
 
     @property
     def is_new(self) -> bool:
