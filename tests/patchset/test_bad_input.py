@@ -124,7 +124,7 @@ def test_every_oid_of_the_lock_is_checked(house: House) -> None:
         (lambda b: b[:-20], "not a lock"),
         (lambda b: b"", "not a lock"),
         (lambda b: b + b"\n", "one byte form"),
-        (lambda b: b.replace(b'"format": 1', b'"format": 9'), "this mto reads 1"),
+        (lambda b: b.replace(b'"format": 1', b'"format": 9'), "format: Input should be 1"),
         (lambda b: b.replace(b'"layer": "mto"', b'"layer": "other"'), "layer"),
         (lambda b: b.replace(b'"mode": "100644"', b'"mode": "120000"', 1), "touched.0.mode"),
         (lambda b: b.replace(b'"mode":', b'"mood":', 1), "not a lock"),

@@ -124,7 +124,7 @@ def test_killed_export(small, tmp_path, raw) -> None:
         ring.again(home)
 
     ring = Ring(small, tmp_path, action, seed=1)
-    ring.rounds(50, 4, check)
+    ring.rounds(25, 2, check)
 
 
 def new_upstream(house, raw, text: str) -> None:
@@ -150,7 +150,7 @@ def test_killed_upgrade(small, tmp_path, raw) -> None:
             ring.again(home)
 
     ring = Ring(small, tmp_path, action, seed=2)
-    ring.rounds(40, 4, check)
+    ring.rounds(16, 2, check)
 
 
 def test_killed_continue(small, tmp_path, raw) -> None:
@@ -174,7 +174,7 @@ def test_killed_continue(small, tmp_path, raw) -> None:
             ring.again(home)
 
     ring = Ring(small, tmp_path, action, seed=3)
-    ring.rounds(20, 2, check)
+    ring.rounds(10, 1, check)
 
 
 def test_a_full_disk_changes_nothing(small) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -20,7 +20,6 @@ from mto_tools.patchset.locks import Say
 from mto_tools.patchset.transaction import recover
 from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, load_upstream
 
-FORMAT = 1
 Oid = Annotated[str, Field(pattern=f"^{OID}$")]
 
 
@@ -130,6 +129,7 @@ class _Base(BaseModel):
 
 
 class _LockFile(BaseModel):
+    format: Literal[1]
     base: _Base
     patches: tuple[LockedPatch, ...]
 
@@ -147,7 +147,7 @@ def lock_path(folder: Path) -> Path:
 def format_lock(lock: Lock) -> bytes:
     """Return the one byte form of a lock: JSON, one item per line, keys in fixed order."""
     table = {
-        "format": FORMAT,
+        "format": 1,
         "base": {"commit": lock.base_commit, "tree": lock.base_tree},
         "patches": [asdict(patch) for patch in lock.patches],
         "tree": lock.tree,
@@ -162,27 +162,22 @@ def parse_lock(data: bytes, where: Path) -> Lock:
         CorruptError: Not a lock, or not in its one byte form.
     """
     try:
-        table = json.loads(data)
-        if table["format"] != FORMAT:
-            raise CorruptError(
-                f"{where}: format {table['format']!r}, this mto reads {FORMAT}",
-                hint="use the mto that wrote it, or write it again: "
-                f"mto export {where.parent.name} --from-patches",
-            )
-        file = _LockFile.model_validate(table)
-        lock = Lock(file.base.commit, file.base.tree, file.patches)
+        file = _LockFile.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"not a lock: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"not a lock: {error!r}"
     else:
+        lock = Lock(file.base.commit, file.base.tree, file.patches)
         if format_lock(lock) == data:
             return lock
         problem = "not in its one byte form: " + (
             "it has CRLF line ends" if b"\r\n" in data else "edited by hand or damaged in transfer"
         )
-    raise CorruptError(f"{where}: {problem}", hint=restore_command(where))
+    raise CorruptError(
+        f"{where}: {problem}",
+        hint=f"{restore_command(where)}; or write it from the patches: "
+        f"mto export {where.parent.name} --from-patches",
+    )
 
 
 def read_lock(upstream: Upstream) -> Lock | None:

@@ -20,7 +20,7 @@ from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import copied_lines, is_licence
 from mto_tools.patchset.lock import load_series
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.replay import VERDICTS, HunkReport, Step, replay, require_merge_tree
+from mto_tools.patchset.replay import VERDICTS, HunkReport, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.tree_diff import changes, file_patches
 
@@ -93,7 +93,6 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
         CorruptError: The series is not what the lock says.
     """
     git, upstream = scratch.git, scratch.upstream
-    require_merge_tree(git)
     lock = rebuild(git, load_series(upstream), upstream.folder)
     target = scratch.resolve(ref)
     steps = list(replay(git, lock, read_series(upstream), target))
@@ -147,6 +146,8 @@ def upstream_text(what: str, places: Sequence[str]) -> RefusedError:
 def show(console: Console, rehearsal: Rehearsal) -> None:
     """Print the report of one upgrade."""
     r = rehearsal
+    if not console.is_terminal:
+        console.width = 400  # a pipe has no right margin
     distance = "" if r.ahead < 0 else f" ({r.ahead} ahead, {r.behind} behind)"
 
     def line(text: str, style: str = "") -> None:

@@ -103,21 +103,6 @@ def git_version(git: Git) -> tuple[int, ...]:
     return tuple(int(part or 0) for part in match.groups()) if match else (0,)
 
 
-def require_merge_tree(git: Git) -> None:
-    """Refuse a git without `merge-tree --write-tree`.
-
-    Raises:
-        MissingError: git is older than 2.38.
-    """
-    version = git_version(git)
-    if version < NEEDED:
-        raise MissingError(
-            f"git {'.'.join(map(str, version))} is too old: mto upgrade needs 2.38 or newer",
-            hint="conda install -c conda-forge git needs no root; the rest of mto works with "
-            + ".".join(map(str, OLDEST)),
-        )
-
-
 def read_stages(listed: str) -> dict[str, Stages]:
     """Read "MODE OID STAGE<tab>PATH" entries, each ended by NUL, as git lists unmerged files."""
     found: dict[str, dict[int, tuple[str, str]]] = {}
@@ -129,12 +114,22 @@ def read_stages(listed: str) -> dict[str, Stages]:
 
 
 def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
-    """Carry the change from tree `base` to tree `ours` over to tree `upstream`."""
+    """Carry the change from tree `base` to tree `ours` over to tree `upstream`.
+
+    Raises:
+        MissingError: git is older than 2.38.
+    """
     root = commit_tree(git, base, [], "base", 1)
     sides = [commit_tree(git, tree, [root], "side", 1) for tree in (upstream, ours)]
     settings = [part for key, value in SETTINGS.items() for part in ("-c", f"{key}={value}")]
     command = ("merge-tree", "--write-tree", "-z", "--no-messages", *sides)
     rc, out, err = git.try_run(*settings, *command)
+    if rc == 129:  # git shows how merge-tree was used before
+        raise MissingError(
+            "this git is too old: mto upgrade needs 2.38 or newer",
+            hint="conda install -c conda-forge git needs no root; the rest of mto works with "
+            + ".".join(map(str, OLDEST)),
+        )
     if rc not in (0, 1):
         raise CorruptError(f"git merge-tree failed in {git.folder}: {err.strip()}")
     tree, _, listed = out.decode("utf-8", "surrogateescape").partition("\0")

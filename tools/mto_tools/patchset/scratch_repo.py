@@ -18,6 +18,7 @@ from mto_tools.errors import MissingError
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
+from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import Source, cannot_fetch, find_source, init_with_alternates
 from mto_tools.patchset.tree_diff import commit_tree
@@ -160,13 +161,9 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
     embedded = upstream.source == "embedded"
     if embedded:
         embedded_commit(upstream.home, upstream, git)
-        home = Git(upstream.home)
-        log = home.text("log", "--format=%H", "--", upstream.path, check=False).split()
-        for commit in log:
-            if git.resolve(f"{upstream.pin}^{{commit}}"):
-                break
-            if tree := home.resolve(f"{commit}:{upstream.path}"):
-                commit_tree(git, tree, [], f"{upstream.name}: embedded recipe", DATE)
+        lock = read_lock(upstream)
+        if lock and git.resolve(f"{lock.base_tree}^{{tree}}"):
+            commit_tree(git, lock.base_tree, [], f"{upstream.name}: embedded recipe", DATE)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
         raise MissingError(
             f"{upstream.name}: nobody has its pin {upstream.pin}: neither {upstream.checkout} nor "

@@ -100,11 +100,6 @@ class Patch:
     name: str = field(default="", compare=False)
 
     @property
-    def message(self) -> str:
-        """The commit message: layer and subject, then the reason."""
-        return f"{self.layer}: {self.subject}\n" + (f"\n{self.body}\n" if self.body else "")
-
-    @property
     def inserted(self) -> int:
         """Number of inserted lines."""
         return sum(file.inserted for file in self.files)
@@ -112,13 +107,8 @@ class Patch:
 
 def file_name(number: int, layer: str, title: str, old: str = "") -> str:
     """Return the name of the `number`-th patch (from 1): a patch that had a name keeps its slug."""
-    slug = (
-        old[5:]
-        if old
-        else "-".join([layer, *re.findall(r"[a-z0-9]+", title.lower().replace("'", ""))[:6]])
-        + ".patch"
-    )
-    return f"{number:04d}-{slug}"
+    words = re.findall(r"[a-z0-9]+", title.lower().replace("'", ""))[:6]
+    return f"{number:04d}-" + (old[5:] or "-".join([layer, *words]) + ".patch")
 
 
 def split_lines(text: bytes) -> list[bytes]:

@@ -68,7 +68,7 @@ def upgrade(scratch: Scratch, rehearsal: Rehearsal, say: Say, repo: Path | None 
     if not rehearsal.ok:
         return _finish(_start_rebase(scratch, rehearsal.target), upstream, say, repo)
     done = [(step.patch, step.after) for step in rehearsal.steps]
-    return accept(scratch.git, upstream, rehearsal.target, done, say, scratch.source, repo)
+    return accept(scratch, rehearsal.target, done, say, repo)
 
 
 def folder_of(upstream: Upstream) -> Path:
@@ -88,10 +88,7 @@ def proceed(upstream: Upstream, say: Say, repo: Path | None = None) -> Lock:
     with clone_lock(_open(upstream), say) as git:
         if _stopped(git):
             _take(git, upstream)
-            before = git.resolve("REBASE_HEAD")
-            words = _rebase(git, "--continue")
-            if _stopped(git) and git.resolve("REBASE_HEAD") == before:
-                raise MtoError(f"git rebase cannot go on in {git.folder}: {words}")
+            _rebase(git, "--continue")
         return _finish(git, upstream, say, repo)
 
 
@@ -107,29 +104,26 @@ def abort(upstream: Upstream) -> Path:
 
 
 def accept(
-    git: Git,
-    upstream: Upstream,
+    scratch: Scratch,
     target: str,
     done: Sequence[tuple[Patch, str]],
     say: Say,
-    source: Source | None = None,
     repo: Path | None = None,
 ) -> Lock:
     """Write pin, series and lock for `target` in one step; the caller holds the series' lock.
 
     Args:
-        git: The repository with the trees and the target.
-        upstream: The upstream as it was.
+        scratch: The repository with the trees and the target.
         target: Full OID of the new pin.
         done: Each patch and the tree with it.
         say: Told what is left to do.
-        source: Where the commit came from; None for an embedded recipe.
         repo: The user's clone, if not under `upstream/`.
 
     Raises:
         RefusedError: The new series would hold upstream text.
         NotAdditiveError: It would do more than insert.
     """
+    git, upstream, source = scratch.git, scratch.upstream, scratch.source
     before = target
     for patch, tree in done:
         _refuse_upstream_text(git, upstream, target, patch, before, tree)
@@ -195,10 +189,16 @@ def _finish(git: Git, upstream: Upstream, say: Say, repo: Path | None) -> Lock:
     if _stopped(git):
         raise _conflict(git, upstream)
     target, given = _config(git, "target"), _config(git, "source")
+    head = git.resolve("HEAD")
+    if head == target or not git.ok("merge-base", "--is-ancestor", target, head):
+        raise RefusedError(
+            f"{git.folder}: HEAD {head} is not the series on {target}: the rebase was aborted",
+            hint=f"mto upgrade {upstream.name} --abort, then --to {target} --accept anew",
+        )
     source = Source(given, "--source", "url") if given else None
     done = list(zip(read_series(upstream), _trees(git, upstream, target), strict=True))
     try:
-        lock = accept(git, upstream, target, done, say, source, repo)
+        lock = accept(Scratch(git, upstream, source), target, done, say, repo)
     except RefusedError as error:
         error.hint += (
             f"; here: {git.command('rebase', '-i', target)}, "
@@ -245,9 +245,13 @@ def _config(git: Git, key: str) -> str:
     return git.text("config", f"mto.{key}", check=False)
 
 
-def _rebase(git: Git, *args: str) -> str:
+def _rebase(git: Git, *args: str) -> None:
+    """Let git go on to its next stop, or to the end."""
+    before = git.resolve("REBASE_HEAD")
     settings = [part for key, value in _CONFIG.items() for part in ("-c", f"{key}={value}")]
-    return " ".join(git.try_run(*settings, "rebase", *args, env={"GIT_EDITOR": "true"})[2].split())
+    rc, _, err = git.try_run(*settings, "rebase", *args, env={"GIT_EDITOR": "true"})
+    if rc and (not _stopped(git) or git.resolve("REBASE_HEAD") == before):
+        raise MtoError(f"git rebase cannot go on in {git.folder}: {' '.join(err.split())}")
 
 
 def _stopped(git: Git) -> bool:
