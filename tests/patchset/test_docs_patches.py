@@ -90,6 +90,7 @@ def test_the_document_is_true(tmp_path, raw, own_git_configuration, monkeypatch)
     origin = tmp_path / "origin"
     origin.mkdir()
     raw(origin, "init", "-q", "-b", "main", ".")
+    (origin / "LICENSE").write_text("MIT License\n")
     commit(raw, origin, TRAIN, "v1.0")
     own_git_configuration.write_text(f'[url "file://{origin}"]\n insteadOf = {URL}\n')
     home = tmp_path / "mto"

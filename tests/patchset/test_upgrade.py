@@ -12,9 +12,12 @@ import pytest
 from mto_tools.errors import ConflictError, MissingError, RefusedError
 from mto_tools.patchset import apply as applying
 from mto_tools.patchset import transaction, upgrade
+from mto_tools.patchset.build import build_series
+from mto_tools.patchset.embedded import embedded_commit
+from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import lint
-from mto_tools.patchset.merge import require_merge_tree
+from mto_tools.patchset.lock import Lock, format_lock
 from mto_tools.patchset.parser import read_series
 from mto_tools.patchset.rehearse import Rehearsal, rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
@@ -46,6 +49,23 @@ def accept(house, ref: str, source: str | None = None) -> None:
         open_scratch(house.toy, mute, source) as scratch,
     ):
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
+
+
+def go_on(house) -> Lock:
+    with transaction.series_lock(house.patches, mute):
+        return upgrade.proceed(house.toy, mute)
+
+
+def drop_markers(file: Path, *, middle: bool = True) -> None:
+    """Keep upstream's side and our lines, as a person does."""
+    kept, side = [], ""
+    for line in file.read_text().splitlines():
+        mark = line[:7] if line[:7] in ("<<<<<<<", "|||||||", "=======", ">>>>>>>") else ""
+        side = mark or side
+        keep = side in ("", "<<<<<<<", ">>>>>>>") or (side == "=======" and "mto." in line)
+        if (not mark and keep) or (mark == "=======" and not middle):
+            kept.append(line)
+    file.write_text("\n".join(kept) + "\n")
 
 
 @pytest.fixture
@@ -98,13 +118,13 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     }
     hunks = {hunk.after: hunk for hunk in one.steps[2].hunks if hunk.path == "engine.py"}
     assert hunks[9].now == ("engine.py", 13)
-    assert hunks[2].around == ["+ and one"]
+    assert (hunks[2].changed_around, hunks[9].changed_around) == (True, False)
     two = run(house, "v2")
     assert two.ok
     assert verdicts(two)["0002 sub/deep.py:5"] == "renamed"
     assert two.steps[1].hunks[0].now == ("lib/deep.py", 5)
     assert two.steps[1].hunks[0].note.startswith(f"removed by {commits['v2']}")
-    assert [(c.path, c.what) for c in two.licence] == [("LICENSE", "added")]
+    assert "+Some licence" in two.licence["LICENSE"]
     three = run(house, "v3")
     assert not three.ok
     bad = {place: verdict for place, verdict in verdicts(three).items() if verdict != "clean"}
@@ -118,7 +138,7 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     assert "line nine, our anchor" in sides
     assert "mto.add()" in sides
     assert "line nine" not in json.dumps(three.as_dict()), "upstream text would be stored"
-    assert "licence" not in json.dumps(three.as_dict()["licence"][0]["what"])
+    assert three.as_dict()["licence"] == ["LICENSE"]
     assert before == (snapshot(house.home), snapshot(house.origin))
 
 
@@ -129,7 +149,6 @@ def test_any_branch_tag_commit_fork_or_bundle(moved, raw, tmp_path) -> None:
     older = run(house, "v0~1")
     assert (older.ahead, older.behind) == (0, 1)
     assert {"gone"} == {v for k, v in verdicts(older).items() if "ds.json" not in k}
-    assert f"not there yet, added by {house.pin}" in older.steps[0].hunks[0].note
     with pytest.raises(MissingError, match="no branch, tag or commit 'nonsense'"):
         run(house, "nonsense")
     fork = tmp_path / "fork"
@@ -175,48 +194,31 @@ def test_accept_to_where_it_is_changes_nothing(authored) -> None:
     assert snapshot(authored.patches) == before
 
 
-def resolve_engine(folder: Path) -> None:
-    """Do what a person does: take upstream's side, insert our lines."""
-    file, lines = folder / "engine.py", []
-    side = ""
-    for line in file.read_text().splitlines():
-        mark = line[:7]
-        if mark in ("<<<<<<<", "|||||||", "=======", ">>>>>>>"):
-            side = mark if mark != ">>>>>>>" else ""
-            lines += ["mto.add()", "mto.log()"] if mark == ">>>>>>>" else []
-        elif side in ("", "<<<<<<<"):
-            lines.append(line)
-    file.write_text("\n".join(lines) + "\n")
-
-
-def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
+def test_a_conflict_is_resolved_by_a_person(moved) -> None:
     house, commits = moved
     before = snapshot(house.patches)
     folder = upgrade.folder_of(house.toy)
     with pytest.raises(ConflictError, match=r"0001-compat-import.patch conflicts") as caught:
         accept(house, "v3")
-    assert "crlf.py is gone (removed by " + commits["v3"] in caught.value.message
-    assert "+compat = 1" in caught.value.message
+    assert "crlf.py is gone" in caught.value.message
     assert not (folder / "crlf.py").exists()
     assert "import compat" in (folder / "main.py").read_text()
     with pytest.raises(RefusedError, match="is under way"):
         accept(house, "v1")
-    go_on = lambda: upgrade.proceed(house.toy, mute)  # noqa: E731
     with pytest.raises(ConflictError, match=r"0003-mto-loss.patch conflicts"):
-        go_on()
+        go_on(house)
     text = (folder / "engine.py").read_text()
     assert "|||||||" in text, "zdiff3 shows what it was"
     with pytest.raises(ConflictError, match=r"markers are left .*engine.py:\d+"):
-        go_on()
-    resolve_engine(folder)
+        go_on(house)
+    drop_markers(folder / "engine.py")
     good = (folder / "engine.py").read_text()
     (folder / "engine.py").write_text(good.replace("line nine, our anchor", "line 9"))
     with pytest.raises(NotAdditiveError, match=r"engine.py:13: upstream line 13 changed"):
-        go_on()
+        go_on(house)
     assert snapshot(house.patches) == before
     (folder / "engine.py").write_text(good)
-    with transaction.series_lock(house.patches, mute):
-        lock = go_on()
+    lock = go_on(house)
     assert house.toy.pin == lock.base_commit == commits["v3"]
     assert not folder.exists()
     assert lint(house.home, "toy").problems == []
@@ -226,10 +228,9 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     with pytest.raises(ConflictError):
         accept(house, "v3")
     with pytest.raises(ConflictError, match="0003"):
-        go_on()
+        go_on(house)
     assert (folder / "engine.py").read_text() == good
-    with transaction.series_lock(house.patches, mute):
-        assert go_on() == lock
+    assert go_on(house) == lock
 
 
 def test_abort_forgets_and_nothing_else_changed(moved) -> None:
@@ -256,69 +257,53 @@ def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
     folder = upgrade.folder_of(house.toy)
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
+    raw(folder, "add", "copy.py")
     for _ in range(2):  # refused as long as it is so
         with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
-            upgrade.proceed(house.toy, mute)
+            go_on(house)
     (folder / "copy.py").unlink()
     with pytest.raises(ConflictError, match="0003"):
-        upgrade.proceed(house.toy, mute)
+        go_on(house)
     assert house.toy.pin == house.pin
 
 
 def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     """Edit the recipe, then `--to embedded`; the old pin is found in our own history."""
     home = authored.home
-    recipe = home / "upstream/embedded/own"
+    recipe, folder = home / "upstream/embedded/own", home / "patches/own"
     shutil.copytree(authored.origin, recipe, ignore=shutil.ignore_patterns(".git"))
     raw(home, "init", "-q", ".")
     raw(home, "add", "-f", "upstream/embedded")
     raw(home, "commit", "-qm", "recipe")
-    from mto_tools.patchset.embedded import embedded_commit
-
-    folder = home / "patches/own"
-    folder.mkdir()
-    text = (
-        'name = "own"\nsource = "embedded"\npath = "upstream/embedded/own"\npin_date = "2024-01-01"'
-        '\nlicence = { spdx = "MIT" }\npin = "'
-    )
+    shutil.copytree(authored.patches, folder)
+    text = 'name = "own"\nsource = "embedded"\npath = "upstream/embedded/own"\npin = "'
     (folder / "upstream.toml").write_text(text + "0" * 40 + '"\n')
     pin = embedded_commit(home, load_upstream(home, "own"), Git(home))
     (folder / "upstream.toml").write_text(text + pin + '"\n')
-    for file in authored.patches.glob("*.patch"):
-        shutil.copy(file, folder)
-    own = load_upstream(home, "own")
-    named = [(file.name, file.read_bytes()) for file in own.patch_files()]
-    from mto_tools.patchset.build import build_series
-    from mto_tools.patchset.lock import format_lock
-
+    named = [(file.name, file.read_bytes()) for file in load_upstream(home, "own").patch_files()]
     (folder / "lock").write_bytes(format_lock(build_series(Git(home), pin, named)))
-    raw(home, "commit", "-qm", "x", "--allow-empty")
     (recipe / "engine.py").write_text("# new\n" + (recipe / "engine.py").read_text())
     raw(home, "commit", "-qam", "recipe moves")
-    subprocess_env = {"MTO_HOME": str(home)}
-    done = authored.mto("upgrade", "own", "--to", "embedded", "--accept", **subprocess_env)
+    done = authored.mto("upgrade", "own", "--to", "embedded", "--accept")
     assert done.returncode == 0, done.stderr
     new = load_upstream(home, "own")
     assert new.pin == embedded_commit(home, new, Git(home)) != pin
-    applied = authored.mto("apply", "own", **subprocess_env)
-    assert applied.returncode == 0, applied.stderr
+    applying.apply(new, mute)
     assert (home / "upstream/own/engine.py").read_text().startswith("# new\nline 1\n")
 
 
-def test_an_old_git_is_named(tmp_path, monkeypatch) -> None:
-    """A git that says it is 2.30 in front of the real one."""
+def test_an_old_git_is_named(authored, tmp_path, monkeypatch) -> None:
+    """A git that does not know `merge-tree --write-tree`, as before 2.38, in front of the real."""
     fake = tmp_path / "bin/git"
     fake.parent.mkdir()
     real = shutil.which("git")
     fake.write_text(
-        f'#!/bin/sh\ncase "$*" in *version) echo git version 2.30.1;; *) exec {real} "$@";; esac\n'
+        f'#!/bin/sh\ncase "$*" in *merge-tree*) exit 129;; *) exec {real} "$@";; esac\n'
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    with pytest.raises(
-        MissingError, match=r"git 2.30.1 is too old: mto upgrade needs 2.38"
-    ) as caught:
-        require_merge_tree(Git(tmp_path))
+    with pytest.raises(MissingError, match="git is too old: mto upgrade needs 2.38") as caught:
+        run(authored, "main")
     assert caught.value.hint.endswith("the rest of mto works with 2.31")
 
 
@@ -331,3 +316,119 @@ def test_command_line(moved) -> None:
     assert bad.returncode == ConflictError.exit_code
     assert "file renamed" in bad.stdout
     assert commits["v3"] in bad.stderr
+
+
+@pytest.fixture
+def waiting(authored, raw):
+    """An upgrade that waits for a person: a line of engine.py has changed beside our hunk."""
+    engine = authored.origin / "engine.py"
+    engine.write_text(engine.read_text().replace("line 9\n", "line nine, our anchor\n"))
+    raw(authored.origin, "commit", "-qam", "moves")
+    applying.apply(authored.toy, mute)
+    with pytest.raises(ConflictError, match="0003-mto-loss.patch conflicts"):
+        accept(authored, "main")
+    return authored
+
+
+def test_an_export_made_meanwhile_is_not_dropped(waiting) -> None:
+    file = waiting.clone / "engine.py"
+    file.write_text("# new\n" + file.read_text())
+    export(waiting.toy, layer="compat")
+    folder = upgrade.folder_of(waiting.toy)
+    drop_markers(folder / "engine.py")
+    with pytest.raises(RefusedError, match="as it was before .*lock changed") as caught:
+        go_on(waiting)
+    assert "mto upgrade toy --abort" in caught.value.hint
+    # The hint holds: abort, start again, and the new line goes along.
+    target = caught.value.hint.split("--to ")[1].split(" ")[0]
+    upgrade.abort(waiting.toy)
+    with pytest.raises(ConflictError):
+        accept(waiting, target)
+    drop_markers(folder / "engine.py")
+    go_on(waiting)
+    assert waiting.toy.pin == target
+    assert any(b"+# new\n" in file.read_bytes() for file in waiting.toy.patch_files())
+    assert lint(waiting.home, "toy").problems == []
+
+
+def test_a_file_that_was_not_added_is_no_part_and_not_lost(waiting, raw) -> None:
+    folder = upgrade.folder_of(waiting.toy)
+    (folder / "engine.py.orig").write_bytes((folder / "engine.py").read_bytes())
+    drop_markers(folder / "engine.py")
+    (folder / "run.log").write_text("noise\n")
+    (folder / "out").mkdir()
+    (folder / "out/helper.py").write_text("helps = 1\n")
+    (folder / "new.py").write_text("new = 1\n")
+    raw(folder, "add", "-f", "out/helper.py", "new.py")
+    done = waiting.mto("upgrade", "toy", "--continue")
+    assert done.returncode == 0, done.stderr
+    (mto,) = (patch for patch in read_series(waiting.toy) if patch.layer == "mto")
+    assert [f.path for f in mto.files] == ["engine.py", "main.py", "new.py", "out/helper.py"]
+    assert not folder.exists()
+    (kept,) = folder.parent.glob("toy.*")
+    assert (kept / "run.log").read_text() == "noise\n"
+    assert "engine.py.orig, run.log" in done.stderr
+    assert str(kept) in done.stderr
+
+
+def test_an_aborted_rebase_does_not_take_the_series_along(waiting, raw) -> None:
+    before = snapshot(waiting.patches)
+    raw(upgrade.folder_of(waiting.toy), "rebase", "--abort")
+    with pytest.raises(RefusedError, match="the rebase was aborted"):
+        go_on(waiting)
+    assert snapshot(waiting.patches) == before
+
+
+def test_the_middle_marker_is_one_too(waiting) -> None:
+    folder = upgrade.folder_of(waiting.toy)
+    drop_markers(folder / "engine.py", middle=False)
+    number = (folder / "engine.py").read_text().splitlines().index("=======") + 1
+    with pytest.raises(ConflictError, match=rf"markers are left .*engine.py:{number}\n"):
+        go_on(waiting)
+
+
+def test_a_line_of_upstream_is_no_marker(authored, raw) -> None:
+    engine = authored.origin / "engine.py"
+    text = engine.read_text().replace("line 9\n", "line nine, our anchor\n")
+    engine.write_text("Title\n=======\n" + text)
+    raw(authored.origin, "commit", "-qam", "moves")
+    with pytest.raises(ConflictError):
+        accept(authored, "main")
+    file = upgrade.folder_of(authored.toy) / "engine.py"
+    title, _, rest = file.read_text().partition("line 1\n")
+    assert title == "Title\n=======\n"
+    file.write_text("line 1\n" + rest)
+    drop_markers(file)
+    file.write_text(title + file.read_text())
+    go_on(authored)
+    assert lint(authored.home, "toy").problems == []
+
+
+def test_no_password_is_shown_or_kept(authored, raw, own_git_configuration) -> None:
+    """A source whose URL holds a password; git is told to find it on this machine."""
+    secret = "https://user:SECRETTOKEN@somewhere.invalid/toy.git"
+    own_git_configuration.write_text(f'[url "file://{authored.origin}"]\n insteadOf = {secret}\n')
+    engine = authored.origin / "engine.py"
+    engine.write_text("a new first line\n" + engine.read_text())
+    raw(authored.origin, "commit", "-qam", "moves")
+    clean = raw(authored.origin, "rev-parse", "HEAD")
+    engine.write_text(engine.read_text().replace("line 9\n", "line nine, our anchor\n"))
+    raw(authored.origin, "commit", "-qam", "moves on")
+    applying.apply(authored.toy, mute)
+    done = authored.mto("upgrade", "toy", "--to", clean, "--accept", "--source", secret)
+    assert done.returncode == 0, done.stderr
+    assert "the pin came from https://***@somewhere.invalid/toy.git" in done.stderr
+    stopped = authored.mto("upgrade", "toy", "--to", "main", "--accept", "--source", secret)
+    assert stopped.returncode == 6, stopped.stderr
+    folder = upgrade.folder_of(authored.toy)
+    kept = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    assert not any(b"SECRETTOKEN" in data for data in kept)
+    drop_markers(folder / "engine.py")
+    gone = authored.mto("upgrade", "toy", "--continue")
+    assert gone.returncode == 0, gone.stderr
+    assert authored.mto("apply", "toy").returncode == 0
+    nobody = "https://user:SECRETTOKEN@127.0.0.1:1/x.git"
+    failed = authored.mto("upgrade", "toy", "--to", "main", "--source", nobody)
+    assert failed.returncode == 3, failed.stderr
+    for run in (done, stopped, gone, failed):
+        assert "SECRETTOKEN" not in run.stdout + run.stderr

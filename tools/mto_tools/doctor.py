@@ -23,7 +23,7 @@ from mto_tools.launch.needs import missing_modules, package, required
 from mto_tools.patchset.git import OLDEST, Git, clean_environment
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.lock import read_lock
-from mto_tools.patchset.merge import NEEDED, git_version
+from mto_tools.patchset.replay import NEEDED, git_version
 from mto_tools.patchset.sources import find_source
 from mto_tools.patchset.status import ABSENT, APPLIED, PRISTINE, status
 from mto_tools.upstreams.recipe import load_recipe

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mto_tools.errors import ConflictError, MtoError
 from mto_tools.home import find_home
+from mto_tools.patchset.cli import Json, Repo, say
+from mto_tools.patchset.lock import open_upstream
+from mto_tools.upstreams.upstream import load_upstream, upstream_names
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A folder under patches/.")]
-Repo = Annotated[
-    Path | None, typer.Option("--repo", help="Its clone, if not upstream/NAME.", show_default=False)
-]
-Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON object on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the authoring commands to `app`."""
     for command in (export, lint, upgrade):
         app.command(rich_help_panel="Write patches")(command)
-
-
-def say(line: str) -> None:
-    """Tell a person something that a program would not want."""
-    print(line, file=sys.stderr)
 
 
 def export(
@@ -53,7 +45,6 @@ def export(
     to a patch stays in it. Prints the names of the files written.
     """
     from mto_tools.patchset import export as exporting
-    from mto_tools.patchset.lock import open_upstream
 
     upstream = open_upstream(find_home(), name, say)
     if from_patches:
@@ -64,12 +55,9 @@ def export(
         facts = {"name": name, **asdict(done), "tree": done.lock.tree, "commit": done.lock.commit}
         _dump({key: value for key, value in facts.items() if key not in ("lock", "notes")})
         return
-    for file in (*done.written, *done.removed):
-        print(f"patches/{name}/{file}")
-    for file in done.removed:
-        now = done.renamed.get(file)
-        say(f"{file} is now {now}" if now else f"{file} is removed: it inserts nothing any more")
-    for note in done.notes:
+    for file in done.written:
+        typer.echo(f"patches/{name}/{file}")
+    for note in (*(f"removed patches/{name}/{file}" for file in done.removed), *done.notes):
         say(note)
     if from_patches:
         say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
@@ -91,14 +79,14 @@ def lint(
     from mto_tools.patchset import lint as linting
 
     home = find_home()
-    results = [linting.lint(home, name, repo) for name in names or _known(home)]
+    results = [linting.lint(home, name, repo) for name in names or upstream_names(home)]
     problems = [problem for result in results for problem in result.problems]
     if as_json:
         _dump({"ok": not problems, "upstreams": [result.as_dict() for result in results]})
     for result in results:
         if not as_json:
             for problem in result.problems:
-                print(problem)
+                typer.echo(problem)
         for what in result.unchecked:
             say(f"{result.name}: not checked: {what}")
     if problems:
@@ -139,12 +127,10 @@ def upgrade(
     """
     from rich.console import Console
 
-    from mto_tools.patchset import rehearse, report
+    from mto_tools.patchset import rehearse
     from mto_tools.patchset import upgrade as upgrading
-    from mto_tools.patchset.lock import open_upstream
     from mto_tools.patchset.scratch_repo import open_scratch
     from mto_tools.patchset.transaction import series_lock
-    from mto_tools.upstreams.upstream import load_upstream
 
     if sum((bool(to), go_on, abort)) != 1 or (accept and not to):
         raise typer.BadParameter("give one of --to REF [--accept], --continue, --abort")
@@ -159,15 +145,13 @@ def upgrade(
         if go_on:
             lock = upgrading.proceed(upstream, say, repo)
         else:
-            if accept:
-                upgrading.refuse_second(upstream)
             with open_scratch(upstream, say, source, repo) as scratch:
                 rehearsal = rehearse.rehearse(scratch, to)
                 if as_json and not accept:
                     _dump(rehearsal.as_dict())
                 else:
                     console = Console(stderr=accept, highlight=False)
-                    report.show_rehearsal(console, rehearsal)
+                    rehearse.show(console, rehearsal)
                 if accept:
                     lock = upgrading.upgrade(scratch, rehearsal, say, repo)
                 elif not rehearsal.ok:
@@ -181,14 +165,10 @@ def upgrade(
     if as_json:
         _dump({"name": name, "pin": lock.base_commit, "accepted": True})
     else:
-        print(lock.base_commit)
+        typer.echo(lock.base_commit)
     say(f"{name} is now pinned to {lock.base_commit}; patches and lock are rewritten")
     say(f"a checkout still holds the old ones: mto apply {name}")
 
 
-def _known(home: Path) -> list[str]:
-    return sorted(path.parent.name for path in (home / "patches").glob("*/upstream.toml"))
-
-
 def _dump(table: dict[str, Any]) -> None:
-    print(json.dumps(table, indent=2, default=list))
+    typer.echo(json.dumps(table, indent=2, default=list))

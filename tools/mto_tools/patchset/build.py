@@ -111,35 +111,25 @@ def rebuild(git: Git, series: Series, where: Path) -> Lock:
         The lock; of an empty series, too, it names the base's tree.
 
     Raises:
-        CorruptError: An object differs, or a patch does not apply.
+        CorruptError: A patch does not apply, or an object differs; names the first one.
     """
     built = build_series(git, series.lock.base_commit, series.files)
-    if series.files:
-        check_built(built, series.lock, lock_path(where))
+    wanted, found = _objects(series.lock), _objects(built)
+    for what in {**wanted, **found} if series.files else ():
+        if wanted.get(what) != found.get(what):
+            raise CorruptError(
+                f"{lock_path(where)}: {what}: expected {wanted.get(what)}, found {found.get(what)}",
+                hint=f"{restore_command(where)}; or, if you wrote the "
+                f"patches: mto export {where.name} --from-patches",
+            )
     return built
 
 
-def check_built(built: Lock, lock: Lock, where: Path) -> None:
-    """Compare the objects of a built series with those its lock names; `where` is the lock.
-
-    Raises:
-        CorruptError: They differ; names the first object that does.
-    """
-    wanted, found = _objects(lock), _objects(built)
-    for what in {**wanted, **found}:
-        if wanted.get(what) != found.get(what):
-            raise CorruptError(
-                f"{where}: {what}: expected {wanted.get(what)}, found {found.get(what)}",
-                hint=f"{restore_command(where.parent)}; or, if you wrote the "
-                f"patches: mto export {where.parent.name} --from-patches",
-            )
-
-
 def _objects(lock: Lock) -> dict[str, str]:
-    found = {"base commit": lock.base_commit, "tree of the base commit": lock.base_tree}
+    found = {"tree of the base commit": lock.base_tree}
     for patch in lock.patches:
         for file in patch.touched:
             found[f"{patch.file}: {file.path}"] = f"{file.mode} {file.before} -> {file.after}"
-        for part in ("sha256", "tree", "commit"):
+        for part in ("sha256", "layer", "tree", "commit"):
             found[f"{patch.file}: {part}"] = getattr(patch, part)
     return found

@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 
 from mto_tools.home import find_home
-from mto_tools.patchset import authoring_cli
 from mto_tools.patchset.lock import open_upstream
 from mto_tools.upstreams.upstream import LAYERS, Upstream, upstream_names
 
@@ -38,7 +37,6 @@ def register(app: typer.Typer) -> None:
     """Add this area's commands to `app`."""
     for command in (checkout, apply, revert, status, verify, diff):
         app.command(rich_help_panel="Upstreams and their patches")(command)
-    authoring_cli.register(app)
 
 
 @functools.cache

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mto_tools.errors import ConflictError, CorruptError, RefusedError
+from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.build import apply_patch, build_series, rebuild
 from mto_tools.patchset.checkout import open_clone
@@ -17,7 +15,6 @@ from mto_tools.patchset.line_owners import split_edit
 from mto_tools.patchset.local_edits import edited_tree, untracked
 from mto_tools.patchset.lock import Lock, format_lock, load_series, lock_path
 from mto_tools.patchset.locks import Say
-from mto_tools.patchset.merge import merge_trees
 from mto_tools.patchset.parser import parse, read_header, read_series
 from mto_tools.patchset.series import Patch, file_name, message_problem, render
 from mto_tools.patchset.switch import BRANCH, checked_out_elsewhere, read_state, require_free_name
@@ -32,10 +29,8 @@ class Exported:
 
     Attributes:
         written: Names of patch files that are new or changed.
-        removed: Names of patch files that are gone.
+        removed: Names of patch files that are gone: nothing is inserted, or the number is another.
         lock: The new lock.
-        renamed: New names of those removed that only got another number.
-        layer: The layer that inserted lines went to; "" where patch files were the source.
         untracked: Files beside the tracked ones that no patch holds.
         notes: Further lines for a person.
     """
@@ -43,8 +38,6 @@ class Exported:
     written: tuple[str, ...]
     removed: tuple[str, ...]
     lock: Lock
-    renamed: dict[str, str] = field(default_factory=dict)
-    layer: str = ""
     untracked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -85,22 +78,21 @@ def export(
     Raises:
         NotAdditiveError: The edit takes something of upstream away.
         RefusedError: The checkout is not what an export can start from, or a layer gets no line.
-        ConflictError: A patch that is not applied does not go on top of the edit.
     """
     with series_lock(upstream.folder, say), clone_lock(open_clone(upstream, repo), say) as git:
         lock = rebuild(git, load_series(upstream), upstream.folder)
         series = read_series(upstream)
-        count = applied_patches(git, upstream, lock)
+        _require_whole_series(git, upstream, lock)
         edited = edited_tree(git)
         if not series and edited == lock.base_tree:
             raise RefusedError(
                 f"{git.folder} holds the pin unchanged: there is nothing to export",
                 hint="edit tracked files there, or git add new ones",
             )
-        at, drafts = _place(upstream, series, count, layer, message)
+        at, drafts = _place(upstream, series, layer, message)
         files = {patch.name: patch.files for patch in series}
         history = [files.get(draft.name, ()) for draft in drafts]
-        trees = split_edit(git, lock.base_tree, lock.trees[count], edited, history, at)
+        trees = split_edit(git, lock.base_tree, lock.tree, edited, history, at)
         if not drafts[at].name and trees[at] == [lock.base_tree, *trees][at]:
             layer = drafts[at].layer
             raise RefusedError(
@@ -110,13 +102,10 @@ def export(
                 f"mto export {upstream.name} --layer {layer} -m ...",
             )
         done = [replace(draft, tree=tree) for draft, tree in zip(drafts, trees, strict=True)]
-        done += _later_patches(git, lock, series, count, edited)
         new_files, new = write_series(git, upstream.pin, done)
         move, notes = _branch_move(git, new, edited)
         written, removed = store_series(upstream, new_files, new, "export", move=move, git=git)
-        renamed = _renamed(lock.base_tree, done, new)
-        left = untracked(git)
-    return Exported(written, removed, new, renamed, drafts[at].layer, left, notes)
+        return Exported(written, removed, new, untracked(git), notes)
 
 
 def regenerate(upstream: Upstream, say: Say, repo: Path | None = None) -> Exported:
@@ -181,26 +170,24 @@ def store_series(
     wanted = {**files, **(more or {})}
     if files or lock_path(folder).exists():
         wanted[lock_path(folder).name] = format_lock(lock)
-    removed = {file.name for file in folder.glob("*.patch")} - files.keys()
-    new = {name: data for name, data in wanted.items() if _differs(folder / name, data)}
+    removed = sorted({file.name for file in folder.glob("*.patch")} - files.keys())
+    new = {
+        name: data
+        for name, data in wanted.items()
+        if not (folder / name).exists() or (folder / name).read_bytes() != data
+    }
     if new or removed or move:
         replace_files(folder, {**new, **dict.fromkeys(removed)}, what, move, git)
-    return tuple(name for name in files if name in new), tuple(sorted(removed))
+    return tuple(name for name in files if name in new), tuple(removed)
 
 
-def _differs(file: Path, data: bytes) -> bool:
-    return not file.exists() or file.read_bytes() != data
-
-
-def applied_patches(git: Git, upstream: Upstream, lock: Lock) -> int:
-    """Return how many patches of the series the checkout's HEAD holds.
+def _require_whole_series(git: Git, upstream: Upstream, lock: Lock) -> None:
+    """Refuse a checkout that does not hold every patch: an export would lose the others.
 
     Raises:
-        RefusedError: HEAD descends neither from the pin nor from a commit of the series; or it is
-            a commit of the user's on top of a part of the series.
+        RefusedError: HEAD holds a part of the series, or has nothing to do with it.
     """
-    known = {commit: number for number, commit in enumerate(lock.commits)}
-    head = git.resolve("HEAD")
+    head, known = git.resolve("HEAD"), lock.commits
     ancestors = git.text("rev-list", "--first-parent", "--max-count=1000", "HEAD").split("\n")
     found = next((commit for commit in ancestors if commit in known), "")
     if not found:
@@ -209,42 +196,33 @@ def applied_patches(git: Git, upstream: Upstream, lock: Lock) -> int:
             "commit of its series",
             hint=f"mto status {upstream.name}",
         )
-    count = known[found]
-    if found != head and count < len(lock.patches):
-        # `commit --amend` and rebase leave the later patches' lines in a commit of another name.
-        ends = ", ".join(f"{p.file} {p.commit}" for p in lock.patches[max(count - 1, 0) :])
-        raise RefusedError(
-            f"{git.folder}: HEAD {head} is a commit of yours on top of {count} of "
-            f"{len(lock.patches)} patches; it may hold the others too, if you amended or rebased",
-            hint=f"git -C {shlex.quote(str(git.folder))} reset --soft COMMIT changes no file; "
-            f"COMMIT belongs to the last patch it holds: {ends}"
-            + ("" if count else f"; if it holds none: mto apply {upstream.name}, then edit"),
-        )
-    if lock.patches and not count:
-        raise RefusedError(
-            f"{git.folder} stands on the pin, without the {len(lock.patches)} patches that "
-            f"{upstream.name} has: an export from here would lose them",
-            hint=f"mto apply {upstream.name}, then edit and export",
-        )
-    return count
+    if found == lock.commit:
+        return
+    holds = f"{git.folder} holds {known.index(found)} of {len(lock.patches)} patches"
+    catch_up = (
+        f"{git.command('stash')} && mto apply {upstream.name} && {git.command('stash', 'pop')}"
+    )
+    if found == head:
+        raise RefusedError(f"{holds}: an export from here would lose the others", hint=catch_up)
+    # `commit --amend` and rebase leave the later patches' lines in a commit of another name.
+    raise RefusedError(
+        f"{holds}, and a commit of yours, {head}, which has the others too if you amended or "
+        "rebased: an export from here could lose them",
+        hint=f"if it has them: {git.command('reset', '--soft', lock.commit)} changes no file; "
+        f"if not: {git.command('reset', '--soft', found)} && {catch_up}",
+    )
 
 
 def _place(
-    upstream: Upstream, series: Sequence[Patch], count: int, layer: str, message: Sequence[str]
+    upstream: Upstream, series: Sequence[Patch], layer: str, message: Sequence[str]
 ) -> tuple[int, list[Draft]]:
-    """Return the index of the patch that gets new lines, and the drafts of the applied patches."""
+    """Return the index of the patch that gets new lines, and the drafts of all patches."""
     named = bool(layer)
-    layer = layer or (series[count - 1].layer if count else "mto")
+    layer = layer or (series[-1].layer if series else "mto")
     if layer not in LAYERS:
         raise RefusedError(f"there is no layer {layer!r}", hint=f"one of {', '.join(LAYERS)}")
     rank = LAYERS.index(layer)
-    if count < len(series) and LAYERS.index(series[count].layer) < rank:
-        raise RefusedError(
-            f"the checkout holds {count} of {len(series)} patches, and {series[count].name}, which "
-            f"is not applied, comes before layer {layer}",
-            hint=f"mto apply {upstream.name}, then edit and export",
-        )
-    drafts = [draft_of(patch) for patch in series[:count]]
+    drafts = [draft_of(patch) for patch in series]
     subject, body = _message(message)
     mine = [n for n, draft in enumerate(drafts) if draft.layer == layer]
     if mine and subject and not named:
@@ -268,42 +246,12 @@ def _place(
 
 
 def _message(message: Sequence[str]) -> tuple[str, str]:
-    wrapped = [
-        m if "\n" in m else textwrap.fill(m, 90, break_long_words=False) for m in message[1:]
-    ]
-    text = "\n\n".join([*message[:1], *wrapped]).strip()
-    subject, _, body = text.partition("\n")
+    """Return subject and body."""
+    subject, _, body = "\n\n".join(message).strip().partition("\n")
     body = "\n".join(line.rstrip() for line in body.split("\n")).strip("\n")
     if reason := message_problem(subject) or message_problem(body):
         raise RefusedError(f"--message: {reason}")
     return subject.strip(), body
-
-
-def _later_patches(
-    git: Git, lock: Lock, series: Sequence[Patch], count: int, edited: str
-) -> list[Draft]:
-    """Carry the patches that are not applied over to the edited tree."""
-    drafts, tree = [], edited
-    for number in range(count, len(series)):
-        merged = merge_trees(git, lock.trees[number], tree, lock.trees[number + 1])
-        if merged.conflicts:
-            paths = ", ".join(conflict.path for conflict in merged.conflicts)
-            raise ConflictError(
-                f"{series[number].name}, which is not applied in {git.folder}, conflicts with the "
-                f"edit in {paths}",
-                hint="apply the whole series, make the edit there, and export again",
-            )
-        tree = merged.tree
-        drafts.append(draft_of(series[number], tree))
-    return drafts
-
-
-def _renamed(base: str, drafts: Sequence[Draft], lock: Lock) -> dict[str, str]:
-    """Return old and new name of the patches that still insert something, but were renumbered."""
-    before = [base, *(draft.tree for draft in drafts)]
-    left = [draft for draft, tree in zip(drafts, before, strict=False) if draft.tree != tree]
-    pairs = zip(left, lock.patches, strict=True)
-    return {old.name: new.file for old, new in pairs if old.name not in ("", new.file)}
 
 
 def _branch_move(git: Git, lock: Lock, edited: str) -> tuple[BranchMove | None, tuple[str, ...]]:
@@ -322,8 +270,7 @@ def _branch_move(git: Git, lock: Lock, edited: str) -> tuple[BranchMove | None, 
     state.owns_branch = state.owns_branch or not branch
     state.commits = [*(oid for oid in state.commits if oid != new), new]
     refs = ((BRANCH, new, branch),)
-    repo = str(git.folder)
-    move = BranchMove(repo, ref, head, BRANCH, new, refs, asdict(state), commit_all=True)
+    move = BranchMove(str(git.folder), ref, head, BRANCH, new, refs, asdict(state), commit_all=True)
     require_free_name(git, move)
-    mine = f"your own commits end at {head}: git -C {shlex.quote(repo)} log {head}"
+    mine = f"your own commits end at {head}: {git.command('log', head)}"
     return move, () if head in ours else (mine,)

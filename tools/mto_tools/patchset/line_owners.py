@@ -47,20 +47,18 @@ def split_edit(
     """
     whole = {file.path: file for file in file_patches(git, base, edited)}
     by_edit = ranges(git, applied, edited)
-    gone = {c.path for c in changes(git, applied, edited) if ZERO in (c.old, c.new)}
+    added = {c.path for c in changes(git, applied, edited) if c.old == ZERO}
     blobs = read_blobs(git, [oid for file in whole.values() for oid in (file.before, file.after)])
     trees: list[dict[str, tuple[str, str] | None]] = [{} for _ in history]
     for path, file in whole.items():
         past = [next((f for f in files if f.path == path), None) for files in history]
-        before = labels(blobs[file.before], past)
-        if path in gone:  # not there before the edit
-            owners = [new + 1] * file.inserted
-        else:
-            owners = relabel(before, by_edit.get(path, []), new + 1)
-            if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
-                owners = within(file, owners, new + 1)
+        edit = [Range(0, 0, 0, file.inserted)] if path in added else by_edit.get(path, [])
+        owners = relabel(labels(blobs[file.before], past), edit, new + 1)
+        if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
+            owners = within(file, owners, new + 1)
         lines = split_lines(blobs[file.after])
-        first = min(owners, default=_creator(past) or new + 1) if file.is_new else 0
+        creator = next((n for n, f in enumerate(past, 1) if f and f.is_new), new + 1)
+        first = min(owners, default=creator) if file.is_new else 0
         for number, tree in enumerate(trees, 1):
             if number >= first:
                 kept = [line for line, owner in zip(lines, owners, strict=True) if owner <= number]
@@ -110,7 +108,3 @@ def within(file: FilePatch, owners: Sequence[int], new: int) -> list[int]:
             result.append(UPSTREAM)
         after += 1
     return result
-
-
-def _creator(history: Sequence[FilePatch | None]) -> int:
-    return next((n for n, file in enumerate(history, 1) if file and file.is_new), 0)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -18,9 +18,8 @@ from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import restore_command
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.transaction import recover
-from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of, load_upstream
+from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, load_upstream
 
-FORMAT = 1
 Oid = Annotated[str, Field(pattern=f"^{OID}$")]
 
 
@@ -56,7 +55,7 @@ class LockedPatch:
 
     file: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    layer: str
+    layer: Annotated[str, Field(pattern=f"^({'|'.join(LAYERS)})$")]
     tree: Oid
     commit: Oid
     touched: Annotated[tuple[Touched, ...], Field(min_length=1)]
@@ -130,6 +129,7 @@ class _Base(BaseModel):
 
 
 class _LockFile(BaseModel):
+    format: Literal[1]
     base: _Base
     patches: tuple[LockedPatch, ...]
 
@@ -147,7 +147,7 @@ def lock_path(folder: Path) -> Path:
 def format_lock(lock: Lock) -> bytes:
     """Return the one byte form of a lock: JSON, one item per line, keys in fixed order."""
     table = {
-        "format": FORMAT,
+        "format": 1,
         "base": {"commit": lock.base_commit, "tree": lock.base_tree},
         "patches": [asdict(patch) for patch in lock.patches],
         "tree": lock.tree,
@@ -159,51 +159,25 @@ def parse_lock(data: bytes, where: Path) -> Lock:
     """Read a lock; `where` is only named in errors.
 
     Raises:
-        CorruptError: Not a lock, not in its one byte form, or at odds with itself.
+        CorruptError: Not a lock, or not in its one byte form.
     """
     try:
-        table = json.loads(data)
-        if table["format"] != FORMAT:
-            raise CorruptError(
-                f"{where}: format {table['format']!r}, this mto reads {FORMAT}",
-                hint="use the mto that wrote it, or write it again: "
-                f"mto export {where.parent.name} --from-patches",
-            )
-        file = _LockFile.model_validate(table)
-        lock = Lock(file.base.commit, file.base.tree, file.patches)
-        problem = _contradiction(lock)
+        file = _LockFile.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"not a lock: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"not a lock: {error!r}"
-    if not problem and format_lock(lock) != data:
+    else:
+        lock = Lock(file.base.commit, file.base.tree, file.patches)
+        if format_lock(lock) == data:
+            return lock
         problem = "not in its one byte form: " + (
             "it has CRLF line ends" if b"\r\n" in data else "edited by hand or damaged in transfer"
         )
-    if problem:
-        raise CorruptError(f"{where}: {problem}", hint=_hint(where))
-    return lock
-
-
-def _hint(where: Path) -> str:
-    return restore_command(where)
-
-
-def _contradiction(lock: Lock) -> str:
-    """Say where a lock is at odds with itself; "" where it is not."""
-    blobs: dict[str, str] = {}
-    for patch in lock.patches:
-        if layer_of(patch.file) != patch.layer:
-            return f"{patch.file} is not of layer {patch.layer}"
-        paths = [file.path for file in patch.touched]
-        if paths != sorted(set(paths)):
-            return f"{patch.file}: paths out of order or double"
-        for file in patch.touched:
-            if file.before != blobs.get(file.path, file.before):
-                return f"{patch.file}: {file.path}: blob before is not what the last patch left"
-            blobs[file.path] = file.after
-    return ""
+    raise CorruptError(
+        f"{where}: {problem}",
+        hint=f"{restore_command(where)}; or write it from the patches: "
+        f"mto export {where.parent.name} --from-patches",
+    )
 
 
 def read_lock(upstream: Upstream) -> Lock | None:
@@ -219,7 +193,8 @@ def read_lock(upstream: Upstream) -> Lock | None:
     except FileNotFoundError:
         if patches := upstream.patch_files():
             raise MissingError(
-                f"{file} is missing, but there are {len(patches)} patches", hint=_hint(file)
+                f"{file} is missing, but there are {len(patches)} patches",
+                hint=restore_command(file),
             ) from None
         return None
     lock = parse_lock(data, file)
@@ -243,16 +218,6 @@ def load_series(upstream: Upstream) -> Series:
     lock = read_lock(upstream)
     if lock is None:
         return Series(Lock(upstream.pin, ""))
-    names = [patch.file for patch in lock.patches]
-    return Series(lock, tuple(zip(names, verify(lock, upstream), strict=True)))
-
-
-def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
-    """Compare the patch files with the lock and return their bytes, in order.
-
-    Raises:
-        CorruptError: A file is missing, was added, or is not the one that was locked.
-    """
     files = upstream.patch_files()
     found, locked = [file.name for file in files], [patch.file for patch in lock.patches]
     if found != locked:
@@ -270,9 +235,9 @@ def verify(lock: Lock, upstream: Upstream) -> list[bytes]:
             raise CorruptError(
                 f"{file}: not the patch that was locked{crlf}: sha256 {sha256(data)}, "
                 f"expected {patch.sha256}",
-                hint=_hint(file),
+                hint=restore_command(file),
             )
-    return contents
+    return Series(lock, tuple(zip(found, contents, strict=True)))
 
 
 def open_upstream(home: Path, name: str, say: Say) -> Upstream:

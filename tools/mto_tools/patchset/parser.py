@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from mto_tools.patchset.series import (
     FROM_LINE,
     MODES,
-    ZERO,
     FilePatch,
     Hunk,
     Patch,
     PatchFormatError,
-    Problem,
     message_problem,
     path_problem,
     render,
@@ -22,11 +20,9 @@ from mto_tools.patchset.series import (
 from mto_tools.upstreams.upstream import LAYERS, Upstream, layer_of
 
 _SUBJECT = re.compile(r"Subject: \[PATCH\] ([a-z]+): (\S(?:.*\S)?)")
+_FILE = re.compile(r"diff --git a/(.+) b/\1")
 _INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (100644|100755))?")
 _HUNK = re.compile(r"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@")
-
-
-NO_FILE = "touches no file"
 
 
 def read_series(upstream: Upstream) -> list[Patch]:
@@ -46,14 +42,21 @@ def parse(data: bytes, name: str) -> Patch:
         name: Its name, for error messages.
 
     Raises:
-        PatchFormatError: The file is not exactly what `render` would write.
+        PatchFormatError: The file is not exactly what `render` would write; names the first place.
     """
-    parser = _Parser(data, name)
-    patch = parser.patch()
-    if not parser.problems and render(patch) != data:
-        parser.problem(1, "not in canonical form (compare with what `mto export` writes)")
-    if parser.problems:
-        raise PatchFormatError(parser.problems)
+    if b"\0" in data:
+        raise PatchFormatError(name, 1, "binary content")
+    reader = _Reader(data, name)
+    layer, subject, body = reader.message()
+    files = tuple(reader.files())
+    patch = Patch(layer, subject, body, files, name)
+    if not files:
+        raise PatchFormatError(name, reader.at, "touches no file")
+    if not data.endswith(b"\n"):
+        raise PatchFormatError(name, reader.at, "no line feed at the end of the file")
+    if render(patch) != data:
+        reason = "not in canonical form (compare with what `mto export` writes)"
+        raise PatchFormatError(name, 1, reason)
     return patch
 
 
@@ -63,139 +66,105 @@ def read_header(data: bytes, name: str) -> Patch:
     Raises:
         PatchFormatError: The message is not in the form of ours.
     """
-    head, mark, _ = data.partition(b"\n---\n")
-    parser = _Parser(head + mark, name)
-    patch = parser.patch()
-    problems = [problem for problem in parser.problems if problem.reason != NO_FILE]
-    if problems:
-        raise PatchFormatError(problems)
-    return patch
+    return Patch(*_Reader(data, name).message(), (), name)
 
 
-class _Parser:
-    """Reads a patch file line by line and gathers problems instead of stopping at the first."""
+class _Reader:
+    """Reads a patch file line by line; `at` is the number of lines taken."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
-        self.problems: list[Problem] = []
-        if b"\0" in data:
-            self.problem(1, "binary content")
-        if not data.endswith(b"\n"):
-            self.problem(1 + data.count(b"\n"), "no line feed at the end of the file")
-        self.lines = [line.removesuffix(b"\n") for line in split_lines(data)]
+        self.raw = [line.removesuffix(b"\n") for line in split_lines(data)]
+        self.lines = [line.decode("utf-8", "replace") for line in self.raw]
         self.at = 0
 
-    def problem(self, line: int, reason: str) -> None:
-        self.problems.append(Problem(self.name, line, reason))
+    def error(self, reason: str, line: int = 0) -> PatchFormatError:
+        """Name a place: the line taken last, if no other is given."""
+        return PatchFormatError(self.name, line or self.at, reason)
 
-    def peek(self) -> str | None:
-        """The next line as text; None at the end."""
-        return (
-            None if self.at >= len(self.lines) else self.lines[self.at].decode("utf-8", "replace")
-        )
+    def peek(self) -> str:
+        return self.lines[self.at] if self.at < len(self.lines) else ""
 
     def take(self) -> str:
         line = self.peek()
         self.at += 1
-        return line or ""
+        return line
 
     def expect(self, expected: str) -> None:
         if self.take() != expected:
-            self.problem(self.at, f"expected {expected!r}")
+            raise self.error(f"expected {expected!r}")
 
-    def patch(self) -> Patch:
+    def message(self) -> tuple[str, str, str]:
         self.expect(FROM_LINE)
         match = _SUBJECT.fullmatch(self.take())
-        layer, subject = (match[1], match[2]) if match else ("", "")
-        if layer not in LAYERS:
-            self.problem(
-                2, f"expected 'Subject: [PATCH] LAYER: ...' with one of {', '.join(LAYERS)}"
-            )
-        elif layer != layer_of(self.name):
-            self.problem(2, f"the subject says layer {layer}, the file's name another")
-        body = self._body()
-        files: list[FilePatch] = []
-        while self.peek() is not None:
-            files.append(self._file())
-            if files[1:] and not files[-2].path.encode() < files[-1].path.encode():
-                self.problem(files[-1].where, f"{files[-1].path}: paths out of order")
-        if not files and not self.problems:
-            self.problem(len(self.lines), NO_FILE)
-        return Patch(layer, subject, body, tuple(files), self.name)
-
-    def _body(self) -> str:
-        if self.peek() == "":
-            self.at += 1
+        if not match or match[1] not in LAYERS:
+            layers = ", ".join(LAYERS)
+            raise self.error(f"expected 'Subject: [PATCH] LAYER: ...' with one of {layers}")
+        layer, subject = match.groups()
+        if layer != layer_of(self.name):
+            raise self.error(f"the subject says layer {layer}, the file's name another")
+        self.expect("")
         start = self.at
-        while self.peek() not in ("---", None):
+        while self.at < len(self.lines) and self.peek() != "---":
             if reason := message_problem(self.take()):
-                self.problem(self.at, reason)
-        body = b"\n".join(self.lines[start : self.at]).decode("utf-8", "replace")
+                raise self.error(reason)
+        body = "\n".join(self.lines[start : self.at])
         self.expect("---")
-        return body
+        return layer, subject, body
 
-    def _file(self) -> FilePatch:
-        where = self.at + 1
-        match = re.fullmatch(r"diff --git a/(.+) b/(.+)", line := self.take())
-        if not match or match[1] != match[2]:
-            self.problem(where, f"expected 'diff --git a/PATH b/PATH', found {line[:40]!r}")
-            self.at = len(self.lines)  # lost: whatever follows would only be noise
-            return FilePatch("", ZERO, ZERO, "", (), where)
-        path, mode = match[1], ""
-        if reason := path_problem(path):
-            self.problem(where, f"{path}: {reason}")
-        if (self.peek() or "").startswith("new file mode "):
-            mode = self.take().removeprefix("new file mode ")
-        index = _INDEX.fullmatch(self.take())
-        if not index:
-            self.problem(
-                self.at,
-                "expected 'index' with two full OIDs and a mode: no rename, mode "
-                "change or deletion",
-            )
-            before = after = ZERO
-        else:
-            before, after = index[1], index[2]
-            mode = mode or index[3] or ""
-        if mode not in MODES:
-            self.problem(self.at, f"mode {mode or 'missing'}: only {' and '.join(MODES)}")
-        if (self.peek() or "").startswith("--- "):
-            self.at += 2  # checked by rendering the patch again
-        return FilePatch(path, before, after, mode, tuple(self._hunks()), where)
-
-    def _hunks(self) -> Iterable[Hunk]:
-        shift, last = 1, -1
-        while (line := self.peek()) is not None and not line.startswith("diff --git "):
-            where = self.at + 1
-            match = _HUNK.fullmatch(self.take())
+    def files(self) -> Iterator[FilePatch]:
+        last = b""
+        while self.at < len(self.lines):
+            match = _FILE.fullmatch(line := self.take())
             if not match:
-                self.problem(where, _wrong_line(line))
-                continue
+                raise self.error(f"expected 'diff --git a/PATH b/PATH', found {line[:40]!r}")
+            path, mode = match[1], ""
+            if reason := path_problem(path):
+                raise self.error(f"{path}: {reason}")
+            if path.encode() <= last:
+                raise self.error(f"{path}: paths out of order")
+            last = path.encode()
+            if self.peek().startswith("new file mode "):
+                mode = self.take().removeprefix("new file mode ")
+            index = _INDEX.fullmatch(self.take())
+            if not index:
+                raise self.error("expected 'index' with two full OIDs and a mode, and no rename")
+            mode = mode or index[3] or "missing"
+            if mode not in MODES:
+                raise self.error(f"mode {mode}: only {' and '.join(MODES)}")
+            if self.peek().startswith("--- "):
+                self.at += 2  # checked by rendering the patch again
+            yield FilePatch(path, index[1], index[2], mode, tuple(self.hunks()))
+
+    def hunks(self) -> Iterator[Hunk]:
+        shift, last = 1, -1
+        while self.at < len(self.lines) and not self.peek().startswith("diff --git "):
+            match = _HUNK.fullmatch(line := self.take())
+            if not match:
+                raise self.error(_wrong_line(line))
             after, start, count = int(match[1]), int(match[2]), int(match[3] or 1)
-            lines: list[bytes] = []
-            while len(lines) < count and (self.peek() or "").startswith("+"):
-                lines.append(self.lines[self.at][1:])
-                self.at += 1
-            if len(lines) != count:
-                self.problem(where, f"the hunk announces {count} lines and has {len(lines)}")
             if after <= last or start != after + shift:
-                self.problem(where, f"expected '+{after + shift}', behind line {last}")
+                raise self.error(f"expected '+{after + shift}', behind line {last}")
+            where = self.at
+            while self.at < where + count and self.peek().startswith("+"):
+                self.at += 1
+            if self.at < where + count:
+                if self.peek()[:1] in ("-", " "):
+                    raise self.error(_wrong_line(self.take()))
+                words = f"the hunk announces {count} lines and has {self.at - where}"
+                raise self.error(words, where)
             shift, last = shift + count, after
-            yield Hunk(after, tuple(lines), where)
+            yield Hunk(after, tuple(line[1:] for line in self.raw[where : self.at]), where)
 
 
 def _wrong_line(line: str) -> str:
     if line.startswith("@@"):
-        ranges = line.split("@@")[1].split() if line.count("@@") > 1 else []
-        if line.count("@@") > 1 and line.split("@@", 2)[2]:
+        parts = line.split("@@", 2)
+        if len(parts) == 3 and parts[2]:
             return "text behind @@ (upstream's function line)"
-        if ranges and not ranges[0].endswith(",0"):
-            return "the hunk takes upstream lines away or shows them; a patch only inserts"
-        return "expected '@@ -A,0 +B,C @@'"
-    if line.startswith("-"):
-        return "deletes an upstream line; a patch only inserts"
-    if line.startswith("\\"):
-        return "the inserted text does not end with a line feed"
-    if line.startswith("+"):
-        return "inserted line that no '@@' announces"
-    return "context: an upstream line inside the patch"
+        return "expected '@@ -A,0 +B,C @@': a patch shows no upstream line, and takes none away"
+    return {
+        "-": "deletes an upstream line; a patch only inserts",
+        "\\": "the inserted text does not end with a line feed",
+        "+": "inserted line that no '@@' announces",
+    }.get(line[:1], "context: an upstream line inside the patch")

@@ -1,33 +1,39 @@
-"""A series rehearsed on another upstream commit, in a scratch repository only."""
+"""A series rehearsed on another upstream commit, in a scratch repository only, and the report.
+
+Upstream text is shown on the terminal and stored nowhere.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mto_tools.errors import RefusedError
 from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lint import SHORTEST, licence_files, upstream_lines
+from mto_tools.patchset.lint import copied_lines, is_licence
 from mto_tools.patchset.lock import load_series
-from mto_tools.patchset.merge import require_merge_tree
 from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.replay import VERDICTS, Step, replay
+from mto_tools.patchset.replay import VERDICTS, HunkReport, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
-from mto_tools.patchset.series import ZERO, Patch
-from mto_tools.patchset.tree_diff import file_patches, read_blobs
+from mto_tools.patchset.tree_diff import changes, file_patches
 
-
-@dataclass(frozen=True)
-class LicenceChange:
-    """One licence file that differs; `lines` is a diff for the terminal only."""
-
-    path: str
-    what: str
-    lines: list[str]
+_SHOWN = {
+    "clean": ("clean", "green"),
+    "moved": ("only moved", "green"),
+    "absorbed": ("upstream has it", "yellow"),
+    "renamed": ("file renamed", "yellow"),
+    "conflict": ("conflict", "bold red"),
+    "gone": ("file gone", "bold red"),
+}
+_MOST = 24
+"""Lines of upstream text shown of one place."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Rehearsal:
         behind: Commits of the pin that the target has not.
         steps: The outcome of each patch.
         copied: Places of inserted lines that the target's text has, too: lint would refuse them.
-        licence: Licence files that differ.
+        licence: Licence files that differ, each with its diff for the terminal only.
     """
 
     name: str
@@ -56,31 +62,26 @@ class Rehearsal:
     behind: int
     steps: list[Step]
     copied: list[str]
-    licence: list[LicenceChange]
+    licence: dict[str, str]
 
     @property
     def ok(self) -> bool:
         """Whether the series goes over without a person."""
         return not self.copied and all(step.ok for step in self.steps)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of hunks by verdict."""
-        found = Counter(hunk.verdict for step in self.steps for hunk in step.hunks)
-        return {verdict: found[verdict] for verdict in VERDICTS}
-
     def as_dict(self) -> dict[str, Any]:
         """Return it for `--json`: facts only, no upstream text."""
-        facts = ("name", "pin", "target", "date", "ahead", "behind", "ok", "counts")
-        patches = [
-            {"file": s.patch.name, "ok": s.ok, "hunks": [h.as_dict() for h in s.hunks]}
-            for s in self.steps
-        ]
+        facts = ("name", "pin", "target", "date", "ahead", "behind", "ok")
+        found = Counter(hunk.verdict for step in self.steps for hunk in step.hunks)
         return {
             **{key: getattr(self, key) for key in facts},
-            "patches": patches,
+            "counts": {verdict: found[verdict] for verdict in VERDICTS},
+            "patches": [
+                {"file": s.patch.name, "ok": s.ok, "hunks": [asdict(hunk) for hunk in s.hunks]}
+                for s in self.steps
+            ],
             "copied": [place.partition(": ")[0] for place in self.copied],
-            "licence": [{"path": change.path, "what": change.what} for change in self.licence],
+            "licence": list(self.licence),
         }
 
 
@@ -92,12 +93,12 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
         CorruptError: The series is not what the lock says.
     """
     git, upstream = scratch.git, scratch.upstream
-    require_merge_tree(git)
     lock = rebuild(git, load_series(upstream), upstream.folder)
     target = scratch.resolve(ref)
     steps = list(replay(git, lock, read_series(upstream), target))
-    for step in steps:
-        annotate_removals(git, step, upstream.pin, target)
+    for hunk in (hunk for step in steps for hunk in step.hunks):
+        if hunk.verdict in ("renamed", "gone"):
+            hunk.note = find_removing_commit(git, upstream.pin, target, hunk.path)
     date, _, subject = git.text("log", "-1", "--format=%cs %s", target).partition(" ")
     rc, out, _ = git.try_run("rev-list", "--left-right", "--count", f"{upstream.pin}...{target}")
     behind, ahead = (int(part) for part in out.split()) if rc == 0 else (-1, -1)
@@ -110,70 +111,27 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
         ahead=ahead,
         behind=behind,
         steps=steps,
-        copied=[place for s in steps if s.ok for place in copied_lines(git, [target], *s.trees)],
-        licence=licence_changes(git, upstream.pin, target),
+        copied=[place for s in steps if s.ok for place in copied(git, [target], s.before, s.after)],
+        licence={
+            change.path: git.text("diff-tree", "-p", upstream.pin, target, "--", change.path)
+            for change in changes(git, upstream.pin, target)
+            if is_licence(change.path)
+        },
     )
 
 
-def annotate_removals(git: Git, step: Step, pin: str, target: str) -> None:
-    """Note at every hunk whose file is gone or renamed which commit did it."""
-    for hunk in step.hunks:
-        if hunk.verdict in ("renamed", "gone"):
-            hunk.note = find_removing_commit(git, pin, target, hunk.path)
-
-
 def find_removing_commit(git: Git, pin: str, target: str, path: str) -> str:
-    """Say which commit took `path` away between two commits, or brought it, seen backwards."""
-    query = ("log", "-1", "--full-history", "--no-renames", "--format=%H %cs")
-    for kind, span, words in (
-        ("D", f"{pin}..{target}", "removed by"),
-        ("A", f"{target}..{pin}", "not there yet, added by"),
-    ):
-        rc, out, _ = git.try_run(*query, f"--diff-filter={kind}", span, "--", path)
-        if rc == 0 and out.strip():
-            oid, _, day = out.decode().strip().partition(" ")
-            return f"{words} {oid} ({day})"
-    return "no commit between the two removed it by itself"
+    """Say which commit between `pin` and `target` took `path` away."""
+    query = ("log", "-1", "--full-history", "--no-renames", "--format=%H (%cs)", "--diff-filter=D")
+    found = git.text(*query, f"{pin}..{target}", "--", path, check=False)
+    return f"removed by {found}" if found else "no commit between the two removed it by itself"
 
 
-def licence_changes(git: Git, pin: str, target: str) -> list[LicenceChange]:
-    """Compare the licence files in the top folders of two commits."""
-    sides = [licence_files(git, commit) for commit in (pin, target)]
-    blobs = read_blobs(git, {oid for side in sides for oid in side.values()})
-    found = []
-    for path in sorted(sides[0].keys() | sides[1].keys()):
-        old, new = (side.get(path, ZERO) for side in sides)
-        if old == new:
-            continue
-        a, b = (blobs[oid].decode("utf-8", "replace").splitlines() for oid in (old, new))
-        what = "added" if old == ZERO else "removed" if new == ZERO else "changed"
-        found.append(LicenceChange(path, what, list(difflib.unified_diff(a, b, lineterm=""))[2:]))
-    return found
-
-
-def copied_lines(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str]:
+def copied(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str]:
     """Return "path: line" of every line inserted between two trees that a commit's text has."""
-    found = [
-        (file.path, line.strip())
-        for file in file_patches(git, before, tree)
-        for hunk in file.hunks
-        for line in hunk.lines
-        if len(line.strip()) >= SHORTEST
-    ]
-    copied = {c for commit in commits for c in upstream_lines(git, commit, [x for _, x in found])}
-    return [f"{path}: {line.decode(errors='replace')}" for path, line in found if line in copied]
-
-
-def refuse_upstream_text(
-    git: Git, commits: Sequence[str], patch: Patch, before: str, tree: str
-) -> None:
-    """Refuse a version of `patch`, from tree `before` to `tree`, that has lines of upstream's.
-
-    Raises:
-        RefusedError: Names every file with a line that one of `commits` has.
-    """
-    if places := copied_lines(git, commits, before, tree):
-        raise upstream_text(patch.name, places)
+    files = file_patches(git, before, tree)
+    found = [line for commit in commits for line in copied_lines(git, commit, files)]
+    return [f"{path}: {line.decode(errors='replace')}" for path, _, line in dict.fromkeys(found)]
 
 
 def upstream_text(what: str, places: Sequence[str]) -> RefusedError:
@@ -183,3 +141,50 @@ def upstream_text(what: str, places: Sequence[str]) -> RefusedError:
         hint="insert lines in words of your own, and bring back no file that upstream deleted; a "
         "line that upstream took over is reworded in the checkout, exported, then upgraded",
     )
+
+
+def show(console: Console, rehearsal: Rehearsal) -> None:
+    """Print the report of one upgrade."""
+    r = rehearsal
+    if not console.is_terminal:
+        console.width = 400  # a pipe has no right margin
+    distance = "" if r.ahead < 0 else f" ({r.ahead} ahead, {r.behind} behind)"
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=True)
+
+    line(f"{r.name}  {r.pin}\nto  {r.target}\n    {r.date} {r.subject}{distance}")
+    for step in r.steps:
+        line(f"\n{step.patch.name}", "bold")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+        for hunk in step.hunks:
+            table.add_row("", *_row(hunk))
+        console.print(table)
+        notes = [f"  {hunk.path}: {hunk.note}" for hunk in step.hunks if hunk.note]
+        for note in dict.fromkeys([*notes, *step.refused.splitlines()]):
+            line(note)
+        for path, lines in step.sides.items():
+            line(f"  {path}, both sides:", "bold red")
+            line(_quoted(lines))
+    if r.copied:
+        line("\nupstream has these inserted lines too:", "bold red")
+        line("\n".join(f"  {place}" for place in r.copied))
+    for path, diff in r.licence.items():
+        line(f"\nlicence: {path} differs", "bold yellow")
+        line(_quoted(diff.splitlines()))
+
+
+def _row(hunk: HunkReport) -> list[Text]:
+    now = "" if hunk.now in (None, (hunk.path, hunk.after)) else f"-> {hunk.now[0]}:{hunk.now[1]}"
+    return [
+        Text(f"{hunk.path}:{hunk.after}"),
+        Text(f"+{hunk.count}", "dim"),
+        Text(*_SHOWN[hunk.verdict]),
+        Text(now),
+        Text("upstream changed around it" if hunk.changed_around else "", "dim"),
+    ]
+
+
+def _quoted(lines: list[str]) -> str:
+    more = [f"... {len(lines) - _MOST} more lines"] if len(lines) > _MOST else []
+    return "\n".join(f"    {line}" for line in [*lines[:_MOST], *more])

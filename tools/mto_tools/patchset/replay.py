@@ -1,27 +1,52 @@
-"""A series carried over to another commit, patch by patch, and what became of every hunk."""
+"""A series carried over to another commit as `git cherry-pick` would, without a work tree.
+
+`git merge-tree --write-tree` (git 2.38) finds its base among commits, so three throw-away ones are
+made: the base, and the two sides as its children.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from mto_tools.patchset.git import Git
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.git import OLDEST, Git
 from mto_tools.patchset.lock import Lock
-from mto_tools.patchset.merge import (
-    Conflict,
-    Merged,
-    conflict_text,
-    conflicting_hunks,
-    merge_trees,
+from mto_tools.patchset.series import FilePatch, Patch, split_lines
+from mto_tools.patchset.tree_diff import (
+    NotAdditiveError,
+    commit_tree,
+    file_patches,
+    read_blobs,
+    write_blob,
+    write_tree,
 )
-from mto_tools.patchset.series import ZERO, FilePatch, Hunk, Patch, split_lines
-from mto_tools.patchset.tree_diff import NotAdditiveError, file_patches, read_blobs, write_tree
 
+NEEDED = (2, 38)
+# Pinned, so that a user's settings cannot turn a conflict into a guess.
+SETTINGS = {
+    "merge.renames": "true",
+    "merge.directoryRenames": "conflict",
+    "merge.renameLimit": "7000",
+    "merge.renormalize": "false",
+}
 VERDICTS = ("clean", "moved", "absorbed", "renamed", "conflict", "gone")
 NEAR = 3
 """Upstream lines on either side of a hunk that count as its surroundings."""
+
+Stages = Mapping[int, tuple[str, str]]  # 1 base, 2 upstream, 3 ours: (mode, blob OID)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The outcome of a merge; `conflicts` has the paths git could not merge."""
+
+    tree: str
+    clean: bool
+    conflicts: Mapping[str, Stages]
 
 
 @dataclass
@@ -32,12 +57,11 @@ class HunkReport:
         path: File in the pinned upstream.
         after: Line behind which the hunk stands there, other patches included.
         count: Number of inserted lines.
-        verdict: clean (merges, same place), moved (merges; only the line number differs), absorbed
-            (upstream has these lines now), renamed (merges into the renamed file), conflict (a
-            person must decide), gone (upstream has no such file).
-        now: (path, line) in the new upstream; None for conflict and gone.
-        around: Upstream's changes within three lines, as diff lines; upstream text, for the
-            terminal only.
+        verdict: clean (merges), moved (merges; only the line number differs), absorbed (upstream
+            has these lines now), renamed (merges into the renamed file), conflict (a person must
+            decide), gone (upstream has no such file).
+        now: (path, line) in the new upstream; None where the hunk has no place there.
+        changed_around: Whether upstream changed one of the three lines on either side.
         note: What else a person should know, e.g. which commit removed the file.
     """
 
@@ -46,13 +70,8 @@ class HunkReport:
     count: int
     verdict: str
     now: tuple[str, int] | None = None
-    around: list[str] = field(default_factory=list)
+    changed_around: bool = False
     note: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for `--json`, without upstream text."""
-        facts = asdict(self)
-        return {**facts, "changed_around": len(facts.pop("around"))}
 
 
 @dataclass
@@ -62,30 +81,59 @@ class Step:
     Attributes:
         patch: As it is in the series.
         before: Tree it goes onto.
-        after: Tree with it; where it conflicts, with what could be merged.
-        merged: git's own answer.
+        after: Tree with it; where it conflicts, with the hunks that could be merged.
+        ok: Whether it goes over without a person.
         refused: Why git's answer is not taken although it is no conflict.
         hunks: What became of its hunks.
-        sides: Conflicting parts with both sides, for the terminal only.
+        sides: Path to conflicting parts with both sides, for the terminal only.
     """
 
     patch: Patch
     before: str
     after: str
-    merged: Merged
+    ok: bool
     refused: str = ""
     hunks: list[HunkReport] = field(default_factory=list)
     sides: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def trees(self) -> tuple[str, str]:
-        """The tree before and after it."""
-        return self.before, self.after
 
-    @property
-    def ok(self) -> bool:
-        """Whether the patch goes over without a person."""
-        return not self.merged.conflicts and not self.refused
+def git_version(git: Git) -> tuple[int, ...]:
+    """Return the version of the git on PATH, such as (2, 39, 5)."""
+    match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", git.text("version"))
+    return tuple(int(part or 0) for part in match.groups()) if match else (0,)
+
+
+def read_stages(listed: str) -> dict[str, Stages]:
+    """Read "MODE OID STAGE<tab>PATH" entries, each ended by NUL, as git lists unmerged files."""
+    found: dict[str, dict[int, tuple[str, str]]] = {}
+    for entry in listed.split("\0")[:-1]:
+        head, path = entry.split("\t", 1)
+        mode, oid, stage = head.split(" ")
+        found.setdefault(path, {})[int(stage)] = (mode, oid)
+    return dict(found)
+
+
+def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
+    """Carry the change from tree `base` to tree `ours` over to tree `upstream`.
+
+    Raises:
+        MissingError: git is older than 2.38.
+    """
+    root = commit_tree(git, base, [], "base", 1)
+    sides = [commit_tree(git, tree, [root], "side", 1) for tree in (upstream, ours)]
+    settings = [part for key, value in SETTINGS.items() for part in ("-c", f"{key}={value}")]
+    command = ("merge-tree", "--write-tree", "-z", "--no-messages", *sides)
+    rc, out, err = git.try_run(*settings, *command)
+    if rc == 129:  # git shows how merge-tree was used before
+        raise MissingError(
+            "this git is too old: mto upgrade needs 2.38 or newer",
+            hint="conda install -c conda-forge git needs no root; the rest of mto works with "
+            + ".".join(map(str, OLDEST)),
+        )
+    if rc not in (0, 1):
+        raise CorruptError(f"git merge-tree failed in {git.folder}: {err.strip()}")
+    tree, _, listed = out.decode("utf-8", "surrogateescape").partition("\0")
+    return Merged(tree, rc == 0, read_stages(listed))
 
 
 def replay(git: Git, lock: Lock, series: Sequence[Patch], target: str) -> Iterator[Step]:
@@ -107,119 +155,83 @@ def replay(git: Git, lock: Lock, series: Sequence[Patch], target: str) -> Iterat
 def rebase_patch(git: Git, patch: Patch, base: str, onto: str, ours: str) -> Step:
     """Carry the change from tree `base` to tree `ours`, which is `patch`, over to tree `onto`."""
     merged = merge_trees(git, base, onto, ours)
-    step = Step(patch, onto, merged.tree, merged)
-    inserted: tuple[FilePatch, ...] = ()
-    if merged.conflicts:
-        step.after = without_conflicts(git, onto, merged)
-    else:
-        try:
-            inserted = file_patches(git, onto, merged.tree)
-        except NotAdditiveError as error:
-            step.refused = error.message
-            step.after = onto
-    conflicts = {conflict.path: conflict for conflict in merged.conflicts}
-    if merged.conflicts and not step.refused:
-        inserted = _additive(git, onto, step.after)
-    _judge(git, step, {file.path: file for file in inserted}, conflicts)
+    step = Step(patch, onto, merged.tree, merged.clean)
+    if not merged.clean:
+        step.after = _merge_the_rest(git, step, merged) if merged.conflicts else onto
+    try:
+        inserted = {file.path: file for file in file_patches(git, onto, step.after)}
+    except NotAdditiveError as error:
+        step.refused = error.message if step.ok else ""
+        step.ok, step.after, inserted = False, onto, {}
+    renamed = _renames(git, base, onto)
+    for file in patch.files:
+        path = renamed.get(file.path, file.path)
+        step.hunks += _judge(git, file, path, inserted.get(path), step.ok)
     return step
 
 
-def without_conflicts(git: Git, onto: str, merged: Merged) -> str:
-    """Return the merged tree with the conflicting files as they are in `onto`."""
+def _merge_the_rest(git: Git, step: Step, merged: Merged) -> str:
+    """Return the merged tree with upstream's side wherever the two conflict."""
     entries: dict[str, tuple[str, str] | None] = {}
-    for conflict in merged.conflicts:
-        for path in {conflict.path} - {""}:
-            listed = git.text("ls-tree", onto, "--", path)
-            mode, _, oid = listed.split("\t")[0].split(" ") if listed else ("", "", ZERO)
-            entries[path] = (mode, oid) if listed else None
+    for path, stages in merged.conflicts.items():
+        entries[path] = stages.get(2)
+        if stages.keys() == {1, 2, 3}:
+            text = _merge_file(git, stages, "--zdiff3").decode("utf-8", "replace")
+            step.sides[path] = list(_between_markers(text.splitlines()))
+            rest = write_blob(git, _merge_file(git, stages, "--ours"))
+            entries[path] = (stages[2][0], rest)
     return write_tree(git, merged.tree, entries)
 
 
-def _additive(git: Git, onto: str, tree: str) -> tuple[FilePatch, ...]:
-    try:
-        return file_patches(git, onto, tree)
-    except NotAdditiveError:
-        return ()
+def _merge_file(git: Git, stages: Stages, how: str) -> bytes:
+    """Merge the three versions of a file; empty where git cannot, as with binary content."""
+    blobs = read_blobs(git, [oid for _, oid in stages.values()])
+    words = {2: "upstream", 1: "pinned upstream", 3: "our patch"}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage, word in words.items():
+            (Path(folder) / word).write_bytes(blobs[stages[stage][1]])
+        labels = [part for word in words.values() for part in ("-L", word)]
+        files = [str(Path(folder) / word) for word in words.values()]
+        return git.run("merge-file", "-p", how, *labels, *files, check=False)
 
 
-def _judge(
-    git: Git, step: Step, inserted: dict[str, FilePatch], conflicts: dict[str, Conflict]
-) -> None:
-    moved = _renamed_files(step.patch, inserted)
-    for file in step.patch.files:
-        conflict = conflicts.get(file.path)
-        new = inserted.get(file.path) or moved.get(file.path)
-        if conflict is None and new is None and conflicts:
-            conflict = _by_base(conflicts, file)
-        if conflict is not None:
-            step.hunks += _in_conflict(git, step, file, conflict)
-        elif step.refused or (new is None and conflicts and "" in conflicts):
-            step.hunks += [
-                HunkReport(file.path, h.after, len(h.lines), "conflict", note=step.refused)
-                for h in file.hunks
-            ]
-        elif new is None:
-            step.hunks += [
-                HunkReport(file.path, h.after, len(h.lines), "absorbed") for h in file.hunks
-            ]
-        else:
-            step.hunks += _merged(git, file, new)
+def _between_markers(lines: Iterable[str]) -> Iterator[str]:
+    inside = False
+    for line in lines:
+        inside = inside or line.startswith("<<<<<<< ")
+        if inside:
+            yield line
+        inside = inside and not line.startswith(">>>>>>> ")
 
 
-def _renamed_files(patch: Patch, inserted: dict[str, FilePatch]) -> dict[str, FilePatch]:
-    """Match files of the patch to files under other names by what is inserted into them."""
-    known = {file.path for file in patch.files}
-    strangers = [file for path, file in inserted.items() if path not in known]
-    found = {}
-    for file in patch.files:
-        if file.path not in inserted:
-            for other in strangers:
-                if _flat(other.hunks) == _flat(file.hunks):
-                    found[file.path] = other
+def _renames(git: Git, old: str, new: str) -> dict[str, str]:
+    """Return the paths of `old` that `new` has under another name, or not at all: then ""."""
+    flags = ("-r", "-M", f"-l{SETTINGS['merge.renameLimit']}", "--diff-filter=DR")
+    listed = git.text("diff-tree", *flags, "--name-status", "-z", old, new).split("\0")[:-1]
+    found, fields = {}, iter(listed)
+    for status in fields:
+        path = next(fields)
+        found[path] = next(fields) if status.startswith("R") else ""
     return found
 
 
-def _by_base(conflicts: dict[str, Conflict], file: FilePatch) -> Conflict | None:
-    """Find the conflict of a file that git reports under its new name."""
-    for conflict in conflicts.values():
-        if file.before in (conflict.stages.get(1), "") or file.after == conflict.stages.get(3):
-            return conflict
-    return None
-
-
-def _in_conflict(git: Git, step: Step, file: FilePatch, conflict: Conflict) -> Iterator[HunkReport]:
-    gone = 2 not in conflict.stages and not file.is_new
-    if not gone:
-        step.sides[conflict.path] = conflict_text(git, conflict)
-    guilty = conflicting_hunks(git, file, conflict)
-    for hunk, bad in zip(file.hunks, guilty, strict=True):
-        verdict = "gone" if gone else "conflict" if bad else "clean"
-        note = "" if gone or bad else "another hunk of this file conflicts"
-        yield HunkReport(file.path, hunk.after, len(hunk.lines), verdict, note=note)
-    if not file.hunks:
-        yield HunkReport(file.path, 0, 0, "gone" if gone else "conflict")
-
-
-def _merged(git: Git, old: FilePatch, new: FilePatch) -> Iterator[HunkReport]:
-    renamed = new.path != old.path
-    if old.before == new.before and not renamed:
-        for hunk in old.hunks:
-            yield HunkReport(old.path, hunk.after, len(hunk.lines), "clean", (new.path, hunk.after))
-        return
-    blobs = read_blobs(git, [old.before, new.before])
-    before, now = split_lines(blobs[old.before]), split_lines(blobs[new.before])
-    for hunk, at in zip(old.hunks, _places(old, new), strict=True):
-        report = HunkReport(old.path, hunk.after, len(hunk.lines), "clean")
+def _judge(
+    git: Git, old: FilePatch, path: str, new: FilePatch | None, ok: bool
+) -> Iterator[HunkReport]:
+    """Say of every hunk of `old` where it is in `new`, the insertions into `path` of upstream."""
+    lost = "absorbed" if ok else "gone" if not path else "conflict"
+    places = _places(old, new) if new else [None] * len(old.hunks)
+    blobs = read_blobs(git, [old.before, new.before] if new else [])
+    for hunk, at in zip(old.hunks, places, strict=True):
+        report = HunkReport(old.path, hunk.after, len(hunk.lines), lost)
+        if new and at is not None:
+            report.now = (path, at)
+            report.changed_around = _near(blobs[old.before], hunk.after) != _near(
+                blobs[new.before], at
+            )
+            moved = at != hunk.after and not report.changed_around
+            report.verdict = "renamed" if path != old.path else "moved" if moved else "clean"
         yield report
-        if at is None:
-            report.verdict = "absorbed"
-            continue
-        report.now = (new.path, at)
-        report.around = _around(before, hunk.after, now, at)
-        if renamed:
-            report.verdict = "renamed"
-        elif not report.around and at != hunk.after:
-            report.verdict = "moved"
 
 
 def _places(old: FilePatch, new: FilePatch) -> list[int | None]:
@@ -228,31 +240,12 @@ def _places(old: FilePatch, new: FilePatch) -> list[int | None]:
     places: list[int | None] = []
     at = 0
     for hunk in old.hunks:
-        here = [line for line, _ in lines[at : at + len(hunk.lines)]]
-        if here == list(hunk.lines) or sorted(here) == sorted(hunk.lines):
-            places.append(lines[at][1])
-            at += len(hunk.lines)
-        else:
-            places.append(None)
+        here = lines[at : at + len(hunk.lines)]
+        found = sorted(line for line, _ in here) == sorted(hunk.lines)
+        places.append(here[0][1] if found else None)
+        at += len(hunk.lines) if found else 0
     return places
 
 
-def _around(old: Sequence[bytes], a: int, new: Sequence[bytes], b: int) -> list[str]:
-    before = [*_window(old, a - NEAR, a), *_window(old, a, a + NEAR)]
-    after = [*_window(new, b - NEAR, b), *_window(new, b, b + NEAR)]
-    if before == after:
-        return []
-    diff = difflib.ndiff([_text(line) for line in before], [_text(line) for line in after])
-    return [line for line in diff if line[:2] in ("- ", "+ ")]
-
-
-def _window(lines: Sequence[bytes], start: int, stop: int) -> Sequence[bytes]:
-    return lines[max(start, 0) : max(stop, 0)]
-
-
-def _text(line: bytes) -> str:
-    return line.decode("utf-8", "replace").rstrip("\r\n")
-
-
-def _flat(hunks: Sequence[Hunk]) -> list[bytes]:
-    return [line for hunk in hunks for line in hunk.lines]
+def _near(text: bytes, at: int) -> list[bytes]:
+    return split_lines(text)[max(at - NEAR, 0) : at + NEAR]

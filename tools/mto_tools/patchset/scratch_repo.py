@@ -18,12 +18,16 @@ from mto_tools.errors import MissingError
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.embedded import DATE, embedded_commit
 from mto_tools.patchset.git import Git
+from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import Source, cannot_fetch, find_source, init_with_alternates
 from mto_tools.patchset.tree_diff import commit_tree
 from mto_tools.upstreams.upstream import OID, Upstream
 
-_QUIET = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
+_FETCH = (
+    *("fetch", "--quiet", "--no-auto-maintenance", "--no-write-fetch-head"),
+    *("--no-recurse-submodules", "--no-tags", "--update-head-ok"),
+)
 
 
 def objects_of(git: Git) -> Path:
@@ -55,44 +59,41 @@ class Scratch:
         Raises:
             MissingError: The source has no such commit.
         """
-        if self.source is None:
-            found, where = self._embedded(ref), self.upstream.path
-        elif self.source.kind == "repository":
-            found, where = _in_repository(Git(self.source.value), ref), self.source.shown
+        name, source = self.upstream.name, self.source
+        if source is None:
+            if ref == "embedded":
+                return embedded_commit(self.upstream.home, self.upstream, self.git)
+            found = self.git.resolve(f"{ref}^{{commit}}") if re.fullmatch(OID, ref) else ""
+        elif source.kind == "repository":
+            found = _in_repository(Git(source.value), ref)
         else:
-            found, where = self._fetched(ref, self.source), self.source.shown
+            found = self._fetched(ref, source)
         if not found:
+            where = source.shown if source else self.upstream.path
             raise MissingError(
-                f"{where} has no branch, tag or commit {ref!r} of {self.upstream.name}",
-                hint=f"mto upgrade {self.upstream.name} --to embedded"
-                if self.source is None
-                else f"git ls-remote {where} shows its refs; --source names another one, as a fork",
+                f"{where} has no branch, tag or commit {ref!r} of {name}",
+                hint=f"git ls-remote {where} shows its refs; --source names another one, as a fork"
+                if source
+                else f"mto upgrade {name} --to embedded",
             )
         return found
 
-    def _embedded(self, ref: str) -> str:
-        if ref == "embedded":
-            return embedded_commit(self.upstream.home, self.upstream, self.git)
-        return self.git.resolve(f"{ref}^{{commit}}") if re.fullmatch(OID, ref) else ""
-
     def _fetched(self, ref: str, source: Source) -> str:
         if re.fullmatch(r"refs/[^~^:@{]+", ref):
-            self.git.try_run("fetch", *_QUIET, "--no-tags", "-u", source.value, f"+{ref}:{ref}")
+            self.git.try_run(*_FETCH, "--", source.value, f"+{ref}:{ref}")
         found = _in_repository(self.git, ref)
         # The clone lends its own commits, too: only what the source has counts.
         if found and self.git.text("for-each-ref", "--count=1", "--contains", found):
             return found
-        return ref if re.fullmatch(OID, ref) and self._fetch_alone(ref, source) else ""
-
-    def _fetch_alone(self, commit: str, source: Source) -> bool:
-        """Fetch a commit that no ref leads to; an empty repository asks, so the source decides."""
+        if not re.fullmatch(OID, ref):
+            return ""
+        # A commit that no ref leads to. An empty repository asks, so the source decides.
         with tempfile.TemporaryDirectory(dir=self.git.folder) as folder:
             empty = init_with_alternates(Path(folder), [])
-            asked = ("fetch", *_QUIET, "--no-tags", "--depth=1", source.value, commit)
-            if not empty.ok(*asked) or not empty.resolve(f"{commit}^{{commit}}"):
-                return False
-            self.git.run("fetch", *_QUIET, "--no-tags", "--update-shallow", folder, commit)
-        return True
+            if not empty.ok(*_FETCH, "--depth=1", "--", source.value, ref):
+                return ""
+            self.git.run(*_FETCH, "--update-shallow", folder, ref)
+        return ref if self.git.resolve(f"{ref}^{{commit}}") == ref else ""
 
 
 @contextmanager
@@ -111,7 +112,12 @@ def open_scratch(
         MissingError: The source cannot be reached, or nobody has the pin.
     """
     found = None if upstream.source == "embedded" else find_source(upstream, source)
-    lenders = [git for git in (_clone(upstream, repo),) if git]
+    lenders = []
+    try:
+        lenders.append(open_clone(upstream, repo))
+    except MissingError:
+        if repo:
+            raise
     if found is None or found.kind == "repository":
         lenders.append(Git(found.value if found else upstream.home))
     objects = [objects_of(git) for git in lenders if git.toplevel() or git.resolve("HEAD")]
@@ -123,39 +129,26 @@ def open_scratch(
         yield Scratch(git, upstream, found)
 
 
-def _clone(upstream: Upstream, repo: Path | None) -> Git | None:
-    try:
-        return open_clone(upstream, repo)
-    except MissingError:
-        if repo:
-            raise
-        return None
-
-
 def _in_repository(git: Git, ref: str) -> str:
     """Resolve a ref as a person means it: branches before tags before git's own search."""
-    for name in (f"refs/heads/{ref}", f"refs/tags/{ref}", ref, f"refs/remotes/origin/{ref}"):
-        if oid := git.resolve(f"{name}^{{commit}}"):
-            return oid
-    return ""
+    names = (f"refs/heads/{ref}", f"refs/tags/{ref}", ref, f"refs/remotes/origin/{ref}")
+    return next((oid for name in names if (oid := git.resolve(f"{name}^{{commit}}"))), "")
 
 
 def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
     say(f"{upstream.name}: fetching branches and tags from {source.shown}")
     refs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
     deeper = ("--unshallow",) if (git.git_dir() / "shallow").exists() else ()
-    for more in dict.fromkeys((deeper, ())):
-        fetch = ("fetch", *_QUIET, "--no-tags", "--update-head-ok", *more, "--", source.value)
-        rc, _, err = git.try_run(*fetch, *refs)
-        if rc == 0:
-            break
-    else:
+    rc, _, err = git.try_run(*_FETCH, *deeper, "--", source.value, *refs)
+    if rc and deeper:  # a source that is shallow itself cannot give more
+        rc, _, err = git.try_run(*_FETCH, "--", source.value, *refs)
+    if rc:
         raise cannot_fetch(upstream, source, err)
-    git.try_run(*fetch, "+HEAD:refs/source/HEAD")
-    head = git.resolve("refs/source/HEAD^{commit}")
-    if head:
+    git.try_run(*_FETCH, "--", source.value, "+HEAD:refs/source/HEAD")
+    # HEAD is the source's. A bundle may have none; then the name must not stand for anything else.
+    if head := git.resolve("refs/source/HEAD^{commit}"):
         git.run("update-ref", "--no-deref", "HEAD", head)
-    else:  # a bundle without HEAD: the name must not stand for anything else
+    else:
         git.run("symbolic-ref", "HEAD", "refs/source/none")
 
 
@@ -165,14 +158,13 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
     Raises:
         MissingError: Nobody has the pin.
     """
-    if upstream.source == "embedded":
+    embedded = upstream.source == "embedded"
+    if embedded:
         embedded_commit(upstream.home, upstream, git)
-        for tree in _recorded_trees(upstream):
-            if git.resolve(f"{upstream.pin}^{{commit}}"):
-                break
-            commit_tree(git, tree, [], f"{upstream.name}: embedded recipe", DATE)
+        lock = read_lock(upstream)
+        if lock and git.resolve(f"{lock.base_tree}^{{tree}}"):
+            commit_tree(git, lock.base_tree, [], f"{upstream.name}: embedded recipe", DATE)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
-        embedded = upstream.source == "embedded"
         raise MissingError(
             f"{upstream.name}: nobody has its pin {upstream.pin}: neither {upstream.checkout} nor "
             + (f"the history of {upstream.path}" if embedded else "the source"),
@@ -180,12 +172,3 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
             if embedded
             else f"mto checkout {upstream.name}",
         )
-
-
-def _recorded_trees(upstream: Upstream) -> Iterator[str]:
-    """Yield the recipe's trees in this project's commits, the newest first."""
-    home = Git(upstream.home)
-    rc, out, _ = home.try_run("log", "--format=%H", "--", upstream.path)
-    for commit in out.decode().split() if rc == 0 else ():
-        if tree := home.resolve(f"{commit}:{upstream.path}"):
-            yield tree

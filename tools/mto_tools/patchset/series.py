@@ -22,7 +22,7 @@ A new file is an addition too. Renames, modes, binaries and files without a fina
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mto_tools.errors import CorruptError
@@ -48,16 +48,15 @@ class Problem:
 
 
 class PatchFormatError(CorruptError):
-    """A patch file is not in the form this module writes; `problems` holds every finding."""
+    """A patch file is not in the form this module writes; `problem` is the first finding."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """Name the first of `problems`, of which there is at least one."""
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    def __init__(self, name: str, line: int, reason: str) -> None:
+        """Name the place: `line` of the patch file `name`."""
+        self.problem = Problem(name, line, reason)
         super().__init__(
-            f"{problems[0]}{more}",
+            str(self.problem),
             hint="restore the file with git; or, if you edited it: mto export NAME --from-patches",
         )
-        self.problems = list(problems)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class FilePatch:
     after: str
     mode: str
     hunks: tuple[Hunk, ...]
-    where: int = field(default=0, compare=False)
 
     @property
     def is_new(self) -> bool:
@@ -102,11 +100,6 @@ class Patch:
     name: str = field(default="", compare=False)
 
     @property
-    def message(self) -> str:
-        """The commit message: layer and subject, then the reason."""
-        return f"{self.layer}: {self.subject}\n" + (f"\n{self.body}\n" if self.body else "")
-
-    @property
     def inserted(self) -> int:
         """Number of inserted lines."""
         return sum(file.inserted for file in self.files)
@@ -114,13 +107,8 @@ class Patch:
 
 def file_name(number: int, layer: str, title: str, old: str = "") -> str:
     """Return the name of the `number`-th patch (from 1): a patch that had a name keeps its slug."""
-    slug = (
-        old[5:]
-        if old
-        else "-".join([layer, *re.findall(r"[a-z0-9]+", title.lower().replace("'", ""))[:6]])
-        + ".patch"
-    )
-    return f"{number:04d}-{slug}"
+    words = re.findall(r"[a-z0-9]+", title.lower().replace("'", ""))[:6]
+    return f"{number:04d}-" + (old[5:] or "-".join([layer, *words]) + ".patch")
 
 
 def split_lines(text: bytes) -> list[bytes]:
