@@ -1,4 +1,4 @@
-"""Throw-away upstreams and a throw-away mto clone ("house"), made with git alone."""
+"""Throw-away upstreams and a throw-away mto clone ("workspace"), made with git alone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ SERIES: dict[str, bytes] = {
 
 
 @dataclass
-class House:
+class Workspace:
     """A temporary mto clone with one upstream "toy".
 
     Attributes:
@@ -148,20 +148,20 @@ class House:
         return raw_git(self.clone, "rev-parse", "HEAD^{tree}")
 
 
-def make_house(root: Path, files: dict[str, str], series: dict[str, bytes]) -> House:
+def make_workspace(root: Path, files: dict[str, str], series: dict[str, bytes]) -> Workspace:
     origin = root / "origin"
     pin = make_repo(origin, files)
-    home = root / "house"
+    home = root / "workspace"
     (home / "mto_core").mkdir(parents=True)
     (home / "patches" / "toy").mkdir(parents=True)
     (home / "patches" / "toy" / "upstream.toml").write_text(
         f'name = "toy"\nrepository = "some/toy"\nurl = "{origin}"\npin = "{pin}"\n'
         'pin_date = "2022-01-01"\nentry = ["main.py"]\nlicence = { spdx = "MIT" }\n'
     )
-    house = House(home, origin, pin, {"MTO_HOME": str(home)})
+    work = Workspace(home, origin, pin, {"MTO_HOME": str(home)})
     if series:
-        house.write_series(series)
-    return house
+        work.write_series(series)
+    return work
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +178,9 @@ def own_git_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    """A house with the toy upstream and a series of four patches in three layers."""
-    return make_house(tmp_path, FILES, SERIES)
+def work(tmp_path: Path) -> Workspace:
+    """A workspace with the toy upstream and a series of four patches in three layers."""
+    return make_workspace(tmp_path, FILES, SERIES)
 
 
 @pytest.fixture
@@ -190,15 +190,15 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def authored(tmp_path: Path) -> House:
-    """The house of `house`, its series in the canonical form that `mto export` writes."""
-    house = make_house(tmp_path, FILES, {})
-    git, tree, drafts = Git(house.origin), house.pin, []
+def authored(tmp_path: Path) -> Workspace:
+    """The workspace of `work`, its series in the canonical form that `mto export` writes."""
+    work = make_workspace(tmp_path, FILES, {})
+    git, tree, drafts = Git(work.origin), work.pin, []
     for name, data in SERIES.items():
         tree = build.apply_patch(git, tree, data, name)
         drafts.append(Draft(layer_of(name), name[5:-6], "So that it does.", tree, name))
-    house.write_series(write_series(git, house.pin, drafts)[0])
-    return house
+    work.write_series(write_series(git, work.pin, drafts)[0])
+    return work
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ def mute(line: str) -> None:
     """Say nothing."""
 
 
-def on_disk(house) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in house.patches.iterdir()}
+def on_disk(work) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in work.patches.iterdir()}
 
 
-def add_line(house, path: str, line: str) -> None:
-    file = house.clone / path
+def add_line(work, path: str, line: str) -> None:
+    file = work.clone / path
     file.write_text(f"{line}\n{file.read_text()}")
 
 

@@ -20,14 +20,14 @@ def mute(line: str) -> None:
     """Say nothing."""
 
 
-def accept(house, ref: str) -> None:
-    with transaction.series_lock(house.patches, mute), open_scratch(house.toy, mute) as scratch:
+def accept(work, ref: str) -> None:
+    with transaction.series_lock(work.patches, mute), open_scratch(work.toy, mute) as scratch:
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
 
-def go_on(house) -> None:
-    with transaction.series_lock(house.patches, mute):
-        upgrade.proceed(house.toy, mute)
+def go_on(work) -> None:
+    with transaction.series_lock(work.patches, mute):
+        upgrade.proceed(work.toy, mute)
 
 
 def drop_markers(file: Path, *, middle: bool = True) -> None:

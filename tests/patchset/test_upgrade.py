@@ -35,15 +35,15 @@ def verdicts(rehearsal: Rehearsal) -> dict[str, str]:
     }
 
 
-def run(house, ref: str, source: str | None = None) -> Rehearsal:
-    with open_scratch(house.toy, mute, source) as scratch:
+def run(work, ref: str, source: str | None = None) -> Rehearsal:
+    with open_scratch(work.toy, mute, source) as scratch:
         return rehearse(scratch, ref)
 
 
-def accept(house, ref: str, source: str | None = None) -> None:
+def accept(work, ref: str, source: str | None = None) -> None:
     with (
-        transaction.series_lock(house.patches, mute),
-        open_scratch(house.toy, mute, source) as scratch,
+        transaction.series_lock(work.patches, mute),
+        open_scratch(work.toy, mute, source) as scratch,
     ):
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
@@ -80,10 +80,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_verdicts_and_nothing_is_touched(moved) -> None:
-    house, commits = moved
-    applying.apply(house.toy, mute)
-    before = snapshot(house.home), snapshot(house.origin)
-    one = run(house, "v1")
+    work, commits = moved
+    applying.apply(work.toy, mute)
+    before = snapshot(work.home), snapshot(work.origin)
+    one = run(work, "v1")
     assert one.ok
     assert (one.ahead, one.behind) == (1, 0)
     assert verdicts(one) == {
@@ -99,13 +99,13 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     hunks = {hunk.after: hunk for hunk in one.steps[2].hunks if hunk.path == "engine.py"}
     assert hunks[9].now == ("engine.py", 13)
     assert hunks[2].around == ["+ and one"]
-    two = run(house, "v2")
+    two = run(work, "v2")
     assert two.ok
     assert verdicts(two)["0002 sub/deep.py:5"] == "renamed"
     assert two.steps[1].hunks[0].now == ("lib/deep.py", 5)
     assert two.steps[1].hunks[0].note.startswith(f"removed by {commits['v2']}")
     assert [(c.path, c.what) for c in two.licence] == [("LICENSE", "added")]
-    three = run(house, "v3")
+    three = run(work, "v3")
     assert not three.ok
     bad = {place: verdict for place, verdict in verdicts(three).items() if verdict != "clean"}
     assert bad == {
@@ -119,54 +119,54 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     assert "mto.add()" in sides
     assert "line nine" not in json.dumps(three.as_dict()), "upstream text would be stored"
     assert "licence" not in json.dumps(three.as_dict()["licence"][0]["what"])
-    assert before == (snapshot(house.home), snapshot(house.origin))
+    assert before == (snapshot(work.home), snapshot(work.origin))
 
 
 def test_any_branch_tag_commit_fork_or_bundle(moved, raw, tmp_path) -> None:
-    house, commits = moved
+    work, commits = moved
     for ref in ("v1", commits["v1"], commits["v1"][:10], "main~2"):
-        assert run(house, ref).target == commits["v1"], ref
-    older = run(house, "v0~1")
+        assert run(work, ref).target == commits["v1"], ref
+    older = run(work, "v0~1")
     assert (older.ahead, older.behind) == (0, 1)
     assert {"gone"} == {v for k, v in verdicts(older).items() if "ds.json" not in k}
-    assert f"not there yet, added by {house.pin}" in older.steps[0].hunks[0].note
+    assert f"not there yet, added by {work.pin}" in older.steps[0].hunks[0].note
     with pytest.raises(MissingError, match="no branch, tag or commit 'nonsense'"):
-        run(house, "nonsense")
+        run(work, "nonsense")
     fork = tmp_path / "fork"
-    shutil.copytree(house.origin, fork)
+    shutil.copytree(work.origin, fork)
     raw(fork, "checkout", "-q", "-b", "theirs", "v1")
     raw(fork, "commit", "-q", "--allow-empty", "-m", "fork")
-    assert run(house, "theirs", str(fork)).ok
+    assert run(work, "theirs", str(fork)).ok
     raw(fork, "bundle", "create", "-q", str(tmp_path / "fork.bundle"), "--all")
-    assert run(house, "theirs", str(tmp_path / "fork.bundle")).ok
-    assert run(house, "theirs", fork.as_uri()).ok
+    assert run(work, "theirs", str(tmp_path / "fork.bundle")).ok
+    assert run(work, "theirs", fork.as_uri()).ok
 
 
 def test_accept_writes_pin_series_and_lock(moved, raw) -> None:
-    house, commits = moved
-    applying.apply(house.toy, mute)
-    toml = house.patches / "upstream.toml"
+    work, commits = moved
+    applying.apply(work.toy, mute)
+    toml = work.patches / "upstream.toml"
     toml.write_text("# ours\n" + toml.read_text() + "# kept\n")
-    (house.clone / "engine.py").write_text((house.clone / "engine.py").read_text() + "# mine\n")
-    accept(house, "v2")
+    (work.clone / "engine.py").write_text((work.clone / "engine.py").read_text() + "# mine\n")
+    accept(work, "v2")
     text = toml.read_text()
     assert text.startswith("# ours\n")
     assert text.endswith("# kept\n")
-    assert house.toy.pin == commits["v2"]
-    assert [patch.name for patch in read_series(house.toy)] == [
+    assert work.toy.pin == commits["v2"]
+    assert [patch.name for patch in read_series(work.toy)] == [
         "0001-compat-import.patch",
         "0002-compat-shim.patch",
         "0003-mto-loss.patch",
         "0004-deepspeed-engine.patch",
     ]
-    assert lint(house.home, "toy").problems == []
-    assert (house.clone / "engine.py").read_text().endswith("# mine\n")
-    assert json.loads(house.mto("status", "toy", "--json").stdout) != {}
-    raw(house.clone, "checkout", "-q", "--", "engine.py")
-    shutil.rmtree(house.origin)  # the accepted commit is in the clone already
-    done = house.mto("apply", "toy")
+    assert lint(work.home, "toy").problems == []
+    assert (work.clone / "engine.py").read_text().endswith("# mine\n")
+    assert json.loads(work.mto("status", "toy", "--json").stdout) != {}
+    raw(work.clone, "checkout", "-q", "--", "engine.py")
+    shutil.rmtree(work.origin)  # the accepted commit is in the clone already
+    done = work.mto("apply", "toy")
     assert done.returncode == 0, done.stderr
-    assert "shim = 1" in (house.clone / "lib/deep.py").read_text()
+    assert "shim = 1" in (work.clone / "lib/deep.py").read_text()
 
 
 def test_accept_to_where_it_is_changes_nothing(authored) -> None:
@@ -190,18 +190,18 @@ def resolve_engine(folder: Path) -> None:
 
 
 def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
-    house, commits = moved
-    before = snapshot(house.patches)
-    folder = upgrade.folder_of(house.toy)
+    work, commits = moved
+    before = snapshot(work.patches)
+    folder = upgrade.folder_of(work.toy)
     with pytest.raises(ConflictError, match=r"0001-compat-import.patch conflicts") as caught:
-        accept(house, "v3")
+        accept(work, "v3")
     assert "crlf.py is gone (removed by " + commits["v3"] in caught.value.message
     assert "+compat = 1" in caught.value.message
     assert not (folder / "crlf.py").exists()
     assert "import compat" in (folder / "main.py").read_text()
     with pytest.raises(RefusedError, match="is under way"):
-        accept(house, "v1")
-    go_on = lambda: upgrade.proceed(house.toy, mute)  # noqa: E731
+        accept(work, "v1")
+    go_on = lambda: upgrade.proceed(work.toy, mute)  # noqa: E731
     with pytest.raises(ConflictError, match=r"0003-mto-loss.patch conflicts"):
         go_on()
     text = (folder / "engine.py").read_text()
@@ -213,56 +213,56 @@ def test_a_conflict_is_resolved_by_a_person(moved, capsys) -> None:
     (folder / "engine.py").write_text(good.replace("line nine, our anchor", "line 9"))
     with pytest.raises(NotAdditiveError, match=r"engine.py:13: upstream line 13 changed"):
         go_on()
-    assert snapshot(house.patches) == before
+    assert snapshot(work.patches) == before
     (folder / "engine.py").write_text(good)
-    with transaction.series_lock(house.patches, mute):
+    with transaction.series_lock(work.patches, mute):
         lock = go_on()
-    assert house.toy.pin == lock.base_commit == commits["v3"]
+    assert work.toy.pin == lock.base_commit == commits["v3"]
     assert not folder.exists()
-    assert lint(house.home, "toy").problems == []
+    assert lint(work.home, "toy").problems == []
     # The same again: rerere remembers what the person did.
     for name, data in before.items():
         Path(name).write_bytes(data)
     with pytest.raises(ConflictError):
-        accept(house, "v3")
+        accept(work, "v3")
     with pytest.raises(ConflictError, match="0003"):
         go_on()
     assert (folder / "engine.py").read_text() == good
-    with transaction.series_lock(house.patches, mute):
+    with transaction.series_lock(work.patches, mute):
         assert go_on() == lock
 
 
 def test_abort_forgets_and_nothing_else_changed(moved) -> None:
-    house, _ = moved
-    before = snapshot(house.patches)
+    work, _ = moved
+    before = snapshot(work.patches)
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        upgrade.abort(house.toy)
+        upgrade.abort(work.toy)
     with pytest.raises(ConflictError):
-        accept(house, "v3")
-    upgrade.abort(house.toy)
-    assert snapshot(house.patches) == before
+        accept(work, "v3")
+    upgrade.abort(work.toy)
+    assert snapshot(work.patches) == before
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        upgrade.proceed(house.toy, mute)
+        upgrade.proceed(work.toy, mute)
 
 
 def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
-    house, _ = moved
+    work, _ = moved
     text = "a line of upstream that is long enough\n" * 3
-    (house.origin / "crlf.py").write_text(text)
-    raw(house.origin, "add", "-A")
-    raw(house.origin, "commit", "-qm", "brings it back under another text")
+    (work.origin / "crlf.py").write_text(text)
+    raw(work.origin, "add", "-A")
+    raw(work.origin, "commit", "-qm", "brings it back under another text")
     with pytest.raises(ConflictError):
-        accept(house, "main")
-    folder = upgrade.folder_of(house.toy)
+        accept(work, "main")
+    folder = upgrade.folder_of(work.toy)
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
     for _ in range(2):  # refused as long as it is so
         with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
-            upgrade.proceed(house.toy, mute)
+            upgrade.proceed(work.toy, mute)
     (folder / "copy.py").unlink()
     with pytest.raises(ConflictError, match="0003"):
-        upgrade.proceed(house.toy, mute)
-    assert house.toy.pin == house.pin
+        upgrade.proceed(work.toy, mute)
+    assert work.toy.pin == work.pin
 
 
 def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
@@ -323,11 +323,11 @@ def test_an_old_git_is_named(tmp_path, monkeypatch) -> None:
 
 
 def test_command_line(moved) -> None:
-    house, commits = moved
-    ok = house.mto("upgrade", "toy", "--to", "v1", "--json")
+    work, commits = moved
+    ok = work.mto("upgrade", "toy", "--to", "v1", "--json")
     assert ok.returncode == 0, ok.stderr
     assert json.loads(ok.stdout)["counts"]["moved"] == 1
-    bad = house.mto("upgrade", "toy", "--to", "v3")
+    bad = work.mto("upgrade", "toy", "--to", "v3")
     assert bad.returncode == ConflictError.exit_code
     assert "file renamed" in bad.stdout
     assert commits["v3"] in bad.stderr
