@@ -14,7 +14,7 @@ import pytest
 from mto_tools.patchset import build
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import format_lock, lock_path
+from mto_tools.patchset.lock import Lock, format_lock, lock_path, read_lock
 from mto_tools.upstreams.upstream import Upstream, layer_of, load_upstream
 
 IDENTITY = {
@@ -36,6 +36,10 @@ FILES = {
     "data.txt": "a list\n" * 50,
     ".gitignore": "out/\n*.log\n",
 }
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
 
 
 def raw_git(folder: Path, *args: str, **env: str) -> str:
@@ -97,6 +101,9 @@ SERIES: dict[str, bytes] = {
 }
 
 
+ONE_PATCH = {"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))}
+
+
 @dataclass
 class Workspace:
     """A temporary mto clone with one upstream "toy".
@@ -123,6 +130,22 @@ class Workspace:
     @property
     def toy(self) -> Upstream:
         return load_upstream(self.home, "toy")
+
+    @property
+    def lock(self) -> Lock:
+        lock = read_lock(self.toy)
+        assert lock
+        return lock
+
+    def commit_and_pin(self, files: dict[str, str], series: dict[str, bytes] | None = None) -> None:
+        """Commit `files` and all that is staged in the origin, and pin that commit."""
+        write(self.origin, files)
+        raw_git(self.origin, "add", *files)
+        raw_git(self.origin, "commit", "-q", "-m", "another")
+        old, self.pin = self.pin, raw_git(self.origin, "rev-parse", "HEAD")
+        toml = self.patches / "upstream.toml"
+        toml.write_text(toml.read_text().replace(old, self.pin))
+        self.write_series(series or ONE_PATCH)
 
     def write_series(self, series: dict[str, bytes]) -> None:
         """Write patch files and the lock that belongs to them."""
@@ -181,6 +204,13 @@ def own_git_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def work(tmp_path: Path) -> Workspace:
     """A workspace with the toy upstream and a series of four patches in three layers."""
     return make_workspace(tmp_path, FILES, SERIES)
+
+
+@pytest.fixture
+def own(work: Workspace, tmp_path: Path) -> Path:
+    """A full clone that the user made, at the pin, its branch main checked out."""
+    raw_git(tmp_path, "clone", "-q", f"file://{work.origin}", str(tmp_path / "own"))
+    return tmp_path / "own"
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,58 +13,20 @@ import pytest
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.status import status
 
-from .conftest import FILES, SERIES, Workspace, make_workspace, raw_git, write
+from .conftest import FILES, SERIES, Workspace, make_repo, make_workspace, quiet, raw_git, write
 
 HOSTILE = """
-[apply]
-    whitespace = fix
-    ignoreWhitespace = change
-[core]
-    hooksPath = {hooks}
-    quotePath = true
-    fsmonitor = {hooks}/post-checkout
-    attributesFile = {hooks}/attributes
-[diff]
-    noprefix = true
-    mnemonicPrefix = true
-    external = /bin/false
-    interHunkContext = 9
-    context = 9
-    renames = copies
-    algorithm = patience
-    orderFile = {hooks}/attributes
-[color]
-    ui = always
-[commit]
-    gpgSign = true
-[gpg]
-    program = /bin/false
-[merge]
-    conflictStyle = diff3
-[status]
-    showUntrackedFiles = all
-    short = true
-    branch = true
-[log]
-    showSignature = true
-[init]
-    templateDir = {hooks}
-    defaultBranch = trunk
-    defaultObjectFormat = sha256
-[user]
-    useConfigOnly = true
-[submodule]
-    recurse = true
-[checkout]
-    guess = true
+apply.whitespace=fix apply.ignoreWhitespace=change core.hooksPath={hooks} core.quotePath=true
+core.fsmonitor={hooks}/post-checkout core.attributesFile={hooks}/attributes diff.noprefix=true
+diff.mnemonicPrefix=true diff.external=/bin/false diff.interHunkContext=9 diff.context=9
+diff.renames=copies diff.algorithm=patience diff.orderFile={hooks}/attributes color.ui=always
+commit.gpgSign=true gpg.program=/bin/false merge.conflictStyle=diff3 status.short=true
+status.showUntrackedFiles=all status.branch=true log.showSignature=true init.templateDir={hooks}
+init.defaultBranch=trunk init.defaultObjectFormat=sha256 user.useConfigOnly=true
+submodule.recurse=true checkout.guess=true
 """
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture
@@ -79,13 +39,14 @@ def hostile(tmp_path: Path) -> Path:
         (hooks / name).write_text(f"#!/bin/sh\ntouch {trace}\n")
         (hooks / name).chmod(0o755)
     (hooks / "attributes").write_text("*.py diff=x text eol=crlf\nmain.py\n")
-    (tmp_path / "gitconfig").write_text(HOSTILE.format(hooks=hooks))
+    lines = [setting.format(hooks=hooks).partition(".") for setting in HOSTILE.split()]
+    text = "".join(f"[{section}]\n\t{setting}\n" for section, _, setting in lines)
+    (tmp_path / "gitconfig").write_text(text)
     return trace
 
 
 def test_hostile_configuration(work: Workspace, hostile: Path) -> None:
-    lock = read_lock(work.toy)
-    assert lock
+    lock = work.lock
     apply(work.toy, quiet)
     assert work.head_tree() == lock.tree
     verify(work.toy, quiet)
@@ -100,46 +61,32 @@ def test_redirecting_variables(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inside a git hook or an alias of some other repository."""
-    lock = read_lock(work.toy)
-    other = tmp_path / "other"
-    other.mkdir()
-    raw_git(other, "init", "-q", ".")
-    raw_git(other, "commit", "-q", "--allow-empty", "-m", "other")
-    refs = raw_git(other, "for-each-ref")
+    lock, other = work.lock, tmp_path / "other"
+    make_repo(other, {})
+    refs, strange = raw_git(other, "for-each-ref"), other / ".git" / "strange-index"
+    variables = f"""
+        GIT_DIR={other}/.git GIT_COMMON_DIR={other}/.git GIT_WORK_TREE={other} GIT_NAMESPACE=x
+        GIT_OBJECT_DIRECTORY={other}/.git/objects GIT_INDEX_FILE={strange}
+        GIT_EXTERNAL_DIFF=/bin/false GIT_CONFIG_PARAMETERS='core.bare=true' GIT_CONFIG_COUNT=1
+        GIT_CONFIG_KEY_0=core.autocrlf GIT_CONFIG_VALUE_0=false GIT_LITERAL_PATHSPECS=1
+        GIT_AUTHOR_DATE=2001-01-01T00:00:00Z GIT_CEILING_DIRECTORIES=/ GIT_COMMITTER_NAME=other
+        GIT_DEFAULT_HASH=sha256
+        """
     with monkeypatch.context() as patch:
-        for name, value in {
-            "GIT_DIR": str(other / ".git"),
-            "GIT_WORK_TREE": str(other),
-            "GIT_INDEX_FILE": str(other / ".git" / "strange-index"),
-            "GIT_OBJECT_DIRECTORY": str(other / ".git" / "objects"),
-            "GIT_COMMON_DIR": str(other / ".git"),
-            "GIT_EXTERNAL_DIFF": "/bin/false",
-            "GIT_CONFIG_PARAMETERS": "'core.bare=true'",
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "core.autocrlf",
-            "GIT_CONFIG_VALUE_0": "false",
-            "GIT_NAMESPACE": "x",
-            "GIT_LITERAL_PATHSPECS": "1",
-            "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z",
-            "GIT_CEILING_DIRECTORIES": "/",
-            "GIT_COMMITTER_NAME": "other",
-            "GIT_DEFAULT_HASH": "sha256",
-        }.items():
-            patch.setenv(name, value)
+        for variable in variables.split():
+            patch.setenv(*variable.split("=", 1))
         run = work.mto("apply", "toy")
         assert run.returncode == 0, run.stderr
         assert work.mto("status", "--expect", "applied").returncode == 0
-    assert lock
     assert work.head_tree() == lock.tree
     assert raw_git(other, "for-each-ref") == refs
     assert not (other / "main.py").exists()
-    assert not (other / ".git" / "strange-index").exists()
+    assert not strange.exists()
 
 
 def test_clone_of_a_user_with_autocrlf(work: Workspace, tmp_path: Path) -> None:
     """CRLF stands in the files and LF in the blobs: that is no edit, and stays so."""
-    lock = read_lock(work.toy)
-    assert lock
+    lock = work.lock
     (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
     own = tmp_path / "own"
     raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
@@ -196,13 +143,7 @@ def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
 
 def test_file_name_that_is_not_utf8(work: Workspace) -> None:
     name = os.fsdecode(b"caf\xe9.py")
-    write(work.origin, {name: "one\n"})
-    raw_git(work.origin, "add", "-A")
-    raw_git(work.origin, "commit", "-q", "-m", "third")
-    old, work.pin = work.pin, raw_git(work.origin, "rev-parse", "HEAD")
-    toml = work.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, work.pin))
-    work.write_series(SERIES)
+    work.commit_and_pin({name: "one\n"}, SERIES)
     apply(work.toy, quiet)
     write(work.clone, {name: "mine\n"})
     assert status(work.toy, quiet).edited == [name]
@@ -215,9 +156,7 @@ def test_file_name_that_is_not_utf8(work: Workspace) -> None:
     assert (work.clone / name).read_text() == "mine\n"
 
 
-def test_replaced_objects_do_not_count(work: Workspace, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
+def test_replaced_objects_do_not_count(work: Workspace, own: Path) -> None:
     first = raw_git(own, "rev-parse", "HEAD:engine.py")
     other = raw_git(own, "rev-parse", "HEAD:main.py")
     apply(work.toy, quiet, repo=own)
@@ -333,59 +272,29 @@ def test_two_at_once(work: Workspace) -> None:
     verify(work.toy, quiet)
 
 
-def test_interrupt(work: Workspace, tmp_path: Path) -> None:
-    """Ctrl-C while the files are staged: nothing has happened, and exit status 130.
-
-    A slow smudge filter holds git there until the signal has come.
-    """
-    lock = read_lock(work.toy)
-    apply(work.toy, quiet)
-    revert(work.toy, quiet)
-    (work.clone / ".git" / "info").mkdir(exist_ok=True)
-    (work.clone / ".git" / "info" / "attributes").write_text("main.py filter=slow\n")
-    reached = tmp_path / "reached"
-    raw_git(work.clone, "config", "filter.slow.smudge", f"touch {reached}; sleep 2; cat")
-    with subprocess.Popen(
-        [sys.executable, "-m", "mto_tools.cli", "apply", "toy"],
-        env={**os.environ, **work.env},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    ) as run:
-        while not reached.exists():
-            assert run.poll() is None
-            time.sleep(0.02)
-        os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
-        assert run.returncode == 130, err
-    assert lock
-    assert work.head_tree() == lock.base_tree
-    assert not list((work.clone / ".git").glob("*.lock"))
-    assert not list((work.clone / ".git" / "mto").glob("transaction*"))
-    assert raw_git(work.clone, "status", "--porcelain") == ""
-
-
-def test_interrupt_after_the_decision_waits_for_the_end(work: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("event", "word", "branch"),
+    [("subprocess.Popen", "checkout-index", "mto"), ("os.rename", "/main.py", "base")],
+)
+def test_interrupt(work: Workspace, event: str, word: str, branch: str) -> None:
+    """Ctrl-C while files are staged: nothing has happened; once it is decided: the step is done."""
     apply(work.toy, quiet)
     program = (
         "import os, signal, sys\n"
         "def hook(event, args):\n"
-        "    if event == 'os.rename' and str(args[1]).endswith('/main.py'):\n"
+        f"    if event == {event!r} and {word!r} in str(args):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.addaudithook(hook)\n"
         "from mto_tools.cli import main\n"
         "main()\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program, "revert", "toy"],
-        env={**os.environ, **work.env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {**os.environ, **work.env}
+    command = [sys.executable, "-c", program, "revert", "toy"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 130, run.stderr
-    assert raw_git(work.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
+    assert raw_git(work.clone, "branch", "--show-current") == branch
     assert raw_git(work.clone, "status", "--porcelain") == ""
+    assert not list((work.clone / ".git").glob("*.lock"))
     assert not list((work.clone / ".git" / "mto").glob("transaction*"))
 
 

@@ -16,7 +16,7 @@ from mto_tools.patchset.lock import Lock, load_series
 from mto_tools.patchset.status import status
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import Workspace, raw_git, write
+from .conftest import Workspace, quiet, raw_git, write
 from .kill import run_killed
 
 pytestmark = [
@@ -25,10 +25,6 @@ pytestmark = [
 ]
 EDITS = {"data.txt": "edited by me\n", "notes/untracked.txt": "mine\n", "out/run.log": "ignored\n"}
 Verb = Callable[[Path], object]
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 def run_apply(home: Path) -> object:

@@ -11,29 +11,16 @@ import pytest
 
 from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.apply import apply, revert
-from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.checkout import ensure_clone
+from mto_tools.patchset.clone_state import BranchMove
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.status import status
 from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock, recover, replace_files
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import FILES, LINES, Workspace, make_repo, patch_of, raw_git, write
+from .conftest import FILES, LINES, Workspace, make_repo, quiet, raw_git, write
 from .kill import run_killed
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
-def move_pin(work: Workspace, message: str) -> None:
-    """Pin the commit of what is staged in the origin, with a series of one patch."""
-    raw_git(work.origin, "commit", "-q", "-m", message)
-    old, work.pin = work.pin, raw_git(work.origin, "rev-parse", "HEAD")
-    toml = work.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, work.pin))
-    work.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
 
 
 def set_submodule(work: Workspace, commit: str) -> None:
@@ -167,12 +154,10 @@ def test_a_sparse_checkout_stays_sparse(work: Workspace) -> None:
 
 def test_a_submodule_that_moves_with_the_pin(work: Workspace) -> None:
     set_submodule(work, work.pin)
-    move_pin(work, "third")
+    work.commit_and_pin({})
     apply(work.toy, quiet)
     set_submodule(work, raw_git(work.origin, "rev-parse", "HEAD"))
-    write(work.origin, {"later.py": "later\n"})
-    raw_git(work.origin, "add", "later.py")
-    move_pin(work, "fourth")
+    work.commit_and_pin({"later.py": "later\n"})
     apply(work.toy, quiet)
     assert raw_git(work.clone, "status", "--porcelain") == ""
     assert status(work.toy, quiet).word == "applied"
@@ -239,9 +224,7 @@ def test_a_file_system_without_hard_links(work: Workspace, monkeypatch: pytest.M
     assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
 
 
-def test_git_directory_on_another_file_system(
-    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_git_directory_on_another_file_system(work: Workspace, tmp_path: Path) -> None:
     """As with --separate-git-dir on another disk: a rename into the work tree fails."""
     own, other = tmp_path / "own", Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:

@@ -11,24 +11,13 @@ from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.status import status
 
-from .conftest import Workspace, make_repo, patch_of, raw_git, write
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
-@pytest.fixture
-def own(work: Workspace, tmp_path: Path) -> Path:
-    """A full clone at the pin, its branch main checked out."""
-    raw_git(tmp_path, "clone", "-q", f"file://{work.origin}", str(tmp_path / "own"))
-    return tmp_path / "own"
+from .conftest import ONE_PATCH, Workspace, make_repo, quiet, raw_git, write
 
 
 @pytest.fixture
 def no_compat(work: Workspace) -> Workspace:
     """A series whose layer compat holds no patch, as that of mini."""
-    work.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
+    work.write_series(ONE_PATCH)
     return work
 
 
@@ -42,13 +31,7 @@ def where(repo: Path) -> str:
 def go_on(work: Workspace, own: Path) -> None:
     """Pin a commit two further on, which the clone lacks, and commit something in the clone."""
     for message in ("third", "fourth"):
-        write(work.origin, {"big.bin": message})
-        raw_git(work.origin, "add", "-A")
-        raw_git(work.origin, "commit", "-q", "-m", message)
-    old, work.pin = work.pin, raw_git(work.origin, "rev-parse", "HEAD")
-    toml = work.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, work.pin))
-    work.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
+        work.commit_and_pin({"big.bin": message})
     raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
 
 
@@ -103,15 +86,18 @@ def test_revert_where_no_patch_was_applied(no_compat: Workspace, own: Path) -> N
     assert not revert(no_compat.toy, quiet, repo=own).changed
 
 
-@pytest.mark.parametrize("commits", [0, 1])
-def test_a_branch_mto_that_mto_did_not_make(work: Workspace, own: Path, commits: int) -> None:
+@pytest.mark.parametrize(("commits", "on"), [(0, "mto"), (1, "mto"), (1, "main")])
+def test_a_branch_mto_that_mto_did_not_make(
+    work: Workspace, own: Path, commits: int, on: str
+) -> None:
     raw_git(own, "switch", "-q", "-c", "mto")
     for _ in range(commits):
         raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
+    raw_git(own, "switch", "-q", on)
     before = where(own)
     with pytest.raises(RefusedError, match="branch mto|expected the pin"):
         apply(work.toy, quiet, repo=own)
-    if commits:
+    if commits and on == "mto":
         with pytest.raises(RefusedError, match="expected the pin"):
             revert(work.toy, quiet, repo=own)
     else:

@@ -15,16 +15,11 @@ import pytest
 from mto_tools.errors import RefusedError
 from mto_tools.patchset.apply import apply, revert
 from mto_tools.patchset.checkout import ensure_clone
-from mto_tools.patchset.lock import read_lock
-from mto_tools.patchset.status import WORDS, Status, inserted_lines, status
+from mto_tools.patchset.status import inserted_lines, status
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import SERIES, Workspace, raw_git, write
+from .conftest import SERIES, Workspace, quiet, raw_git, write
 from .kill import run_killed
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 def word(work: Workspace, repo: Path | None = None) -> str:
@@ -77,8 +72,7 @@ def test_commits_on_top(work: Workspace) -> None:
 
 def test_partly_applied_by_commit_and_by_file(work: Workspace) -> None:
     apply(work.toy, quiet)
-    lock = read_lock(work.toy)
-    assert lock
+    lock = work.lock
     raw_git(work.clone, "switch", "-q", "--detach", lock.patches[0].commit)
     found = status(work.toy, quiet)
     assert (found.word, found.detail) == ("partly applied", "1 of 4 patches")
@@ -194,11 +188,6 @@ def test_command_line(work: Workspace) -> None:
     run = work.mto("status", "--verbose")
     assert "compat 3, mto 4, deepspeed 2" in run.stdout
     assert work.pin in run.stdout
-
-
-def test_seven_words() -> None:
-    assert len(WORDS) == 7
-    assert [Status("n", w, "r", "p").good for w in WORDS] == [True] * 3 + [False] * 4
 
 
 def test_a_switch_is_refused_while_another_git_holds_the_index(work: Workspace) -> None:

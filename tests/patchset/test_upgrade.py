@@ -273,7 +273,7 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     raw(home, "init", "-q", ".")
     raw(home, "add", "-f", "upstream/embedded")
     raw(home, "commit", "-qm", "recipe")
-    from mto_tools.patchset.embedded import embedded_commit
+    from mto_tools.patchset.checkout import embedded_commit
 
     folder = home / "patches/own"
     folder.mkdir()
@@ -282,7 +282,7 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
         '\nlicence = { spdx = "MIT" }\npin = "'
     )
     (folder / "upstream.toml").write_text(text + "0" * 40 + '"\n')
-    pin = embedded_commit(home, load_upstream(home, "own"), Git(home))
+    pin = embedded_commit(load_upstream(home, "own"), Git(home))
     (folder / "upstream.toml").write_text(text + pin + '"\n')
     for file in authored.patches.glob("*.patch"):
         shutil.copy(file, folder)
@@ -299,7 +299,7 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     done = authored.mto("upgrade", "own", "--to", "embedded", "--accept", **subprocess_env)
     assert done.returncode == 0, done.stderr
     new = load_upstream(home, "own")
-    assert new.pin == embedded_commit(home, new, Git(home)) != pin
+    assert new.pin == embedded_commit(new, Git(home)) != pin
     applied = authored.mto("apply", "own", **subprocess_env)
     assert applied.returncode == 0, applied.stderr
     assert (home / "upstream/own/engine.py").read_text().startswith("# new\nline 1\n")

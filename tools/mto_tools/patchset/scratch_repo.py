@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.patchset.checkout import open_clone
-from mto_tools.patchset.embedded import DATE, embedded_commit
+from mto_tools.patchset.checkout import DATE, embedded_commit, open_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import Source, cannot_fetch, find_source, init_with_alternates
@@ -72,7 +71,7 @@ class Scratch:
 
     def _embedded(self, ref: str) -> str:
         if ref == "embedded":
-            return embedded_commit(self.upstream.home, self.upstream, self.git)
+            return embedded_commit(self.upstream, self.git)
         return self.git.resolve(f"{ref}^{{commit}}") if re.fullmatch(OID, ref) else ""
 
     def _fetched(self, ref: str, source: Source) -> str:
@@ -166,7 +165,7 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
         MissingError: Nobody has the pin.
     """
     if upstream.source == "embedded":
-        embedded_commit(upstream.home, upstream, git)
+        embedded_commit(upstream, git)
         for tree in _recorded_trees(upstream):
             if git.resolve(f"{upstream.pin}^{{commit}}"):
                 break
