@@ -1,4 +1,4 @@
-"""Throw-away upstreams and a throw-away mto clone ("house"), made with git alone."""
+"""Throw-away upstreams and a throw-away mto clone ("workspace"), made with git alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from mto_tools.patchset import build
 from mto_tools.patchset.export import Draft, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import format_lock, lock_path
+from mto_tools.patchset.lock import Lock, format_lock, lock_path, read_lock
 from mto_tools.upstreams.upstream import Upstream, layer_of, load_upstream
 
 IDENTITY = {
@@ -36,6 +36,10 @@ FILES = {
     "data.txt": "a list\n" * 50,
     ".gitignore": "out/\n*.log\n",
 }
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
 
 
 def raw_git(folder: Path, *args: str, **env: str) -> str:
@@ -97,8 +101,11 @@ SERIES: dict[str, bytes] = {
 }
 
 
+ONE_PATCH = {"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))}
+
+
 @dataclass
-class House:
+class Workspace:
     """A temporary mto clone with one upstream "toy".
 
     Attributes:
@@ -124,6 +131,22 @@ class House:
     def toy(self) -> Upstream:
         return load_upstream(self.home, "toy")
 
+    @property
+    def lock(self) -> Lock:
+        lock = read_lock(self.toy)
+        assert lock
+        return lock
+
+    def commit_and_pin(self, files: dict[str, str], series: dict[str, bytes] | None = None) -> None:
+        """Commit `files` and all that is staged in the origin, and pin that commit."""
+        write(self.origin, files)
+        raw_git(self.origin, "add", *files)
+        raw_git(self.origin, "commit", "-q", "-m", "another")
+        old, self.pin = self.pin, raw_git(self.origin, "rev-parse", "HEAD")
+        toml = self.patches / "upstream.toml"
+        toml.write_text(toml.read_text().replace(old, self.pin))
+        self.write_series(series or ONE_PATCH)
+
     def write_series(self, series: dict[str, bytes]) -> None:
         """Write patch files and the lock that belongs to them."""
         for old in self.patches.glob("*.patch"):
@@ -148,20 +171,20 @@ class House:
         return raw_git(self.clone, "rev-parse", "HEAD^{tree}")
 
 
-def make_house(root: Path, files: dict[str, str], series: dict[str, bytes]) -> House:
+def make_workspace(root: Path, files: dict[str, str], series: dict[str, bytes]) -> Workspace:
     origin = root / "origin"
     pin = make_repo(origin, files)
-    home = root / "house"
+    home = root / "workspace"
     (home / "mto_core").mkdir(parents=True)
     (home / "patches" / "toy").mkdir(parents=True)
     (home / "patches" / "toy" / "upstream.toml").write_text(
         f'name = "toy"\nrepository = "some/toy"\nurl = "{origin}"\npin = "{pin}"\n'
         'pin_date = "2022-01-01"\nentry = ["main.py"]\nlicence = { spdx = "MIT" }\n'
     )
-    house = House(home, origin, pin, {"MTO_HOME": str(home)})
+    work = Workspace(home, origin, pin, {"MTO_HOME": str(home)})
     if series:
-        house.write_series(series)
-    return house
+        work.write_series(series)
+    return work
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +201,16 @@ def own_git_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    """A house with the toy upstream and a series of four patches in three layers."""
-    return make_house(tmp_path, FILES, SERIES)
+def work(tmp_path: Path) -> Workspace:
+    """A workspace with the toy upstream and a series of four patches in three layers."""
+    return make_workspace(tmp_path, FILES, SERIES)
+
+
+@pytest.fixture
+def own(work: Workspace, tmp_path: Path) -> Path:
+    """A full clone that the user made, at the pin, its branch main checked out."""
+    raw_git(tmp_path, "clone", "-q", f"file://{work.origin}", str(tmp_path / "own"))
+    return tmp_path / "own"
 
 
 @pytest.fixture
@@ -190,15 +220,15 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def authored(tmp_path: Path) -> House:
-    """The house of `house`, its series in the canonical form that `mto export` writes."""
-    house = make_house(tmp_path, FILES, {})
-    git, tree, drafts = Git(house.origin), house.pin, []
+def authored(tmp_path: Path) -> Workspace:
+    """The workspace of `work`, its series in the canonical form that `mto export` writes."""
+    work = make_workspace(tmp_path, FILES, {})
+    git, tree, drafts = Git(work.origin), work.pin, []
     for name, data in SERIES.items():
         tree = build.apply_patch(git, tree, data, name)
         drafts.append(Draft(layer_of(name), name[5:-6], "So that it does.", tree, name))
-    house.write_series(write_series(git, house.pin, drafts)[0])
-    return house
+    work.write_series(write_series(git, work.pin, drafts)[0])
+    return work
 
 
 @pytest.fixture

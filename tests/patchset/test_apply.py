@@ -13,148 +13,129 @@ import pytest
 from mto_tools.errors import CorruptError, MissingError, MtoError, RefusedError
 from mto_tools.patchset.apply import apply, diff, revert, verify
 from mto_tools.patchset.checkout import ensure_clone
-from mto_tools.patchset.lock import read_lock
 
-from .conftest import FILES, IDENTITY, LINES, House, patch_of, raw_git, write
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
+from .conftest import FILES, IDENTITY, LINES, Workspace, patch_of, quiet, raw_git, write
 
 
-def read(house: House, path: str) -> str:
-    return (house.clone / path).read_bytes().decode()
+def read(work: Workspace, path: str) -> str:
+    return (work.clone / path).read_bytes().decode()
 
 
-def test_every_line_is_where_it_belongs(house: House) -> None:
-    apply(house.toy, quiet)
+def test_every_line_is_where_it_belongs(work: Workspace) -> None:
+    apply(work.toy, quiet)
     lines = LINES.splitlines()
     assert (
-        read(house, "main.py").splitlines()
+        read(work, "main.py").splitlines()
         == [
             *("import sys", "import compat", "import mto"),  # mto's patch sees compat's line
             *([*lines[:7], "engine = deepspeed", *lines[7:]]),
         ]
     )
-    assert read(house, "engine.py").splitlines() == [
+    assert read(work, "engine.py").splitlines() == [
         *([*lines[:2], "mto = 1", *lines[2:9], "mto.add()", "mto.log()", *lines[9:]])
     ]
-    assert read(house, "crlf.py") == "\r\n".join([*lines[:3], "compat = 1", *lines[3:]]) + "\r\n"
-    assert read(house, "no_newline.py") == FILES["no_newline.py"]
-    assert read(house, "ds.json") == '{"zero": 1}\n'
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
+    assert read(work, "crlf.py") == "\r\n".join([*lines[:3], "compat = 1", *lines[3:]]) + "\r\n"
+    assert read(work, "no_newline.py") == FILES["no_newline.py"]
+    assert read(work, "ds.json") == '{"zero": 1}\n'
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    assert raw_git(work.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
 
 
-def test_series_is_four_reproducible_commits(house: House, tmp_path: Path) -> None:
-    apply(house.toy, quiet)
-    lock = read_lock(house.toy)
-    assert lock
-    listed = raw_git(house.clone, "rev-list", "--reverse", f"{house.pin}..mto").split()
+def test_series_is_four_reproducible_commits(work: Workspace, tmp_path: Path) -> None:
+    apply(work.toy, quiet)
+    lock = work.lock
+    listed = raw_git(work.clone, "rev-list", "--reverse", f"{work.pin}..mto").split()
     assert listed == [patch.commit for patch in lock.patches]
-    assert raw_git(house.clone, "log", "-1", "--format=%s", listed[0]) == "0001-compat-import"
+    assert raw_git(work.clone, "log", "-1", "--format=%s", listed[0]) == "0001-compat-import"
     # another clone, a deep one, gives the same
     other = tmp_path / "other"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(other))
-    assert apply(house.toy, quiet, repo=other).commit == lock.commit
+    raw_git(tmp_path, "clone", "-q", str(work.origin), str(other))
+    assert apply(work.toy, quiet, repo=other).commit == lock.commit
 
 
-def test_message_of_a_patch_becomes_that_of_its_commit(house: House) -> None:
+def test_message_of_a_patch_becomes_that_of_its_commit(work: Workspace) -> None:
     head = b"From 0 Mon Sep 17 00:00:00 2001\nSubject: [PATCH] mto: add the loss\n\nBecause.\n---\n"
-    house.write_series({"0001-mto-loss.patch": head + patch_of("engine.py", (2, ["mto = 1"]))})
-    apply(house.toy, quiet)
-    assert raw_git(house.clone, "log", "-1", "--format=%B") == "mto: add the loss\n\nBecause.\n"
+    work.write_series({"0001-mto-loss.patch": head + patch_of("engine.py", (2, ["mto = 1"]))})
+    apply(work.toy, quiet)
+    assert raw_git(work.clone, "log", "-1", "--format=%B") == "mto: add the loss\n\nBecause.\n"
 
 
-def test_apply_and_revert_are_idempotent(house: House) -> None:
-    base = raw_git(house.origin, "rev-parse", "HEAD^{tree}")
-    assert apply(house.toy, quiet).changed
-    before = (house.clone / "main.py").stat().st_mtime_ns
-    assert not apply(house.toy, quiet).changed
-    assert (house.clone / "main.py").stat().st_mtime_ns == before
-    assert revert(house.toy, quiet).changed
-    assert house.head_tree() == base
-    assert not revert(house.toy, quiet).changed
-    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
-    assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
-    assert not (house.clone / "ds.json").exists()
+def test_apply_and_revert_are_idempotent(work: Workspace) -> None:
+    base = raw_git(work.origin, "rev-parse", "HEAD^{tree}")
+    assert apply(work.toy, quiet).changed
+    before = (work.clone / "main.py").stat().st_mtime_ns
+    assert not apply(work.toy, quiet).changed
+    assert (work.clone / "main.py").stat().st_mtime_ns == before
+    assert revert(work.toy, quiet).changed
+    assert work.head_tree() == base
+    assert not revert(work.toy, quiet).changed
+    assert raw_git(work.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
+    assert raw_git(work.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
+    assert not (work.clone / "ds.json").exists()
 
 
-def test_layers_in_any_order(house: House) -> None:
-    lock = read_lock(house.toy)
-    assert lock
+def test_layers_in_any_order(work: Workspace) -> None:
+    lock = work.lock
     ends = {"compat": 1, "mto": 2, "deepspeed": 3}
     for layer in ("mto", "compat", "deepspeed", "compat", "mto"):
-        apply(house.toy, quiet, through=layer)
-        assert house.head_tree() == lock.patches[ends[layer]].tree
-        assert raw_git(house.clone, "status", "--porcelain") == ""
-        assert verify(house.toy, quiet).commit == lock.patches[ends[layer]].commit
-    revert(house.toy, quiet)
-    assert house.head_tree() == lock.base_tree
+        apply(work.toy, quiet, through=layer)
+        assert work.head_tree() == lock.patches[ends[layer]].tree
+        assert raw_git(work.clone, "status", "--porcelain") == ""
+        assert verify(work.toy, quiet).commit == lock.patches[ends[layer]].commit
+    revert(work.toy, quiet)
+    assert work.head_tree() == lock.base_tree
 
 
-def test_layer_without_a_patch_is_the_one_before(house: House) -> None:
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
-    apply(house.toy, quiet, through="compat")
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
-    apply(house.toy, quiet)
-    assert "mto = 1" in read(house, "engine.py")
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
-
-
-def test_clone_made_elsewhere_goes_back_to_its_own_branch(house: House, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+def test_clone_made_elsewhere_goes_back_to_its_own_branch(work: Workspace, own: Path) -> None:
     raw_git(own, "switch", "-q", "-c", "experiment")
-    apply(house.toy, quiet, repo=own)
+    apply(work.toy, quiet, repo=own)
     assert raw_git(own, "branch", "--show-current") == "mto"
-    revert(house.toy, quiet, repo=own)
+    revert(work.toy, quiet, repo=own)
     assert raw_git(own, "branch", "--show-current") == "experiment"
     assert raw_git(own, "branch", "--list", "mto") == ""
     raw_git(own, "switch", "-q", "--detach")
-    apply(house.toy, quiet, repo=own)
-    revert(house.toy, quiet, repo=own)
+    apply(work.toy, quiet, repo=own)
+    revert(work.toy, quiet, repo=own)
     assert raw_git(own, "branch", "--show-current") == ""
-    assert raw_git(own, "rev-parse", "HEAD") == house.pin
-    assert not house.clone.exists()
+    assert raw_git(own, "rev-parse", "HEAD") == work.pin
+    assert not work.clone.exists()
 
 
-def test_linked_work_trees(house: House, tmp_path: Path, said: list[str]) -> None:
+def test_linked_work_trees(work: Workspace, tmp_path: Path, said: list[str]) -> None:
     own, linked = tmp_path / "own", tmp_path / "linked"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
-    raw_git(own, "worktree", "add", "-q", "--detach", str(linked), house.pin)
-    one = apply(house.toy, said.append, repo=linked)
+    raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
+    raw_git(own, "worktree", "add", "-q", "--detach", str(linked), work.pin)
+    one = apply(work.toy, said.append, repo=linked)
     assert raw_git(linked, "branch", "--show-current") == "mto"
-    assert raw_git(own, "rev-parse", "HEAD") == house.pin
-    two = apply(house.toy, said.append, repo=own)  # the branch is taken
+    assert raw_git(own, "rev-parse", "HEAD") == work.pin
+    two = apply(work.toy, said.append, repo=own)  # the branch is taken
     assert any("in use in another work tree" in line for line in said)
     assert raw_git(own, "rev-parse", "HEAD") == one.commit == two.commit
-    revert(house.toy, quiet, repo=own)
+    revert(work.toy, quiet, repo=own)
     assert raw_git(own, "branch", "--show-current") == "main"
     assert raw_git(linked, "rev-parse", "HEAD") == one.commit
-    revert(house.toy, quiet, repo=linked)
-    assert raw_git(linked, "rev-parse", "HEAD") == house.pin
+    revert(work.toy, quiet, repo=linked)
+    assert raw_git(linked, "rev-parse", "HEAD") == work.pin
 
 
-def test_edits_elsewhere_survive_both_ways(house: House) -> None:
-    ensure_clone(house.toy, quiet)
-    write(house.clone, {"data.txt": "mine\n", "new.txt": "untracked\n", "staged.py": "staged\n"})
-    raw_git(house.clone, "add", "staged.py")
-    seen = raw_git(house.clone, "status", "--porcelain")
+def test_edits_elsewhere_survive_both_ways(work: Workspace) -> None:
+    ensure_clone(work.toy, quiet)
+    write(work.clone, {"data.txt": "mine\n", "new.txt": "untracked\n", "staged.py": "staged\n"})
+    raw_git(work.clone, "add", "staged.py")
+    seen = raw_git(work.clone, "status", "--porcelain")
     assert seen
-    apply(house.toy, quiet)
-    assert raw_git(house.clone, "status", "--porcelain") == seen
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "status", "--porcelain") == seen
-    assert read(house, "data.txt") == "mine\n"
+    apply(work.toy, quiet)
+    assert raw_git(work.clone, "status", "--porcelain") == seen
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "status", "--porcelain") == seen
+    assert read(work, "data.txt") == "mine\n"
 
 
 IN_THE_WAY = {
     "edited": "engine.py (edited)",
     "deleted": "engine.py (deleted)",
     "staged": "engine.py (staged)",
-    "staged, then restored": "engine.py (staged)",
+    "staged, then restored": "engine.py (staged, and edited since)",
     "assume-unchanged": "engine.py (edited)",
     "mode": "engine.py (edited)",
     "folder for a file": "engine.py (edited)",
@@ -168,11 +149,11 @@ IN_THE_WAY_OF_A_NEW_FILE = {
 }
 
 
-def put_in_the_way(house: House, way: str, target: Path) -> None:
+def put_in_the_way(work: Workspace, way: str, target: Path) -> None:
     """Make the edit that `way` names."""
     original = target.read_bytes() if target.exists() else b""
     if way == "assume-unchanged":
-        raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
+        raw_git(work.clone, "update-index", "--assume-unchanged", "engine.py")
     if way in ("deleted", "folder for a file"):
         target.unlink()
     if way == "mode":
@@ -180,16 +161,16 @@ def put_in_the_way(house: House, way: str, target: Path) -> None:
     elif way == "pipe":
         os.mkfifo(target)
     elif "folder" in way:
-        write(house.clone, {f"{target.name}/inside": "mine\n"})
+        write(work.clone, {f"{target.name}/inside": "mine\n"})
     elif way != "deleted":
         target.write_text("mine\n")
     if way in ("staged", "staged, then restored", "added"):
-        raw_git(house.clone, "add", target.name)
+        raw_git(work.clone, "add", target.name)
     if way == "staged, then restored":
         target.write_bytes(original)
     if way == "ignored":
-        (house.clone / ".git" / "info").mkdir(exist_ok=True)
-        (house.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
+        (work.clone / ".git" / "info").mkdir(exist_ok=True)
+        (work.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
 
 
 @pytest.mark.parametrize(
@@ -198,178 +179,151 @@ def put_in_the_way(house: House, way: str, target: Path) -> None:
     + [("revert", way) for way in ("staged", "assume-unchanged", "mode")],
 )
 def test_edits_in_the_way_are_refused_and_the_hint_puts_them_aside(
-    house: House, verb: str, way: str
+    work: Workspace, verb: str, way: str
 ) -> None:
     reason = (IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE)[way]
-    ensure_clone(house.toy, quiet)
+    ensure_clone(work.toy, quiet)
     run, back = (apply, revert) if verb == "apply" else (revert, apply)
     if verb == "revert":
-        apply(house.toy, quiet)
-    target = house.clone / reason.split()[0]
-    put_in_the_way(house, way, target)
-    seen = raw_git(house.clone, "status", "--porcelain", "-uall")
-    head = raw_git(house.clone, "rev-parse", "HEAD")
+        apply(work.toy, quiet)
+    target = work.clone / reason.split()[0]
+    put_in_the_way(work, way, target)
+    seen = raw_git(work.clone, "status", "--porcelain", "-uall")
+    head = raw_git(work.clone, "rev-parse", "HEAD")
     with pytest.raises(RefusedError) as caught:
-        run(house.toy, quiet)
+        run(work.toy, quiet)
     assert reason in caught.value.message
-    assert raw_git(house.clone, "status", "--porcelain", "-uall") == seen
-    assert raw_git(house.clone, "rev-parse", "HEAD") == head
-    assert not list((house.clone / ".git").glob("*.lock"))
+    assert raw_git(work.clone, "status", "--porcelain", "-uall") == seen
+    assert raw_git(work.clone, "rev-parse", "HEAD") == head
+    assert not list((work.clone / ".git").glob("*.lock"))
     hinted = subprocess.run(
         ["bash", "-c", caught.value.hint], env={**os.environ, **IDENTITY}, capture_output=True
     )
     assert hinted.returncode == 0, hinted.stderr
     if way == "folder for a file":
-        raw_git(house.clone, "restore", target.name)
-    assert run(house.toy, quiet).changed
+        raw_git(work.clone, "restore", target.name)
+    assert run(work.toy, quiet).changed
     # back to where the user was, and their edits come back as they were
-    back(house.toy, quiet)
-    if way in ("pipe", "folder for a file"):
+    back(work.toy, quiet)
+    if way == "pipe" or "folder" in way:
         assert target.with_name(f"{target.name}.mine").exists()
         return
-    raw_git(house.clone, "stash", "pop", "--index")
+    raw_git(work.clone, "stash", "pop", "--index")
     expected = " M engine.py" if way == "assume-unchanged" else seen
-    assert raw_git(house.clone, "status", "--porcelain", "-uall") == expected
+    assert raw_git(work.clone, "status", "--porcelain", "-uall") == expected
 
 
-def test_nothing_of_a_refused_apply_stays(house: House) -> None:
+def test_nothing_of_a_refused_apply_stays(work: Workspace) -> None:
     """A branch below `mto` keeps git from making that branch: told before a file is written."""
-    git = ensure_clone(house.toy, quiet)
-    raw_git(house.clone, "branch", "mto/experiment")
+    git = ensure_clone(work.toy, quiet)
+    raw_git(work.clone, "branch", "mto/experiment")
     with pytest.raises(RefusedError, match="mto/experiment") as caught:
-        apply(house.toy, quiet)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
-    assert not revert(house.toy, quiet).changed
+        apply(work.toy, quiet)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
+    assert not revert(work.toy, quiet).changed
     raw_git(git.folder, *shlex.split(caught.value.hint)[3:])
-    assert apply(house.toy, quiet).changed
+    assert apply(work.toy, quiet).changed
 
 
-def test_commits_on_top_stay_on_a_branch(house: House, said: list[str]) -> None:
-    apply(house.toy, quiet)
-    write(house.clone, {"main.py": "my work\n"})
-    raw_git(house.clone, "commit", "-q", "-a", "-m", "work")
-    work = raw_git(house.clone, "rev-parse", "HEAD")
+def test_commits_on_top_stay_on_a_branch(work: Workspace, said: list[str]) -> None:
+    apply(work.toy, quiet)
+    write(work.clone, {"main.py": "my work\n"})
+    raw_git(work.clone, "commit", "-q", "-a", "-m", "work")
+    mine = raw_git(work.clone, "rev-parse", "HEAD")
     with pytest.raises(RefusedError, match="commits of yours on top"):
-        apply(house.toy, quiet, through="compat")
-    revert(house.toy, said.append)
-    assert raw_git(house.clone, "rev-parse", "mto") == work
-    assert any(work in line for line in said)
+        apply(work.toy, quiet, through="compat")
+    revert(work.toy, said.append)
+    assert raw_git(work.clone, "rev-parse", "mto") == mine
+    assert any(mine in line for line in said)
     with pytest.raises(RefusedError, match="branch mto in .* no commit of the series"):
-        apply(house.toy, quiet)
-    raw_git(house.clone, "branch", "-m", "mto", "my-mto")
-    apply(house.toy, quiet)
+        apply(work.toy, quiet)
+    raw_git(work.clone, "branch", "-m", "mto", "my-mto")
+    apply(work.toy, quiet)
 
 
-def test_foreign_branch_mto_is_left_alone(house: House, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
-    raw_git(own, "switch", "-q", "-c", "mto")
-    raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
-    mine = raw_git(own, "rev-parse", "mto")
-    raw_git(own, "switch", "-q", "main")
-    with pytest.raises(RefusedError, match=mine):
-        apply(house.toy, quiet, repo=own)
-    assert raw_git(own, "rev-parse", "mto") == mine
-
-
-def test_new_series_over_an_old_one(house: House) -> None:
+def test_new_series_over_an_old_one(work: Workspace) -> None:
     """After `git pull` of mto the lock is new and the clone holds the old series."""
-    apply(house.toy, quiet)
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (4, ["mto = 2"]))})
-    write(house.clone, {"data.txt": "mine\n"})
-    apply(house.toy, quiet)
-    assert read(house, "engine.py").splitlines()[4] == "mto = 2"
-    assert read(house, "main.py") == FILES["main.py"]
-    assert raw_git(house.clone, "status", "--porcelain") == " M data.txt"
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    apply(work.toy, quiet)
+    work.write_series({"0001-mto-loss.patch": patch_of("engine.py", (4, ["mto = 2"]))})
+    write(work.clone, {"data.txt": "mine\n"})
+    apply(work.toy, quiet)
+    assert read(work, "engine.py").splitlines()[4] == "mto = 2"
+    assert read(work, "main.py") == FILES["main.py"]
+    assert raw_git(work.clone, "status", "--porcelain") == " M data.txt"
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
 
 
-def test_new_pin_in_a_clone_of_ours(house: House) -> None:
-    apply(house.toy, quiet)
-    write(house.origin, {"engine.py": "new first line\n" + LINES})
-    raw_git(house.origin, "commit", "-q", "-a", "-m", "third")
-    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
-    toml = house.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, house.pin))
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (3, ["mto = 1"]))})
-    apply(house.toy, quiet)
-    assert read(house, "engine.py").splitlines()[:4] == [
-        *("new first line", "line 1", "line 2", "mto = 1")
-    ]
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
-    assert raw_git(house.clone, "branch", "--show-current") == "base"
+def test_new_pin_in_a_clone_of_ours(work: Workspace) -> None:
+    apply(work.toy, quiet)
+    work.commit_and_pin({"engine.py": f"new first line\n{LINES}"})
+    apply(work.toy, quiet)
+    assert read(work, "engine.py").splitlines()[:3] == ["new first line", "line 1", "mto = 1"]
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
+    assert raw_git(work.clone, "branch", "--show-current") == "base"
 
 
-def test_wrong_base(house: House, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+def test_wrong_base(work: Workspace, own: Path) -> None:
     raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
     mine = raw_git(own, "rev-parse", "HEAD")
     for run in (apply, revert, verify):
-        with pytest.raises(RefusedError, match=f"at {mine}; expected the pin {house.pin}") as error:
-            run(house.toy, quiet, repo=own)
-        assert f"switch --detach {house.pin}" in error.value.hint
+        with pytest.raises(RefusedError, match=f"at {mine}; expected the pin {work.pin}") as error:
+            run(work.toy, quiet, repo=own)
+        assert f"switch --detach {work.pin}" in error.value.hint
     assert raw_git(own, "rev-parse", "HEAD") == mine
 
 
-def test_verify_finds_an_edit_git_overlooks(house: House) -> None:
-    apply(house.toy, quiet)
-    verify(house.toy, quiet)
-    raw_git(house.clone, "update-index", "--assume-unchanged", "engine.py")
-    write(house.clone, {"engine.py": "mine\n"})
-    assert raw_git(house.clone, "status", "--porcelain") == ""
+def test_verify_finds_an_edit_git_overlooks(work: Workspace) -> None:
+    apply(work.toy, quiet)
+    verify(work.toy, quiet)
+    raw_git(work.clone, "update-index", "--assume-unchanged", "engine.py")
+    write(work.clone, {"engine.py": "mine\n"})
+    assert raw_git(work.clone, "status", "--porcelain") == ""
     with pytest.raises(MtoError, match=r"edited since: engine\.py"):
-        verify(house.toy, quiet)
+        verify(work.toy, quiet)
 
 
-def test_diff_is_our_lines(house: House) -> None:
-    apply(house.toy, quiet)
-    text = diff(house.toy, stat=False, color=False).decode()
+def test_diff_is_our_lines(work: Workspace) -> None:
+    apply(work.toy, quiet)
+    text = diff(work.toy, stat=False, color=False).decode()
     assert "5 files changed, 9 insertions(+)" in text
     assert "+mto.add()" in text
     assert not [line for line in text.splitlines() if line.startswith("-") and line[:3] != "---"]
-    assert "+mto" not in diff(house.toy, stat=True, color=False).decode()
+    assert "+mto" not in diff(work.toy, stat=True, color=False).decode()
 
 
-def test_no_series_yet(house: House) -> None:
-    house.write_series({})
-    (house.patches / "lock").unlink()
+def test_no_series_yet(work: Workspace) -> None:
+    work.write_series({})
+    (work.patches / "lock").unlink()
     with pytest.raises(MissingError, match="no series for toy yet"):
-        apply(house.toy, quiet)
+        apply(work.toy, quiet)
 
 
-def test_nothing_to_revert_without_a_clone(house: House) -> None:
-    with pytest.raises(MissingError, match="not checked out"):
-        revert(house.toy, quiet)
-
-
-def test_damaged_lock_does_not_hinder_revert(house: House) -> None:
-    apply(house.toy, quiet)
-    (house.patches / "lock").write_text("{")
+def test_damaged_lock_does_not_hinder_revert(work: Workspace) -> None:
+    apply(work.toy, quiet)
+    (work.patches / "lock").write_text("{")
     with pytest.raises(CorruptError):
-        apply(house.toy, quiet)
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+        apply(work.toy, quiet)
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
 
 
-def test_command_line(house: House) -> None:
-    run = house.mto("apply", "toy", "--through", "mto", "--json")
+def test_command_line(work: Workspace) -> None:
+    run = work.mto("apply", "toy", "--through", "mto", "--json")
     assert run.returncode == 0, run.stderr
     (outcome,) = json.loads(run.stdout)
-    lock = read_lock(house.toy)
-    assert lock
-    assert outcome["tree"] == lock.patches[2].tree == house.head_tree()
-    assert str(house.clone) in run.stderr  # every command names the folder it worked on
-    assert house.mto("status", "TOY", "--expect", "applied").returncode == 0
-    run = house.mto("diff", "toy", "--stat")
+    lock = work.lock
+    assert outcome["tree"] == lock.patches[2].tree == work.head_tree()
+    assert str(work.clone) in run.stderr  # every command names the folder it worked on
+    assert work.mto("status", "TOY", "--expect", "applied").returncode == 0
+    run = work.mto("diff", "toy", "--stat")
     assert (run.returncode, run.stderr) == (0, "")
-    run = house.mto("verify", "toy")
+    run = work.mto("verify", "toy")
     assert (run.returncode, run.stdout) == (0, "")
-    assert str(house.clone) in run.stderr
-    run = house.mto("apply", "toy", "--through", "moon")
+    assert str(work.clone) in run.stderr
+    run = work.mto("apply", "toy", "--through", "moon")
     assert run.returncode == 2
-    run = house.mto("apply", "moon")
+    run = work.mto("apply", "moon")
     assert run.returncode == 3
     assert "known: toy" in run.stderr

@@ -36,8 +36,8 @@ def put(file, after: int, *lines: str) -> None:
     file.write_bytes("".join(text).encode())
 
 
-def on_disk(house) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in house.patches.iterdir() if p.name != "upstream.toml"}
+def on_disk(work) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in work.patches.iterdir() if p.name != "upstream.toml"}
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def applied(authored):
     return authored
 
 
-def patches(house) -> dict[str, dict[str, list[str]]]:
+def patches(work) -> dict[str, dict[str, list[str]]]:
     """Inserted lines by patch and file."""
     return {
         patch.name: {
             file.path: [line.decode() for hunk in file.hunks for line in hunk.lines]
             for file in patch.files
         }
-        for patch in read_series(house.toy)
+        for patch in read_series(work.toy)
     }
 
 
@@ -65,32 +65,32 @@ def test_nothing_edited_gives_the_very_same_bytes(applied) -> None:
     assert on_disk(applied) == before
 
 
-def test_first_export_makes_a_series_and_leaves_the_checkout_applied(house, raw) -> None:
-    house.write_series({})
-    (house.patches / "lock").unlink()
-    applying.ensure_clone(house.toy, print)
-    put(house.clone / "engine.py", 4, "loss = mto.add(loss)")
-    (house.clone / "extra.py").write_text("new = 1\n")
-    raw(house.clone, "add", "extra.py")
+def test_first_export_makes_a_series_and_leaves_the_checkout_applied(work, raw) -> None:
+    work.write_series({})
+    (work.patches / "lock").unlink()
+    applying.ensure_clone(work.toy, print)
+    put(work.clone / "engine.py", 4, "loss = mto.add(loss)")
+    (work.clone / "extra.py").write_text("new = 1\n")
+    raw(work.clone, "add", "extra.py")
     with pytest.raises(RefusedError, match="needs a message"):
-        export(house.toy)
-    assert on_disk(house) == {}
-    done = export(house.toy, message=MESSAGE)
+        export(work.toy)
+    assert on_disk(work) == {}
+    done = export(work.toy, message=MESSAGE)
     assert done.written == ("0001-mto-add-the-loss.patch",)
-    assert patches(house) == {
+    assert patches(work) == {
         "0001-mto-add-the-loss.patch": {
             "engine.py": ["loss = mto.add(loss)"],
             "extra.py": ["new = 1"],
         }
     }
-    assert raw(house.clone, "status", "--porcelain") == ""
-    assert raw(house.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
-    assert raw(house.clone, "rev-parse", "HEAD") == done.lock.commit
-    status = house.mto("status", "toy", "--json")
+    assert raw(work.clone, "status", "--porcelain") == ""
+    assert raw(work.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
+    assert raw(work.clone, "rev-parse", "HEAD") == done.lock.commit
+    status = work.mto("status", "toy", "--json")
     assert status.returncode == 0, status.stdout + status.stderr
-    assert house.mto("revert", "toy").returncode == 0
-    assert house.mto("apply", "toy").returncode == 0
-    assert (house.clone / "extra.py").read_text() == "new = 1\n"
+    assert work.mto("revert", "toy").returncode == 0
+    assert work.mto("apply", "toy").returncode == 0
+    assert (work.clone / "extra.py").read_text() == "new = 1\n"
 
 
 def test_new_lines_go_to_the_named_layer_and_old_ones_stay(applied) -> None:
@@ -445,23 +445,23 @@ def test_hint_where_pin_and_lock_differ(authored, raw) -> None:
     assert lint(authored.home, "toy").problems == []
 
 
-def drop_the_last_patch(house) -> None:
-    (house.patches / "0004-deepspeed-engine.patch").unlink()
+def drop_the_last_patch(work) -> None:
+    (work.patches / "0004-deepspeed-engine.patch").unlink()
 
 
-def another_format(house) -> None:
-    lock = house.patches / "lock"
+def another_format(work) -> None:
+    lock = work.patches / "lock"
     lock.write_text(lock.read_text().replace('"format": 1', '"format": 9'))
 
 
-def another_tree(house) -> None:
-    lock = house.patches / "lock"
+def another_tree(work) -> None:
+    lock = work.patches / "lock"
     lock.write_text(lock.read_text().replace(json.loads(lock.read_text())["tree"], "1" * 40))
 
 
-def not_canonical(house) -> None:
-    named = [(file.name, file.read_bytes()) for file in house.toy.patch_files()]
-    house.write_series(
+def not_canonical(work) -> None:
+    named = [(file.name, file.read_bytes()) for file in work.toy.patch_files()]
+    work.write_series(
         {name: re.sub(rb"(@@ -1,0 \+2) @@", rb"\1 @@ class A:", data) for name, data in named}
     )
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,58 +13,20 @@ import pytest
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.status import status
 
-from .conftest import FILES, SERIES, House, make_house, raw_git, write
+from .conftest import FILES, SERIES, Workspace, make_repo, make_workspace, quiet, raw_git, write
 
 HOSTILE = """
-[apply]
-    whitespace = fix
-    ignoreWhitespace = change
-[core]
-    hooksPath = {hooks}
-    quotePath = true
-    fsmonitor = {hooks}/post-checkout
-    attributesFile = {hooks}/attributes
-[diff]
-    noprefix = true
-    mnemonicPrefix = true
-    external = /bin/false
-    interHunkContext = 9
-    context = 9
-    renames = copies
-    algorithm = patience
-    orderFile = {hooks}/attributes
-[color]
-    ui = always
-[commit]
-    gpgSign = true
-[gpg]
-    program = /bin/false
-[merge]
-    conflictStyle = diff3
-[status]
-    showUntrackedFiles = all
-    short = true
-    branch = true
-[log]
-    showSignature = true
-[init]
-    templateDir = {hooks}
-    defaultBranch = trunk
-    defaultObjectFormat = sha256
-[user]
-    useConfigOnly = true
-[submodule]
-    recurse = true
-[checkout]
-    guess = true
+apply.whitespace=fix apply.ignoreWhitespace=change core.hooksPath={hooks} core.quotePath=true
+core.fsmonitor={hooks}/post-checkout core.attributesFile={hooks}/attributes diff.noprefix=true
+diff.mnemonicPrefix=true diff.external=/bin/false diff.interHunkContext=9 diff.context=9
+diff.renames=copies diff.algorithm=patience diff.orderFile={hooks}/attributes color.ui=always
+commit.gpgSign=true gpg.program=/bin/false merge.conflictStyle=diff3 status.short=true
+status.showUntrackedFiles=all status.branch=true log.showSignature=true init.templateDir={hooks}
+init.defaultBranch=trunk init.defaultObjectFormat=sha256 user.useConfigOnly=true
+submodule.recurse=true checkout.guess=true
 """
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture
@@ -79,94 +39,81 @@ def hostile(tmp_path: Path) -> Path:
         (hooks / name).write_text(f"#!/bin/sh\ntouch {trace}\n")
         (hooks / name).chmod(0o755)
     (hooks / "attributes").write_text("*.py diff=x text eol=crlf\nmain.py\n")
-    (tmp_path / "gitconfig").write_text(HOSTILE.format(hooks=hooks))
+    lines = [setting.format(hooks=hooks).partition(".") for setting in HOSTILE.split()]
+    text = "".join(f"[{section}]\n\t{setting}\n" for section, _, setting in lines)
+    (tmp_path / "gitconfig").write_text(text)
     return trace
 
 
-def test_hostile_configuration(house: House, hostile: Path) -> None:
-    lock = read_lock(house.toy)
-    assert lock
-    apply(house.toy, quiet)
-    assert house.head_tree() == lock.tree
-    verify(house.toy, quiet)
-    assert status(house.toy, quiet).word == "applied"
-    write(house.clone, {"data.txt": "mine\n"})
-    revert(house.toy, quiet)
-    assert status(house.toy, quiet).edited == ["data.txt"]
+def test_hostile_configuration(work: Workspace, hostile: Path) -> None:
+    lock = work.lock
+    apply(work.toy, quiet)
+    assert work.head_tree() == lock.tree
+    verify(work.toy, quiet)
+    assert status(work.toy, quiet).word == "applied"
+    write(work.clone, {"data.txt": "mine\n"})
+    revert(work.toy, quiet)
+    assert status(work.toy, quiet).edited == ["data.txt"]
     assert not hostile.exists(), "a hook ran"
 
 
 def test_redirecting_variables(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inside a git hook or an alias of some other repository."""
-    lock = read_lock(house.toy)
-    other = tmp_path / "other"
-    other.mkdir()
-    raw_git(other, "init", "-q", ".")
-    raw_git(other, "commit", "-q", "--allow-empty", "-m", "other")
-    refs = raw_git(other, "for-each-ref")
+    lock, other = work.lock, tmp_path / "other"
+    make_repo(other, {})
+    refs, strange = raw_git(other, "for-each-ref"), other / ".git" / "strange-index"
+    variables = f"""
+        GIT_DIR={other}/.git GIT_COMMON_DIR={other}/.git GIT_WORK_TREE={other} GIT_NAMESPACE=x
+        GIT_OBJECT_DIRECTORY={other}/.git/objects GIT_INDEX_FILE={strange}
+        GIT_EXTERNAL_DIFF=/bin/false GIT_CONFIG_PARAMETERS='core.bare=true' GIT_CONFIG_COUNT=1
+        GIT_CONFIG_KEY_0=core.autocrlf GIT_CONFIG_VALUE_0=false GIT_LITERAL_PATHSPECS=1
+        GIT_AUTHOR_DATE=2001-01-01T00:00:00Z GIT_CEILING_DIRECTORIES=/ GIT_COMMITTER_NAME=other
+        GIT_DEFAULT_HASH=sha256
+        """
     with monkeypatch.context() as patch:
-        for name, value in {
-            "GIT_DIR": str(other / ".git"),
-            "GIT_WORK_TREE": str(other),
-            "GIT_INDEX_FILE": str(other / ".git" / "strange-index"),
-            "GIT_OBJECT_DIRECTORY": str(other / ".git" / "objects"),
-            "GIT_COMMON_DIR": str(other / ".git"),
-            "GIT_EXTERNAL_DIFF": "/bin/false",
-            "GIT_CONFIG_PARAMETERS": "'core.bare=true'",
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "core.autocrlf",
-            "GIT_CONFIG_VALUE_0": "false",
-            "GIT_NAMESPACE": "x",
-            "GIT_LITERAL_PATHSPECS": "1",
-            "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z",
-            "GIT_CEILING_DIRECTORIES": "/",
-            "GIT_COMMITTER_NAME": "other",
-            "GIT_DEFAULT_HASH": "sha256",
-        }.items():
-            patch.setenv(name, value)
-        run = house.mto("apply", "toy")
+        for variable in variables.split():
+            patch.setenv(*variable.split("=", 1))
+        run = work.mto("apply", "toy")
         assert run.returncode == 0, run.stderr
-        assert house.mto("status", "--expect", "applied").returncode == 0
-    assert lock
-    assert house.head_tree() == lock.tree
+        assert work.mto("status", "--expect", "applied").returncode == 0
+    assert work.head_tree() == lock.tree
     assert raw_git(other, "for-each-ref") == refs
     assert not (other / "main.py").exists()
-    assert not (other / ".git" / "strange-index").exists()
+    assert not strange.exists()
 
 
-def test_clone_of_a_user_with_autocrlf(house: House, tmp_path: Path) -> None:
+def test_clone_of_a_user_with_autocrlf(work: Workspace, tmp_path: Path) -> None:
     """CRLF stands in the files and LF in the blobs: that is no edit, and stays so."""
-    lock = read_lock(house.toy)
-    assert lock
+    lock = work.lock
     (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
     own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+    raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
     assert (own / "engine.py").read_bytes().startswith(b"line 1\r\n")
-    apply(house.toy, quiet, repo=own)
+    apply(work.toy, quiet, repo=own)
     assert (own / "engine.py").read_bytes().count(b"\r\n") == 23
     assert raw_git(own, "rev-parse", "HEAD^{tree}") == lock.tree
     assert raw_git(own, "status", "--porcelain") == ""
-    assert status(house.toy, quiet, repo=own).word == "applied"
-    verify(house.toy, quiet, repo=own)
+    assert status(work.toy, quiet, repo=own).word == "applied"
+    verify(work.toy, quiet, repo=own)
     with (own / "engine.py").open("ab") as stream:
         stream.write(b"mine\r\n")
-    assert status(house.toy, quiet, repo=own).edited == ["engine.py"]
+    assert status(work.toy, quiet, repo=own).edited == ["engine.py"]
     raw_git(own, "stash", "-q")
-    revert(house.toy, quiet, repo=own)
+    revert(work.toy, quiet, repo=own)
     assert raw_git(own, "status", "--porcelain") == ""
     assert (own / "engine.py").read_bytes() == FILES["engine.py"].replace("\n", "\r\n").encode()
 
 
 def test_our_own_clone_keeps_line_ends_whatever_the_user_likes(
-    house: House, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
     (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
-    apply(house.toy, quiet)
-    assert b"\r" not in (house.clone / "run.sh").read_bytes()
-    assert (house.clone / "crlf.py").read_bytes().count(b"\r\n") == 21
-    assert raw_git(house.clone, "status", "--porcelain") == ""
+    apply(work.toy, quiet)
+    assert b"\r" not in (work.clone / "run.sh").read_bytes()
+    assert (work.clone / "crlf.py").read_bytes().count(b"\r\n") == 21
+    assert raw_git(work.clone, "status", "--porcelain") == ""
 
 
 def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
@@ -181,73 +128,65 @@ def test_upstream_with_attributes_and_odd_names(tmp_path: Path) -> None:
         b'--- "a/\\303\\244 file.py"\n+++ "b/\\303\\244 file.py"\n@@ -1,0 +2 @@\n+mto\n'
         b"diff --git a/run.bat b/run.bat\n--- a/run.bat\n+++ b/run.bat\n@@ -1,0 +2 @@\n+mto\n"
     )
-    house = make_house(tmp_path, files, {"0001-mto-odd.patch": patch})
-    apply(house.toy, quiet)
-    assert (house.clone / "ä file.py").read_text() == "one\nmto\ntwo\n"
-    assert (house.clone / "run.bat").read_bytes() == b"one\r\nmto\r\ntwo\r\n"
-    assert status(house.toy, quiet).word == "applied"
-    verify(house.toy, quiet)
-    write(house.clone, {'a"quote\t.py': "mine\n", "ä file.py": "mine\n"})
-    assert status(house.toy, quiet).edited == ['a"quote\t.py', "ä file.py"]
-    raw_git(house.clone, "restore", ".")
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "status", "--porcelain") == ""
+    work = make_workspace(tmp_path, files, {"0001-mto-odd.patch": patch})
+    apply(work.toy, quiet)
+    assert (work.clone / "ä file.py").read_text() == "one\nmto\ntwo\n"
+    assert (work.clone / "run.bat").read_bytes() == b"one\r\nmto\r\ntwo\r\n"
+    assert status(work.toy, quiet).word == "applied"
+    verify(work.toy, quiet)
+    write(work.clone, {'a"quote\t.py': "mine\n", "ä file.py": "mine\n"})
+    assert status(work.toy, quiet).edited == ['a"quote\t.py', "ä file.py"]
+    raw_git(work.clone, "restore", ".")
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "status", "--porcelain") == ""
 
 
-def test_file_name_that_is_not_utf8(house: House) -> None:
+def test_file_name_that_is_not_utf8(work: Workspace) -> None:
     name = os.fsdecode(b"caf\xe9.py")
-    write(house.origin, {name: "one\n"})
-    raw_git(house.origin, "add", "-A")
-    raw_git(house.origin, "commit", "-q", "-m", "third")
-    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
-    toml = house.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, house.pin))
-    house.write_series(SERIES)
-    apply(house.toy, quiet)
-    write(house.clone, {name: "mine\n"})
-    assert status(house.toy, quiet).edited == [name]
+    work.commit_and_pin({name: "one\n"}, SERIES)
+    apply(work.toy, quiet)
+    write(work.clone, {name: "mine\n"})
+    assert status(work.toy, quiet).edited == [name]
     for command in (["status"], ["status", "--json"], ["verify", "toy"]):
-        run = house.mto(*command)
+        run = work.mto(*command)
         assert run.returncode == 1
         assert "caf" in run.stdout + run.stderr
         assert "Traceback" not in run.stderr
-    revert(house.toy, quiet)
-    assert (house.clone / name).read_text() == "mine\n"
+    revert(work.toy, quiet)
+    assert (work.clone / name).read_text() == "mine\n"
 
 
-def test_replaced_objects_do_not_count(house: House, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+def test_replaced_objects_do_not_count(work: Workspace, own: Path) -> None:
     first = raw_git(own, "rev-parse", "HEAD:engine.py")
     other = raw_git(own, "rev-parse", "HEAD:main.py")
-    apply(house.toy, quiet, repo=own)
+    apply(work.toy, quiet, repo=own)
     raw_git(own, "replace", first, other)
-    assert status(house.toy, quiet, repo=own).word == "applied"
-    revert(house.toy, quiet, repo=own)
+    assert status(work.toy, quiet, repo=own).word == "applied"
+    revert(work.toy, quiet, repo=own)
     assert (own / "engine.py").read_text() == FILES["engine.py"]
 
 
-def test_clone_folder_inside_another_repository(house: House) -> None:
+def test_clone_folder_inside_another_repository(work: Workspace) -> None:
     """`git apply` in such a folder skips everything and leaves with status 0."""
-    raw_git(house.home, "init", "-q", ".")
-    write(house.clone, FILES)
+    raw_git(work.home, "init", "-q", ".")
+    write(work.clone, FILES)
     with pytest.raises(CorruptError, match="not a clone of its own but a folder inside"):
-        apply(house.toy, quiet)
-    assert (house.clone / "main.py").read_text() == FILES["main.py"]
-    shutil.rmtree(house.clone)
-    apply(house.toy, quiet)  # the usual case: a clone of its own under upstream/, inside ours
-    assert status(house.toy, quiet).word == "applied"
+        apply(work.toy, quiet)
+    assert (work.clone / "main.py").read_text() == FILES["main.py"]
+    shutil.rmtree(work.clone)
+    apply(work.toy, quiet)  # the usual case: a clone of its own under upstream/, inside ours
+    assert status(work.toy, quiet).word == "applied"
 
 
-def test_no_git(house: House, tmp_path: Path) -> None:
+def test_no_git(work: Workspace, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for command in (["apply", "toy"], ["checkout", "toy"]):
-        run = house.mto(*command, PATH=str(tmp_path / "empty"))
+        run = work.mto(*command, PATH=str(tmp_path / "empty"))
         assert run.returncode == 3
         assert "there is no git on PATH" in run.stderr
         assert "Traceback" not in run.stderr
-    apply(house.toy, quiet)
-    run = house.mto("status", PATH=str(tmp_path / "empty"))
+    apply(work.toy, quiet)
+    run = work.mto("status", PATH=str(tmp_path / "empty"))
     assert run.returncode == 3
     assert "install git" in run.stderr
 
@@ -269,23 +208,23 @@ def may_write(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [".", ".git", ".git/mto", "sub"])
-def test_read_only_folder(house: House, where: str) -> None:
-    apply(house.toy, quiet)
-    revert(house.toy, quiet)
-    folder = house.clone / where
+def test_read_only_folder(work: Workspace, where: str) -> None:
+    apply(work.toy, quiet)
+    revert(work.toy, quiet)
+    folder = work.clone / where
     if not may_not_write(folder):
         pytest.skip("root here, and no chattr +i on this file system")
     try:
-        run = house.mto("apply", "toy")
+        run = work.mto("apply", "toy")
         assert run.returncode not in (0, 2)
         assert "Traceback" not in run.stderr
         assert "hint:" in run.stderr
     finally:
         may_write(folder)
-    assert status(house.toy, quiet).word in ("pristine", "applied")
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    apply(house.toy, quiet)
-    verify(house.toy, quiet)
+    assert status(work.toy, quiet).word in ("pristine", "applied")
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    apply(work.toy, quiet)
+    verify(work.toy, quiet)
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -296,108 +235,78 @@ def test_full_disk(tmp_path: Path) -> None:
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a tmpfs here")
     try:
-        house = make_house(tmp_path / "rest", FILES, SERIES)
+        work = make_workspace(tmp_path / "rest", FILES, SERIES)
         own = disk / "own"
-        raw_git(tmp_path, "clone", "-q", str(house.origin), str(own))
+        raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
         for left in (0, 8, 40, 60, 80, 100):  # KiB
             filler = disk / "filler"
             with filler.open("wb") as stream:
                 free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
                 stream.write(bytes(max(0, free - left * 1024)))
-            run = house.mto("apply", "toy", "--repo", str(own))
+            run = work.mto("apply", "toy", "--repo", str(own))
             filler.unlink()
             if run.returncode:
                 assert run.returncode == 3, run.stderr
                 assert "space" in run.stderr
                 assert "Traceback" not in run.stderr
-                assert status(house.toy, quiet, repo=own).word == "pristine"
-            apply(house.toy, quiet, repo=own)
-            verify(house.toy, quiet, repo=own)
-            revert(house.toy, quiet, repo=own)
+                assert status(work.toy, quiet, repo=own).word == "pristine"
+            apply(work.toy, quiet, repo=own)
+            verify(work.toy, quiet, repo=own)
+            revert(work.toy, quiet, repo=own)
             if not left:
                 assert run.returncode == 3
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_two_at_once(house: House) -> None:
+def test_two_at_once(work: Workspace) -> None:
     """Both end well: the second waits for the first."""
-    apply(house.toy, quiet)
-    revert(house.toy, quiet)
+    apply(work.toy, quiet)
+    revert(work.toy, quiet)
     command = [sys.executable, "-m", "mto_tools.cli", "apply", "toy"]
-    env = {**os.environ, **house.env}
+    env = {**os.environ, **work.env}
     runs = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for run in runs:
         _, err = run.communicate(timeout=120)
         assert run.returncode == 0, err
-    verify(house.toy, quiet)
+    verify(work.toy, quiet)
 
 
-def test_interrupt(house: House, tmp_path: Path) -> None:
-    """Ctrl-C while the files are staged: nothing has happened, and exit status 130.
-
-    A slow smudge filter holds git there until the signal has come.
-    """
-    lock = read_lock(house.toy)
-    apply(house.toy, quiet)
-    revert(house.toy, quiet)
-    (house.clone / ".git" / "info").mkdir(exist_ok=True)
-    (house.clone / ".git" / "info" / "attributes").write_text("main.py filter=slow\n")
-    reached = tmp_path / "reached"
-    raw_git(house.clone, "config", "filter.slow.smudge", f"touch {reached}; sleep 2; cat")
-    with subprocess.Popen(
-        [sys.executable, "-m", "mto_tools.cli", "apply", "toy"],
-        env={**os.environ, **house.env},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    ) as run:
-        while not reached.exists():
-            assert run.poll() is None
-            time.sleep(0.02)
-        os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
-        assert run.returncode == 130, err
-    assert lock
-    assert house.head_tree() == lock.base_tree
-    assert not list((house.clone / ".git").glob("*.lock"))
-    assert not list((house.clone / ".git" / "mto").glob("transaction*"))
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-
-
-def test_interrupt_after_the_decision_waits_for_the_end(house: House) -> None:
-    apply(house.toy, quiet)
+@pytest.mark.parametrize(
+    ("event", "word", "branch"),
+    [("subprocess.Popen", "checkout-index", "mto"), ("os.rename", "/main.py", "base")],
+)
+def test_interrupt(work: Workspace, event: str, word: str, branch: str) -> None:
+    """Ctrl-C while files are staged: nothing has happened; once it is decided: the step is done."""
+    apply(work.toy, quiet)
     program = (
         "import os, signal, sys\n"
         "def hook(event, args):\n"
-        "    if event == 'os.rename' and str(args[1]).endswith('/main.py'):\n"
+        f"    if event == {event!r} and {word!r} in str(args):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.addaudithook(hook)\n"
         "from mto_tools.cli import main\n"
         "main()\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program, "revert", "toy"],
-        env={**os.environ, **house.env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {**os.environ, **work.env}
+    command = [sys.executable, "-c", program, "revert", "toy"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 130, run.stderr
-    assert raw_git(house.clone, "symbolic-ref", "HEAD") == "refs/heads/base"
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    assert not list((house.clone / ".git" / "mto").glob("transaction*"))
+    assert raw_git(work.clone, "branch", "--show-current") == branch
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    assert not list((work.clone / ".git").glob("*.lock"))
+    assert not list((work.clone / ".git" / "mto").glob("transaction*"))
 
 
 def test_credentials_and_filters_see_their_variables(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only variables that redirect git are hidden, and only from git."""
     for name in ("GIT_TOKEN", "GIT_USERNAME", "GIT_ASKPASS", "GIT_LFS_SKIP_SMUDGE"):
         monkeypatch.setenv(name, "1")
     for name in ("GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_AUTHOR_NAME"):
         monkeypatch.setenv(name, str(tmp_path / "strange"))
-    git = Git(house.origin)
+    git = Git(work.origin)
     git.run("config", "alias.show-environment", "!env")
     seen = git.text("show-environment")
     for name in ("GIT_TOKEN", "GIT_USERNAME", "GIT_ASKPASS", "GIT_LFS_SKIP_SMUDGE"):
@@ -407,35 +316,35 @@ def test_credentials_and_filters_see_their_variables(
 
 
 @pytest.mark.parametrize("verb", ["apply", "status", "verify"])
-def test_git_s_own_reason_is_told(house: House, verb: str) -> None:
+def test_git_s_own_reason_is_told(work: Workspace, verb: str) -> None:
     """A clone that git cannot read is no missing clone."""
-    apply(house.toy, quiet)
-    raw_git(house.clone, "config", "core.repositoryformatversion", "1")
-    raw_git(house.clone, "config", "extensions.notYetKnown", "true")
-    run = house.mto(verb, "toy")
+    apply(work.toy, quiet)
+    raw_git(work.clone, "config", "core.repositoryformatversion", "1")
+    raw_git(work.clone, "config", "extensions.notYetKnown", "true")
+    run = work.mto(verb, "toy")
     assert run.returncode == 1
     assert "notyetknown" in (run.stdout + run.stderr).lower()
     assert "move this folder away" not in run.stderr
 
 
-def test_git_that_does_not_start(house: House, tmp_path: Path) -> None:
-    apply(house.toy, quiet)
+def test_git_that_does_not_start(work: Workspace, tmp_path: Path) -> None:
+    apply(work.toy, quiet)
     stub = tmp_path / "bin" / "git"
     stub.parent.mkdir()
     stub.write_text("#!/bin/sh\necho 'xcrun: error: no developer tools' >&2; exit 1\n")
     stub.chmod(0o755)
-    run = house.mto("status", PATH=f"{stub.parent}:{os.environ['PATH']}")
+    run = work.mto("status", PATH=f"{stub.parent}:{os.environ['PATH']}")
     assert run.returncode == 3
     assert "xcrun" in run.stderr
     assert "Traceback" not in run.stderr
 
 
 def test_git_answers_the_same_in_every_language(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LANG", "de_DE.UTF-8")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("LANGUAGE", "de")
-    assert "not a git repository" in Git(house.home).try_run("status")[2]
+    assert "not a git repository" in Git(work.home).try_run("status")[2]
     with pytest.raises(MissingError, match="there is no folder"):
-        Git(house.home / "nowhere").run("status")
+        Git(work.home / "nowhere").run("status")

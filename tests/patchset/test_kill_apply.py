@@ -16,7 +16,7 @@ from mto_tools.patchset.lock import Lock, load_series
 from mto_tools.patchset.status import status
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import House, raw_git, write
+from .conftest import Workspace, quiet, raw_git, write
 from .kill import run_killed
 
 pytestmark = [
@@ -27,10 +27,6 @@ EDITS = {"data.txt": "edited by me\n", "notes/untracked.txt": "mine\n", "out/run
 Verb = Callable[[Path], object]
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
 def run_apply(home: Path) -> object:
     return apply(load_upstream(home, "toy"), quiet)
 
@@ -39,46 +35,46 @@ def run_revert(home: Path) -> object:
     return revert(load_upstream(home, "toy"), quiet)
 
 
-def copy_of(house: House, root: Path) -> House:
-    """Return a copy of the house in which a round can be played."""
+def copy_of(work: Workspace, root: Path) -> Workspace:
+    """Return a copy of the workspace in which a round can be played."""
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(house.home, root, symlinks=True)
-    return House(root, house.origin, house.pin)
+    shutil.copytree(work.home, root, symlinks=True)
+    return Workspace(root, work.origin, work.pin)
 
 
-def check(house: House, lock: Lock) -> str:
+def check(work: Workspace, lock: Lock) -> str:
     """Assert that the clone is at base or result and nothing is lost; return which of the two."""
-    git_dir = house.clone / ".git"
+    git_dir = work.clone / ".git"
     left = [*git_dir.glob("*.lock"), *(git_dir / "refs").rglob("*.lock")]
     assert not [*left, *(git_dir / "mto").glob("transaction*")]
-    tree = house.head_tree()
+    tree = work.head_tree()
     assert tree in (lock.base_tree, lock.tree)
     expected = {" M data.txt", "A  staged.py", "?? notes/untracked.txt"}
-    found = raw_git(house.clone, "status", "--porcelain", "-uall").splitlines()
+    found = raw_git(work.clone, "status", "--porcelain", "-uall").splitlines()
     assert set(found) == expected
     for path, text in EDITS.items():
-        assert (house.clone / path).read_text() == text
-    tracked = raw_git(house.clone, "ls-files", "--", *lock.touched()).split()
-    blobs = raw_git(house.clone, "rev-parse", *(f"HEAD:{path}" for path in tracked))
-    assert raw_git(house.clone, "hash-object", "--no-filters", *tracked) == blobs
-    on = raw_git(house.clone, "symbolic-ref", "HEAD")
+        assert (work.clone / path).read_text() == text
+    tracked = raw_git(work.clone, "ls-files", "--", *lock.touched()).split()
+    blobs = raw_git(work.clone, "rev-parse", *(f"HEAD:{path}" for path in tracked))
+    assert raw_git(work.clone, "hash-object", "--no-filters", *tracked) == blobs
+    on = raw_git(work.clone, "symbolic-ref", "HEAD")
     assert on == ("refs/heads/base" if tree == lock.base_tree else "refs/heads/mto")
     return "base" if tree == lock.base_tree else "result"
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
-def test_killed_at_every_kind_of_moment(house: House, tmp_path: Path, verb: str) -> None:
+def test_killed_at_every_kind_of_moment(work: Workspace, tmp_path: Path, verb: str) -> None:
     run, end = (run_apply, "result") if verb == "apply" else (run_revert, "base")
     start = "base" if verb == "apply" else "result"
-    lock = load_series(house.toy).lock
-    run_apply(house.home)  # makes the clone, too
+    lock = load_series(work.toy).lock
+    run_apply(work.home)  # makes the clone, too
     if verb == "apply":
-        run_revert(house.home)
-    write(house.clone, {**EDITS, "staged.py": "staged\n"})
-    raw_git(house.clone, "add", "staged.py")
-    again = copy_of(house, tmp_path / "again")
+        run_revert(work.home)
+    write(work.clone, {**EDITS, "staged.py": "staged\n"})
+    raw_git(work.clone, "add", "staged.py")
+    again = copy_of(work, tmp_path / "again")
     total = run_killed(lambda: run(again.home), 0)
-    again = copy_of(house, tmp_path / "again")
+    again = copy_of(work, tmp_path / "again")
     after = run_killed(lambda: run(again.home), 0, decided=True)
     assert 10 < after < total
     # Before the decision nothing may happen; after it everything must.
@@ -86,7 +82,7 @@ def test_killed_at_every_kind_of_moment(house: House, tmp_path: Path, verb: str)
     rounds = [(at, False, start) for at in range(2, before, before // 5)]
     rounds += [(at, True, end) for at in range(1 + (verb == "apply"), after + 1, 2)]
     for number, (at, decided, expected) in enumerate(rounds):
-        again = copy_of(house, tmp_path / "again")
+        again = copy_of(work, tmp_path / "again")
         run_killed(lambda again=again: run(again.home), at, decided=decided)  # type: ignore[misc]
         status(again.toy, quiet)
         assert check(again, lock) == expected, (at, decided)
@@ -96,30 +92,30 @@ def test_killed_at_every_kind_of_moment(house: House, tmp_path: Path, verb: str)
             assert Git(again.clone).ok("fsck", "--connectivity-only", "--no-dangling")
 
 
-def test_killed_recovery(house: House, tmp_path: Path) -> None:
+def test_killed_recovery(work: Workspace, tmp_path: Path) -> None:
     """The recovery is killed again and again, one event later each time."""
-    lock = load_series(house.toy).lock
-    run_apply(house.home)
-    write(house.clone, {**EDITS, "staged.py": "staged\n"})
-    raw_git(house.clone, "add", "staged.py")
-    run_killed(lambda: run_revert(house.home), 1, decided=True)
+    lock = load_series(work.toy).lock
+    run_apply(work.home)
+    write(work.clone, {**EDITS, "staged.py": "staged\n"})
+    raw_git(work.clone, "add", "staged.py")
+    run_killed(lambda: run_revert(work.home), 1, decided=True)
     for at in range(2, 30, 3):
-        run_killed(lambda: status(load_upstream(house.home, "toy"), quiet), at)
-    status(house.toy, quiet)
-    assert check(house, lock) == "base"
+        run_killed(lambda: status(load_upstream(work.home, "toy"), quiet), at)
+    status(work.toy, quiet)
+    assert check(work, lock) == "base"
 
 
-def test_killed_checkout(house: House) -> None:
+def test_killed_checkout(work: Workspace) -> None:
     """There is a whole clone or none, and the next command makes one."""
 
     def run() -> None:
-        make_clone(load_upstream(house.home, "toy"), quiet)
+        make_clone(load_upstream(work.home, "toy"), quiet)
 
     total = run_killed(run, 0)
     for at in range(1, total + 1, max(1, total // 8)):
-        shutil.rmtree(house.clone, ignore_errors=True)
+        shutil.rmtree(work.clone, ignore_errors=True)
         run_killed(run, at)
-        make_clone(house.toy, quiet)
-        assert raw_git(house.clone, "status", "--porcelain") == ""
-        assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
-    apply(house.toy, quiet)
+        make_clone(work.toy, quiet)
+        assert raw_git(work.clone, "status", "--porcelain") == ""
+        assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
+    apply(work.toy, quiet)

@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class Ring:
-    """One scenario: a template house, the action, and the two states it may end in."""
+    """One scenario: a template workspace, the action, and the two states it may end in."""
 
     def __init__(self, template, root: Path, action: Callable[[Path], object], seed: int) -> None:
         self.template, self.root, self.action = template, root, action
@@ -93,18 +93,18 @@ def user_files(home: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small(house):
-    """A house with a small series, applied, and edits of the user's lying about."""
-    house.write_series({})
-    (house.patches / "lock").unlink()
-    applying.ensure_clone(house.toy, print)
-    (house.clone / "engine.py").write_text("import mto\n" + (house.clone / "engine.py").read_text())
-    export(house.toy, message=("one", "Why."))
-    (house.clone / "main.py").write_text("import x\n" + (house.clone / "main.py").read_text())
-    (house.clone / "notes.txt").write_text("the user's\n")
-    (house.clone / "out").mkdir()
-    (house.clone / "out/log.txt").write_text("the user's, ignored\n")
-    return house
+def small(work):
+    """A workspace with a small series, applied, and edits of the user's lying about."""
+    work.write_series({})
+    (work.patches / "lock").unlink()
+    applying.ensure_clone(work.toy, print)
+    (work.clone / "engine.py").write_text("import mto\n" + (work.clone / "engine.py").read_text())
+    export(work.toy, message=("one", "Why."))
+    (work.clone / "main.py").write_text("import x\n" + (work.clone / "main.py").read_text())
+    (work.clone / "notes.txt").write_text("the user's\n")
+    (work.clone / "out").mkdir()
+    (work.clone / "out/log.txt").write_text("the user's, ignored\n")
+    return work
 
 
 def test_killed_export(small, tmp_path, raw) -> None:
@@ -127,9 +127,9 @@ def test_killed_export(small, tmp_path, raw) -> None:
     ring.rounds(25, 2, check)
 
 
-def new_upstream(house, raw, text: str) -> None:
-    (house.origin / "engine.py").write_text(text)
-    raw(house.origin, "commit", "-qam", "upstream moves")
+def new_upstream(work, raw, text: str) -> None:
+    (work.origin / "engine.py").write_text(text)
+    raw(work.origin, "commit", "-qam", "upstream moves")
 
 
 def test_killed_upgrade(small, tmp_path, raw) -> None:

@@ -11,171 +11,156 @@ import pytest
 
 from mto_tools.errors import CorruptError, RefusedError
 from mto_tools.patchset.apply import apply, revert
-from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.checkout import ensure_clone
+from mto_tools.patchset.clone_state import BranchMove
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.status import status
 from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock, recover, replace_files
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import FILES, LINES, House, make_repo, patch_of, raw_git, write
+from .conftest import FILES, LINES, Workspace, make_repo, quiet, raw_git, write
 from .kill import run_killed
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
+def set_submodule(work: Workspace, commit: str) -> None:
+    raw_git(work.origin, "update-index", "--add", "--cacheinfo", f"160000,{commit},module")
 
 
-def move_pin(house: House, message: str) -> None:
-    """Pin the commit of what is staged in the origin, with a series of one patch."""
-    raw_git(house.origin, "commit", "-q", "-m", message)
-    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
-    toml = house.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, house.pin))
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
-
-
-def set_submodule(house: House, commit: str) -> None:
-    raw_git(house.origin, "update-index", "--add", "--cacheinfo", f"160000,{commit},module")
-
-
-def killed_revert(house: House, at: int = 1) -> None:
+def killed_revert(work: Workspace, at: int = 1) -> None:
     """Leave a clone as a revert does that is killed once its step is decided."""
-    apply(house.toy, quiet)
-    run_killed(lambda: revert(load_upstream(house.home, "toy"), quiet), at, decided=True)
-    assert (house.clone / ".git" / "mto" / "transaction").exists()
+    apply(work.toy, quiet)
+    run_killed(lambda: revert(load_upstream(work.home, "toy"), quiet), at, decided=True)
+    assert (work.clone / ".git" / "mto" / "transaction").exists()
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
 def test_nothing_is_written_through_a_linked_folder(
-    house: House, tmp_path: Path, verb: str
+    work: Workspace, tmp_path: Path, verb: str
 ) -> None:
-    (apply if verb == "revert" else ensure_clone)(house.toy, quiet)
+    (apply if verb == "revert" else ensure_clone)(work.toy, quiet)
     outside = tmp_path / "outside"
     write(outside, {"deep.py": LINES[:40]})  # the beginning of upstream's
-    shutil.rmtree(house.clone / "sub")
-    (house.clone / "sub").symlink_to(outside)
-    head = raw_git(house.clone, "rev-parse", "HEAD")
+    shutil.rmtree(work.clone / "sub")
+    (work.clone / "sub").symlink_to(outside)
+    head = raw_git(work.clone, "rev-parse", "HEAD")
     with pytest.raises(RefusedError, match=r"upstream/toy/sub, which is a link") as why:
-        (apply if verb == "apply" else revert)(house.toy, quiet)
-    assert why.value.hint.startswith(f"mv {house.clone / 'sub'} ")
-    assert raw_git(house.clone, "rev-parse", "HEAD") == head
+        (apply if verb == "apply" else revert)(work.toy, quiet)
+    assert why.value.hint.startswith(f"mv {work.clone / 'sub'} ")
+    assert raw_git(work.clone, "rev-parse", "HEAD") == head
     # done what the hint says, and the deleted files restored, it goes on
-    (house.clone / "sub").rename(tmp_path / "link")
-    raw_git(house.clone, "restore", "sub")
-    assert (apply if verb == "apply" else revert)(house.toy, quiet).changed
+    (work.clone / "sub").rename(tmp_path / "link")
+    raw_git(work.clone, "restore", "sub")
+    assert (apply if verb == "apply" else revert)(work.toy, quiet).changed
     assert {f.name: f.read_text() for f in outside.iterdir()} == {"deep.py": LINES[:40]}
 
 
 def test_a_link_that_came_after_the_kill_is_left_alone(
-    house: House, tmp_path: Path, said: list[str]
+    work: Workspace, tmp_path: Path, said: list[str]
 ) -> None:
     outside = tmp_path / "outside"
     write(outside, {"deep.py": LINES[:40]})
-    killed_revert(house)
-    shutil.rmtree(house.clone / "sub")
-    (house.clone / "sub").symlink_to(outside)
-    status(house.toy, said.append)
+    killed_revert(work)
+    shutil.rmtree(work.clone / "sub")
+    (work.clone / "sub").symlink_to(outside)
+    status(work.toy, said.append)
     assert any("sub/deep.py" in line for line in said)
     assert {f.name: f.read_text() for f in outside.iterdir()} == {"deep.py": LINES[:40]}
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
 
 
-def test_modes_do_not_count_where_git_ignores_them(house: House) -> None:
-    apply(house.toy, quiet)
-    raw_git(house.clone, "config", "core.fileMode", "false")
-    (house.clone / "engine.py").chmod(0o755)
-    assert status(house.toy, quiet).word == "applied"
-    assert revert(house.toy, quiet).changed
+def test_modes_do_not_count_where_git_ignores_them(work: Workspace) -> None:
+    apply(work.toy, quiet)
+    raw_git(work.clone, "config", "core.fileMode", "false")
+    (work.clone / "engine.py").chmod(0o755)
+    assert status(work.toy, quiet).word == "applied"
+    assert revert(work.toy, quiet).changed
 
 
 @pytest.mark.parametrize("edit", ["text", "mode", "folder", "deleted", "new"])
 def test_an_edit_between_kill_and_recovery_is_set_aside(
-    house: House, edit: str, said: list[str]
+    work: Workspace, edit: str, said: list[str]
 ) -> None:
-    killed_revert(house)
-    file = house.clone / "engine.py"
-    aside = house.clone / "engine.py.yours"
+    killed_revert(work)
+    file = work.clone / "engine.py"
+    aside = work.clone / "engine.py.yours"
     if edit == "text":
         file.write_text("mine\n")
     elif edit == "mode":
         file.chmod(0o755)
     elif edit == "new":
-        write(house.clone, {"ds.json": "mine\n"})  # which the revert removes
+        write(work.clone, {"ds.json": "mine\n"})  # which the revert removes
     else:
         file.unlink()
     if edit == "folder":
-        write(house.clone, {"engine.py/inside": "mine\n"})
-    status(house.toy, said.append)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+        write(work.clone, {"engine.py/inside": "mine\n"})
+    status(work.toy, said.append)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
     assert file.read_text() == FILES["engine.py"]
     if edit == "new":
-        assert (house.clone / "ds.json").read_text() == "mine\n"
+        assert (work.clone / "ds.json").read_text() == "mine\n"
     elif edit != "deleted":
         assert any("engine.py.yours" in line for line in said)
         mine = aside / "inside" if edit == "folder" else aside
         assert edit == "mode" or mine.read_text() == "mine\n"
-    assert raw_git(house.clone, "status", "--porcelain", "--untracked-files=no") == ""
+    assert raw_git(work.clone, "status", "--porcelain", "--untracked-files=no") == ""
 
 
-def test_who_moves_head_after_the_kill_is_left_there(house: House, said: list[str]) -> None:
-    killed_revert(house)
-    (house.clone / ".git" / "index.lock").unlink()
-    raw_git(house.clone, "switch", "-q", "-f", "-c", "mine")
-    raw_git(house.clone, "commit", "-q", "--allow-empty", "-m", "mine")
-    mine = raw_git(house.clone, "rev-parse", "HEAD")
-    status(house.toy, said.append)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == mine
-    assert raw_git(house.clone, "branch", "--show-current") == "mine"
-    assert raw_git(house.clone, "status", "--porcelain") == ""
+def test_who_moves_head_after_the_kill_is_left_there(work: Workspace, said: list[str]) -> None:
+    killed_revert(work)
+    (work.clone / ".git" / "index.lock").unlink()
+    raw_git(work.clone, "switch", "-q", "-f", "-c", "mine")
+    raw_git(work.clone, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = raw_git(work.clone, "rev-parse", "HEAD")
+    status(work.toy, said.append)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == mine
+    assert raw_git(work.clone, "branch", "--show-current") == "mine"
+    assert raw_git(work.clone, "status", "--porcelain") == ""
 
 
-def test_a_damaged_log_is_named(house: House) -> None:
-    killed_revert(house)
-    log = house.clone / ".git" / "mto" / "transaction" / "log.json"
+def test_a_damaged_log_is_named(work: Workspace) -> None:
+    killed_revert(work)
+    log = work.clone / ".git" / "mto" / "transaction" / "log.json"
     log.write_text("{")
     with pytest.raises(CorruptError, match="log.json") as caught:
-        revert(house.toy, quiet)
+        revert(work.toy, quiet)
     assert str(log.parent) in caught.value.hint
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_a_file_git_passes_over_is_refused(house: House, sparse: bool) -> None:
-    apply(house.toy, quiet)
+def test_a_file_git_passes_over_is_refused(work: Workspace, sparse: bool) -> None:
+    apply(work.toy, quiet)
     if sparse:
-        raw_git(house.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/engine.py")
-        assert not (house.clone / "engine.py").exists()
+        raw_git(work.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/engine.py")
+        assert not (work.clone / "engine.py").exists()
     else:
-        raw_git(house.clone, "update-index", "--skip-worktree", "engine.py")
+        raw_git(work.clone, "update-index", "--skip-worktree", "engine.py")
     with pytest.raises(RefusedError, match=r"skip-worktree.*: engine\.py") as why:
-        revert(house.toy, quiet)
-    raw_git(house.clone, *why.value.hint.split()[3:])
-    assert revert(house.toy, quiet).changed
+        revert(work.toy, quiet)
+    raw_git(work.clone, *why.value.hint.split()[3:])
+    assert revert(work.toy, quiet).changed
 
 
-def test_a_sparse_checkout_stays_sparse(house: House) -> None:
+def test_a_sparse_checkout_stays_sparse(work: Workspace) -> None:
     """It gets every file of the series, and no other one that it leaves out."""
-    ensure_clone(house.toy, quiet)
-    raw_git(house.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/ds.json", "!/data.txt")
+    ensure_clone(work.toy, quiet)
+    raw_git(work.clone, "sparse-checkout", "set", "--no-cone", "/*", "!/ds.json", "!/data.txt")
     for run in (apply, revert):
-        assert run(house.toy, quiet).changed
-        assert (house.clone / "ds.json").exists() == (run is apply)
-        assert not (house.clone / "data.txt").exists()
-        assert raw_git(house.clone, "status", "--porcelain") == ""
+        assert run(work.toy, quiet).changed
+        assert (work.clone / "ds.json").exists() == (run is apply)
+        assert not (work.clone / "data.txt").exists()
+        assert raw_git(work.clone, "status", "--porcelain") == ""
 
 
-def test_a_submodule_that_moves_with_the_pin(house: House) -> None:
-    set_submodule(house, house.pin)
-    move_pin(house, "third")
-    apply(house.toy, quiet)
-    set_submodule(house, raw_git(house.origin, "rev-parse", "HEAD"))
-    write(house.origin, {"later.py": "later\n"})
-    raw_git(house.origin, "add", "later.py")
-    move_pin(house, "fourth")
-    apply(house.toy, quiet)
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    assert status(house.toy, quiet).word == "applied"
+def test_a_submodule_that_moves_with_the_pin(work: Workspace) -> None:
+    set_submodule(work, work.pin)
+    work.commit_and_pin({})
+    apply(work.toy, quiet)
+    set_submodule(work, raw_git(work.origin, "rev-parse", "HEAD"))
+    work.commit_and_pin({"later.py": "later\n"})
+    apply(work.toy, quiet)
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    assert status(work.toy, quiet).word == "applied"
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -223,25 +208,23 @@ def test_a_second_edit_between_kill_and_recovery_is_kept_beside_the_first(tmp_pa
     assert (tmp_path / "file.yours.2").read_text() == "mine again"
 
 
-def test_a_file_system_without_hard_links(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", no_link)
-    apply(house.toy, quiet)
-    lock = house.clone / ".git" / "index.lock"
+    apply(work.toy, quiet)
+    lock = work.clone / ".git" / "index.lock"
     lock.touch()
     with pytest.raises(RefusedError, match="another git is at work"):
-        revert(house.toy, quiet)
+        revert(work.toy, quiet)
     assert lock.exists()
     lock.unlink()
-    revert(house.toy, quiet)
-    assert raw_git(house.clone, "rev-parse", "HEAD") == house.pin
+    revert(work.toy, quiet)
+    assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
 
 
-def test_git_directory_on_another_file_system(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_git_directory_on_another_file_system(work: Workspace, tmp_path: Path) -> None:
     """As with --separate-git-dir on another disk: a rename into the work tree fails."""
     own, other = tmp_path / "own", Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
@@ -249,11 +232,11 @@ def test_git_directory_on_another_file_system(
     git_dir = other / f"mto-test-{os.getpid()}"
     try:
         clone = ("clone", "-q", f"--separate-git-dir={git_dir}")
-        raw_git(tmp_path, *clone, str(house.origin), str(own))
-        apply(house.toy, quiet, repo=own)
+        raw_git(tmp_path, *clone, str(work.origin), str(own))
+        apply(work.toy, quiet, repo=own)
         assert raw_git(own, "status", "--porcelain") == ""
         assert raw_git(own, "branch", "--show-current") == "mto"
-        revert(house.toy, quiet, repo=own)
+        revert(work.toy, quiet, repo=own)
         assert raw_git(own, "status", "--porcelain") == ""
         assert raw_git(own, "branch", "--list", "mto") == ""
     finally:

@@ -11,25 +11,14 @@ from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.status import status
 
-from .conftest import House, make_repo, patch_of, raw_git, write
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
+from .conftest import ONE_PATCH, Workspace, make_repo, quiet, raw_git, write
 
 
 @pytest.fixture
-def own(house: House, tmp_path: Path) -> Path:
-    """A full clone at the pin, its branch main checked out."""
-    raw_git(tmp_path, "clone", "-q", f"file://{house.origin}", str(tmp_path / "own"))
-    return tmp_path / "own"
-
-
-@pytest.fixture
-def no_compat(house: House) -> House:
+def no_compat(work: Workspace) -> Workspace:
     """A series whose layer compat holds no patch, as that of mini."""
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
-    return house
+    work.write_series(ONE_PATCH)
+    return work
 
 
 def where(repo: Path) -> str:
@@ -39,58 +28,54 @@ def where(repo: Path) -> str:
     return f"{head} {raw_git(repo, 'rev-parse', 'HEAD')}\n{refs}\n{raw_git(repo, 'status')}"
 
 
-def go_on(house: House, own: Path) -> None:
+def go_on(work: Workspace, own: Path) -> None:
     """Pin a commit two further on, which the clone lacks, and commit something in the clone."""
     for message in ("third", "fourth"):
-        write(house.origin, {"big.bin": message})
-        raw_git(house.origin, "add", "-A")
-        raw_git(house.origin, "commit", "-q", "-m", message)
-    old, house.pin = house.pin, raw_git(house.origin, "rev-parse", "HEAD")
-    toml = house.patches / "upstream.toml"
-    toml.write_text(toml.read_text().replace(old, house.pin))
-    house.write_series({"0001-mto-loss.patch": patch_of("engine.py", (2, ["mto = 1"]))})
+        work.commit_and_pin({"big.bin": message})
     raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
 
 
 @pytest.mark.parametrize("kind", ["url", "path", "shallow", "incomplete"])
-def test_a_full_clone_stays_whole(house: House, own: Path, tmp_path: Path, kind: str) -> None:
+def test_a_full_clone_stays_whole(work: Workspace, own: Path, tmp_path: Path, kind: str) -> None:
     """It lacks the pin and has a commit of its own: refused, and the pin can still be merged."""
-    go_on(house, own)
-    source = str(house.origin)
+    go_on(work, own)
+    source = str(work.origin)
     if kind == "url":
-        source = f"file://{house.origin}"
+        source = f"file://{work.origin}"
     elif kind == "shallow":
         source = str(tmp_path / "shallow")
-        raw_git(tmp_path, "clone", "-q", "--depth=2", f"file://{house.origin}", source)
+        raw_git(tmp_path, "clone", "-q", "--depth=2", f"file://{work.origin}", source)
     elif kind == "incomplete":
-        blob = raw_git(house.origin, "rev-parse", "HEAD:big.bin")
-        (house.origin / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+        blob = raw_git(work.origin, "rev-parse", "HEAD:big.bin")
+        (work.origin / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
     with pytest.raises(RefusedError, match="expected the pin"):
-        apply(house.toy, quiet, repo=own, source=source)
+        apply(work.toy, quiet, repo=own, source=source)
     assert raw_git(own, "rev-parse", "--is-shallow-repository") == "false"
-    assert raw_git(own, "rev-list", "--count", house.pin) == "4"
+    assert raw_git(own, "rev-list", "--count", work.pin) == "4"
     if kind != "incomplete":
-        raw_git(own, "merge", "-q", "-m", "merged", house.pin)
+        raw_git(own, "merge", "-q", "-m", "merged", work.pin)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_source_whose_history_is_cut(house: House, own: Path, tmp_path: Path, depth: int) -> None:
+def test_a_source_whose_history_is_cut(
+    work: Workspace, own: Path, tmp_path: Path, depth: int
+) -> None:
     """Its end is marked, and what the clone had stays whole."""
     raw_git(own, "reset", "-q", "--hard", "HEAD~")
     raw_git(own, "update-ref", "-d", "refs/remotes/origin/HEAD")
     raw_git(own, "update-ref", "-d", "refs/remotes/origin/main")
     raw_git(own, "reflog", "expire", "--expire=now", "--all")
     raw_git(own, "gc", "-q", "--prune=now")
-    go_on(house, own)
+    go_on(work, own)
     source = str(tmp_path / "shallow")
-    raw_git(tmp_path, "clone", "-q", f"--depth={depth}", f"file://{house.origin}", source)
+    raw_git(tmp_path, "clone", "-q", f"--depth={depth}", f"file://{work.origin}", source)
     with pytest.raises(RefusedError, match="expected the pin"):
-        apply(house.toy, quiet, repo=own, source=source)
-    assert raw_git(own, "rev-list", "--count", house.pin) == "1"
+        apply(work.toy, quiet, repo=own, source=source)
+    assert raw_git(own, "rev-list", "--count", work.pin) == "1"
     assert raw_git(own, "rev-list", "--count", "HEAD") == "2"
 
 
-def test_revert_where_no_patch_was_applied(no_compat: House, own: Path) -> None:
+def test_revert_where_no_patch_was_applied(no_compat: Workspace, own: Path) -> None:
     """start and goal are one commit, and the branch to delete is the one HEAD is on."""
     raw_git(own, "switch", "-q", "--detach")
     before = where(own)
@@ -101,36 +86,39 @@ def test_revert_where_no_patch_was_applied(no_compat: House, own: Path) -> None:
     assert not revert(no_compat.toy, quiet, repo=own).changed
 
 
-@pytest.mark.parametrize("commits", [0, 1])
-def test_a_branch_mto_that_mto_did_not_make(house: House, own: Path, commits: int) -> None:
+@pytest.mark.parametrize(("commits", "on"), [(0, "mto"), (1, "mto"), (1, "main")])
+def test_a_branch_mto_that_mto_did_not_make(
+    work: Workspace, own: Path, commits: int, on: str
+) -> None:
     raw_git(own, "switch", "-q", "-c", "mto")
     for _ in range(commits):
         raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
+    raw_git(own, "switch", "-q", on)
     before = where(own)
     with pytest.raises(RefusedError, match="branch mto|expected the pin"):
-        apply(house.toy, quiet, repo=own)
-    if commits:
+        apply(work.toy, quiet, repo=own)
+    if commits and on == "mto":
         with pytest.raises(RefusedError, match="expected the pin"):
-            revert(house.toy, quiet, repo=own)
+            revert(work.toy, quiet, repo=own)
     else:
-        assert not revert(house.toy, quiet, repo=own).changed
+        assert not revert(work.toy, quiet, repo=own).changed
     assert where(own) == before
 
 
-def test_a_branch_mto_made_after_apply_was_refused(house: House, own: Path) -> None:
+def test_a_branch_mto_made_after_apply_was_refused(work: Workspace, own: Path) -> None:
     write(own, {"engine.py": "mine\n"})
     with pytest.raises(RefusedError, match="would overwrite"):
-        apply(house.toy, quiet, repo=own)
+        apply(work.toy, quiet, repo=own)
     raw_git(own, "switch", "-q", "-c", "mto")
     raw_git(own, "commit", "-q", "-a", "-m", "mine")
     before = where(own)
     with pytest.raises(RefusedError, match="expected the pin"):
-        revert(house.toy, quiet, repo=own)
+        revert(work.toy, quiet, repo=own)
     assert where(own) == before
 
 
 def test_own_commits_on_an_empty_layer_stay_on_the_branch(
-    no_compat: House, own: Path, said: list[str]
+    no_compat: Workspace, own: Path, said: list[str]
 ) -> None:
     apply(no_compat.toy, quiet, repo=own, through="compat")
     raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
@@ -145,54 +133,54 @@ def test_own_commits_on_an_empty_layer_stay_on_the_branch(
     assert raw_git(own, "rev-parse", "mto") == mine
 
 
-def test_hints_act_on_the_same_clone(house: House, own: Path, tmp_path: Path) -> None:
+def test_hints_act_on_the_same_clone(work: Workspace, own: Path, tmp_path: Path) -> None:
     spaced = tmp_path / "my clone"
     own.rename(spaced)
     write(spaced, {"engine.py": "mine\n"})
     with pytest.raises(RefusedError) as caught:
-        apply(house.toy, quiet, repo=spaced, through="mto")
+        apply(work.toy, quiet, repo=spaced, through="mto")
     assert caught.value.hint.endswith(f"mto apply toy --repo '{spaced}' --through mto")
     stash = shlex.split(caught.value.hint, comments=True)
     raw_git(spaced, *stash[3:])
-    apply(house.toy, quiet, repo=spaced, through="mto")
-    assert status(house.toy, quiet, repo=spaced).through == "mto"
+    apply(work.toy, quiet, repo=spaced, through="mto")
+    assert status(work.toy, quiet, repo=spaced).through == "mto"
     write(spaced, {"engine.py": "mine\n"})
     with pytest.raises(RefusedError) as caught:
-        revert(house.toy, quiet, repo=spaced)
+        revert(work.toy, quiet, repo=spaced)
     assert caught.value.hint.endswith(f"mto revert toy --repo '{spaced}'")
     with pytest.raises(MtoError) as edited:
-        verify(house.toy, quiet, repo=spaced)
+        verify(work.toy, quiet, repo=spaced)
     assert f"mto diff toy --repo '{spaced}'" in edited.value.hint
 
 
 @pytest.mark.parametrize("kind", ["submodule", "separate-git-dir", "linked"])
 def test_clones_whose_git_directory_is_elsewhere(
-    house: House, tmp_path: Path, kind: str, said: list[str]
+    work: Workspace, tmp_path: Path, kind: str, said: list[str]
 ) -> None:
     """The branch mto is made, used, and removed again, as in an ordinary clone."""
     repo = tmp_path / "super" / "dep"
     if kind == "submodule":
         make_repo(tmp_path / "super", {"main.py": "print()\n"})
         add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
-        raw_git(tmp_path / "super", *add, str(house.origin), "dep")
+        raw_git(tmp_path / "super", *add, str(work.origin), "dep")
     elif kind == "separate-git-dir":
         elsewhere = f"--separate-git-dir={tmp_path / 'git-dir'}"
-        raw_git(tmp_path, "clone", "-q", elsewhere, str(house.origin), str(repo))
+        raw_git(tmp_path, "clone", "-q", elsewhere, str(work.origin), str(repo))
     else:
-        raw_git(tmp_path, "clone", "-q", str(house.origin), str(tmp_path / "main"))
-        raw_git(tmp_path / "main", "worktree", "add", "-q", "--detach", str(repo), house.pin)
+        raw_git(tmp_path, "clone", "-q", str(work.origin), str(tmp_path / "main"))
+        raw_git(tmp_path / "main", "worktree", "add", "-q", "--detach", str(repo), work.pin)
     before = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
-    assert apply(house.toy, said.append, repo=repo).changed
+    assert apply(work.toy, said.append, repo=repo).changed
     assert raw_git(repo, "branch", "--show-current") == "mto"
-    assert not apply(house.toy, said.append, repo=repo).changed
-    assert status(house.toy, quiet, repo=repo).word == "applied"
-    assert revert(house.toy, said.append, repo=repo).changed
+    assert not apply(work.toy, said.append, repo=repo).changed
+    assert status(work.toy, quiet, repo=repo).word == "applied"
+    assert revert(work.toy, said.append, repo=repo).changed
     after = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
     assert after == before
     assert not said
 
 
-def test_a_partial_sparse_clone_lacks_nothing(no_compat: House, tmp_path: Path) -> None:
+def test_a_partial_sparse_clone_lacks_nothing(no_compat: Workspace, tmp_path: Path) -> None:
     for key in ("allowFilter", "allowAnySHA1InWant"):
         raw_git(no_compat.origin, "config", f"uploadpack.{key}", "true")
     own = tmp_path / "own"

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.apply import apply
-from mto_tools.patchset.checkout import ensure_clone, make_clone
-from mto_tools.patchset.embedded import embedded_commit
+from mto_tools.patchset.checkout import embedded_commit, ensure_clone, make_clone
 from mto_tools.patchset.git import Git, GitError
 from mto_tools.patchset.sources import find_source, hide
 from mto_tools.patchset.status import status
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
-from .conftest import House, raw_git, write
+from .conftest import Workspace, quiet, raw_git, write
 
 
-def clone_is_whole(house: House) -> bool:
-    raw_git(house.clone, "fsck", "--full", "--no-dangling")
+def clone_is_whole(work: Workspace) -> bool:
+    raw_git(work.clone, "fsck", "--full", "--no-dangling")
     return (
-        raw_git(house.clone, "rev-parse", "HEAD") == house.pin
-        and raw_git(house.clone, "status", "--porcelain") == ""
+        raw_git(work.clone, "rev-parse", "HEAD") == work.pin
+        and raw_git(work.clone, "status", "--porcelain") == ""
     )
 
 
@@ -37,9 +36,9 @@ def lose_object(repo: Path, revision: str) -> str:
     return oid
 
 
-def test_order_of_sources(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = house.toy
-    assert find_source(toy).value == str(house.origin)
+def test_order_of_sources(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = work.toy
+    assert find_source(toy).value == str(work.origin)
     monkeypatch.setenv("MTO_UPSTREAM_URL", "https://mirror/{owner}/{repo}-{name}.git")
     assert find_source(toy).value == "https://mirror/some/toy-toy.git"
     monkeypatch.setenv("MTO_UPSTREAM_URL_TOY", "git@host:{owner}/{repo}")
@@ -52,176 +51,146 @@ def test_order_of_sources(house: House, monkeypatch: pytest.MonkeyPatch) -> None
     "value",
     ["host:x.git", "me+ci@host:x.git", "[::1]:x.git", "[me@host:22]:x", "ssh://h/x", "ext::prog x"],
 )
-def test_every_form_of_a_url_that_git_takes(house: House, value: str) -> None:
-    assert find_source(house.toy, value).kind == "url"
+def test_every_form_of_a_url_that_git_takes(work: Workspace, value: str) -> None:
+    assert find_source(work.toy, value).kind == "url"
 
 
 @pytest.mark.parametrize("word", ["secret", "se@cret", "se:c@ret"])
-def test_a_password_is_never_shown(house: House, word: str) -> None:
-    shown = find_source(house.toy, f"https://me:{word}@host/some/toy.git").shown
+def test_a_password_is_never_shown(work: Workspace, word: str) -> None:
+    shown = find_source(work.toy, f"https://me:{word}@host/some/toy.git").shown
     assert shown == "https://***@host/some/toy.git"
     assert "secret" not in hide("fatal: unable to access 'https://me:sec@secret@host/x'")
 
 
-def test_a_bare_mirror_under_safe_bare_repository(house: House, tmp_path: Path) -> None:
-    mirror = tmp_path / "mirror.git"
-    raw_git(tmp_path, "clone", "-q", "--mirror", str(house.origin), str(mirror))
-    (tmp_path / "gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
-    make_clone(house.toy, lambda _: None, str(mirror))
-    assert clone_is_whole(house)
-
-
-def test_a_source_of_another_user_is_told_as_such(house: House, tmp_path: Path) -> None:
+def test_a_source_of_another_user_is_told_as_such(work: Workspace, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("needs root, to give files away")
     mirror = tmp_path / "my mirror.git"
-    raw_git(tmp_path, "clone", "-q", "--mirror", str(house.origin), str(mirror))
+    raw_git(tmp_path, "clone", "-q", "--mirror", str(work.origin), str(mirror))
     for file in [mirror, *mirror.rglob("*")]:
         os.chown(file, 12345, 12345)
     for source in (str(mirror), f"file://{mirror}"):
         with pytest.raises(MissingError, match="ownership") as caught:
-            make_clone(house.toy, lambda _: None, source)
+            make_clone(work.toy, quiet, source)
         assert shlex.split(caught.value.hint)[-1] == str(mirror)
-    write(house.home / "upstream" / "embedded" / "small", RECIPE)
-    raw_git(house.home, "init", "-q", ".")
-    os.chown(house.home, 12345, 12345)
+    write(work.home / "upstream" / "embedded" / "small", RECIPE)
+    raw_git(work.home, "init", "-q", ".")
+    os.chown(work.home, 12345, 12345)
     with pytest.raises(GitError, match="ownership"):
-        embedded_commit(house.home, embedded(house.home), Git(house.origin))
+        embedded_commit(embedded(work.home), Git(work.origin))
 
 
-def test_path_mirror_clone_and_template(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = house.home.parent / "mirrors" / "some" / "toy.git"
+def test_path_mirror_clone_and_template(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = work.home.parent / "mirrors" / "some" / "toy.git"
     mirror.parent.mkdir(parents=True)
-    raw_git(house.home, "clone", "-q", "--mirror", str(house.origin), str(mirror))
+    raw_git(work.home, "clone", "-q", "--mirror", str(work.origin), str(mirror))
     monkeypatch.setenv("MTO_UPSTREAM_URL", str(mirror.parents[1] / "{owner}" / "{repo}.git"))
-    make_clone(house.toy, lambda _: None)
-    assert clone_is_whole(house)
-    assert raw_git(house.clone, "config", "remote.origin.url") == str(house.origin)
-    assert raw_git(house.clone, "rev-list", "--count", "HEAD") == "1"  # shallow
+    make_clone(work.toy, quiet)
+    assert clone_is_whole(work)
+    assert raw_git(work.clone, "config", "remote.origin.url") == str(work.origin)
+    assert raw_git(work.clone, "rev-list", "--count", "HEAD") == "1"  # shallow
 
 
-def test_file_url(house: House) -> None:
-    make_clone(house.toy, lambda _: None, f"file://{house.origin}")
-    assert clone_is_whole(house)
-
-
-def test_server_that_refuses_unadvertised_objects(house: House) -> None:
+def test_server_that_refuses_unadvertised_objects(work: Workspace) -> None:
     """The pin is no tip, and protocol 0 gives tips only: the whole history is fetched then."""
-    write(house.origin, {"later.py": "later\n"})
-    raw_git(house.origin, "add", "-A")
-    raw_git(house.origin, "commit", "-q", "-m", "third")
-    config = house.home.parent / "gitconfig"
+    write(work.origin, {"later.py": "later\n"})
+    raw_git(work.origin, "add", "-A")
+    raw_git(work.origin, "commit", "-q", "-m", "third")
+    config = work.home.parent / "gitconfig"
     config.write_text("[protocol]\n\tversion = 0\n")
     with pytest.raises(subprocess.CalledProcessError):  # the premise
         subprocess.run(
-            ["git", "-C", str(house.home), "fetch-pack", f"file://{house.origin}", house.pin],
+            ["git", "-C", str(work.home), "fetch-pack", f"file://{work.origin}", work.pin],
             check=True,
             capture_output=True,
         )
-    make_clone(house.toy, lambda _: None, f"file://{house.origin}")
-    assert clone_is_whole(house)
-    assert raw_git(house.clone, "rev-list", "--count", "HEAD") == "2"
-    assert raw_git(house.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
+    make_clone(work.toy, quiet, f"file://{work.origin}")
+    assert clone_is_whole(work)
+    assert raw_git(work.clone, "rev-list", "--count", "HEAD") == "2"
+    assert raw_git(work.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
 
 
-def test_shallow_source(house: House) -> None:
-    shallow = house.home.parent / "shallow"
-    raw_git(house.home, "clone", "-q", "--depth=1", f"file://{house.origin}", str(shallow))
-    make_clone(house.toy, lambda _: None, str(shallow))
-    assert clone_is_whole(house)
+@pytest.mark.parametrize("kind", ["url", "bare", "shallow", "bundle", "shallow bundle"])
+def test_every_kind_of_source(work: Workspace, tmp_path: Path, kind: str) -> None:
+    """A bare mirror also where the user has safe.bareRepository = explicit."""
+    repo, url = tmp_path / "repo", f"file://{work.origin}"
+    more = ["--depth=1"] if "shallow" in kind else ["--mirror"]
+    raw_git(tmp_path, "clone", "-q", *more, url, str(repo))
+    (tmp_path / "gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
+    source = url if kind == "url" else str(repo)
+    if "bundle" in kind:
+        source = str(tmp_path / "toy.bundle")
+        there = ("-c", "safe.bareRepository=all", "bundle", "create", "-q", source, "--all")
+        raw_git(repo, *there)
+    make_clone(work.toy, quiet, source)
+    assert clone_is_whole(work)
 
 
-@pytest.mark.parametrize("deep", [True, False])
-def test_bundle(house: House, deep: bool) -> None:
-    bundle = house.home.parent / "toy.bundle"
-    repo = house.origin
-    if not deep:
-        repo = house.home.parent / "shallow"
-        raw_git(house.home, "clone", "-q", "--depth=1", f"file://{house.origin}", str(repo))
-    raw_git(repo, "bundle", "create", "-q", str(bundle), "--all")
-    make_clone(house.toy, lambda _: None, str(bundle))
-    assert clone_is_whole(house)
-
-
-def test_bundle_that_is_cut(house: House) -> None:
-    bundle = house.home.parent / "toy.bundle"
-    raw_git(house.origin, "bundle", "create", "-q", str(bundle), "--all")
+def test_bundle_that_is_cut(work: Workspace) -> None:
+    bundle = work.home.parent / "toy.bundle"
+    raw_git(work.origin, "bundle", "create", "-q", str(bundle), "--all")
     bundle.write_bytes(bundle.read_bytes()[:-100])
     with pytest.raises(CorruptError, match="cannot be used as a bundle") as caught:
-        make_clone(house.toy, lambda _: None, str(bundle))
+        make_clone(work.toy, quiet, str(bundle))
     assert "git bundle create" in caught.value.hint
-    assert not house.clone.exists()
+    assert not work.clone.exists()
 
 
-def test_source_without_the_pin(house: House, tmp_path: Path) -> None:
+def test_source_without_the_pin(work: Workspace, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     raw_git(other, "init", "-q", ".")
     raw_git(other, "commit", "-q", "--allow-empty", "-m", "another")
     for source in (str(other), f"file://{other}"):
-        with pytest.raises(MissingError, match=house.pin):
-            make_clone(house.toy, lambda _: None, source)
-    assert not house.clone.exists()
+        with pytest.raises(MissingError, match=work.pin):
+            make_clone(work.toy, quiet, source)
+    assert not work.clone.exists()
 
 
-def test_lost_blob_that_no_patch_touches(house: House, said: list[str]) -> None:
-    oid = lose_object(house.origin, "HEAD:data.txt")
-    apply(house.toy, said.append)
+def test_lost_blob_that_no_patch_touches(work: Workspace, said: list[str]) -> None:
+    oid = lose_object(work.origin, "HEAD:data.txt")
+    apply(work.toy, said.append)
     assert any("data.txt" in line and oid in line for line in said)
-    assert not (house.clone / "data.txt").exists()
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    found = status(house.toy, said.append)
+    assert not (work.clone / "data.txt").exists()
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    found = status(work.toy, said.append)
     assert (found.word, found.missing) == ("applied", ["data.txt"])
     assert "data.txt" in found.detail
     # layers get along with the hole
-    apply(house.toy, said.append, through="compat")
-    assert raw_git(house.clone, "status", "--porcelain") == ""
-    assert status(house.toy, said.append).word == "applied"
+    apply(work.toy, said.append, through="compat")
+    assert raw_git(work.clone, "status", "--porcelain") == ""
+    assert status(work.toy, said.append).word == "applied"
 
 
-def test_lost_blob_that_is_patched(house: House) -> None:
-    oid = lose_object(house.origin, "HEAD:engine.py")
+def test_lost_blob_that_is_patched(work: Workspace) -> None:
+    oid = lose_object(work.origin, "HEAD:engine.py")
     with pytest.raises(MissingError, match=f"engine.py, blob {oid}"):
-        ensure_clone(house.toy, lambda _: None)
-    assert not house.clone.exists()
+        ensure_clone(work.toy, quiet)
+    assert not work.clone.exists()
 
 
-def test_lost_tree(house: House) -> None:
-    lose_object(house.origin, "HEAD:sub")
+def test_lost_tree(work: Workspace) -> None:
+    lose_object(work.origin, "HEAD:sub")
     with pytest.raises((MissingError, CorruptError)):
-        ensure_clone(house.toy, lambda _: None)
-    assert not house.clone.exists()
+        ensure_clone(work.toy, quiet)
+    assert not work.clone.exists()
 
 
-def test_no_network(house: House) -> None:
-    run = house.mto("checkout", "toy", "--source", "http://me:secret@127.0.0.1:9/toy.git")
+def test_no_network(work: Workspace) -> None:
+    run = work.mto("checkout", "toy", "--source", "http://me:secret@127.0.0.1:9/toy.git")
     assert run.returncode == 3
     assert "secret" not in run.stderr
     assert "cannot fetch toy" in run.stderr
-    assert house.pin in run.stderr
+    assert work.pin in run.stderr
     for way in ("URL", "mirror", "bundle"):
         assert way in run.stderr
-    assert not house.clone.exists()
+    assert not work.clone.exists()
 
 
-def test_path_that_does_not_exist(house: House) -> None:
-    with pytest.raises(MissingError, match="neither a URL nor an existing path"):
-        find_source(house.toy, "/no/such/mirror")
-
-
-def test_folder_that_is_no_repository(house: House, tmp_path: Path) -> None:
+def test_folder_that_is_no_repository(work: Workspace, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
-    with pytest.raises(CorruptError, match="not a git repository"):
-        make_clone(house.toy, lambda _: None, str(tmp_path / "plain"))
-
-
-def test_killed_clone_leaves_nothing_that_hinders(house: House) -> None:
-    part = house.home / "upstream" / ".mto" / "toy"
-    (part / ".git").mkdir(parents=True)
-    (part / ".git" / "HEAD").write_text("half")
-    make_clone(house.toy, lambda _: None)
-    assert clone_is_whole(house)
-    assert not part.exists()
+    with pytest.raises(MissingError, match="not appear to be a git repository"):
+        make_clone(work.toy, quiet, str(tmp_path / "plain"))
 
 
 def embedded(home: Path, pin: str = "0" * 40) -> Upstream:
@@ -237,25 +206,25 @@ def embedded(home: Path, pin: str = "0" * 40) -> Upstream:
 RECIPE = {"main.py": "print()\n", "run.sh": "#!/bin/sh\n", "sub/a.py": "a\n", "sub-b.py": "b\n"}
 
 
-def test_embedded_commit_depends_on_content_only(house: House, tmp_path: Path) -> None:
+def test_embedded_commit_depends_on_content_only(work: Workspace, tmp_path: Path) -> None:
     """Not on umask, times, litter, the user's autocrlf, or mto being a git clone."""
-    folder = house.home / "upstream" / "embedded" / "small"
+    folder = work.home / "upstream" / "embedded" / "small"
     write(folder, RECIPE)
-    small = embedded(house.home)
-    objects = Git(house.origin)
-    oid = embedded_commit(house.home, small, objects)
-    assert raw_git(house.origin, "ls-tree", "-r", "--name-only", oid).split("\n") == sorted(RECIPE)
-    assert raw_git(house.origin, "ls-tree", oid, "run.sh").startswith("100755")
+    small = embedded(work.home)
+    objects = Git(work.origin)
+    oid = embedded_commit(small, objects)
+    assert raw_git(work.origin, "ls-tree", "-r", "--name-only", oid).split("\n") == sorted(RECIPE)
+    assert raw_git(work.origin, "ls-tree", oid, "run.sh").startswith("100755")
 
     for file in folder.rglob("*.*"):
         file.chmod(0o700)
     write(folder, {"__pycache__/main.pyc": "x", "sub/.pytest_cache/v": "x"})
     (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
-    assert embedded_commit(house.home, small, objects) == oid
+    assert embedded_commit(small, objects) == oid
 
-    raw_git(house.home, "init", "-q", ".")
+    raw_git(work.home, "init", "-q", ".")
     raw_git(
-        house.home,
+        work.home,
         "-c",
         "core.autocrlf=false",
         "add",
@@ -263,55 +232,44 @@ def test_embedded_commit_depends_on_content_only(house: House, tmp_path: Path) -
         *(f"upstream/embedded/small/{n}" for n in RECIPE),
     )
     write(folder, {"output.txt": "a run left this here"})
-    assert embedded_commit(house.home, small, objects) == oid
+    assert embedded_commit(small, objects) == oid
 
     write(folder, {"main.py": "print(1)\n"})
-    assert embedded_commit(house.home, small, objects) != oid
+    assert embedded_commit(small, objects) != oid
 
 
-def test_embedded_upstream_is_a_repository_of_its_own(house: House) -> None:
-    write(house.home / "upstream" / "embedded" / "small", RECIPE)
-    pin = embedded_commit(house.home, embedded(house.home), Git(house.origin))
-    git = ensure_clone(embedded(house.home, pin), lambda _: None)
+def test_embedded_upstream_is_a_repository_of_its_own(work: Workspace) -> None:
+    write(work.home / "upstream" / "embedded" / "small", RECIPE)
+    pin = embedded_commit(embedded(work.home), Git(work.origin))
+    git = ensure_clone(embedded(work.home, pin), quiet)
     assert raw_git(git.folder, "rev-parse", "HEAD") == pin
     assert (git.folder / "sub-b.py").read_text() == "b\n"
     assert raw_git(git.folder, "status", "--porcelain") == ""
 
 
-def test_embedded_recipe_that_was_changed(house: House) -> None:
-    folder = house.home / "upstream" / "embedded" / "small"
+def test_embedded_recipe_that_was_changed(work: Workspace) -> None:
+    folder = work.home / "upstream" / "embedded" / "small"
     write(folder, RECIPE)
-    pin = embedded_commit(house.home, embedded(house.home), Git(house.origin))
+    pin = embedded_commit(embedded(work.home), Git(work.origin))
     write(folder, {"main.py": "changed\r\n"})
-    found = embedded_commit(house.home, embedded(house.home), Git(house.origin))
+    found = embedded_commit(embedded(work.home), Git(work.origin))
     with pytest.raises(CorruptError, match=f"expected commit {pin}, found {found}") as caught:
-        ensure_clone(embedded(house.home, pin), lambda _: None)
+        ensure_clone(embedded(work.home, pin), quiet)
     assert "CRLF" in caught.value.message
     assert "mto upgrade small --to embedded --accept" in caught.value.hint
-    assert not (house.home / "upstream" / "small").exists()
+    assert not (work.home / "upstream" / "small").exists()
 
 
-def test_embedded_folder_that_is_gone(house: House) -> None:
+def test_embedded_folder_that_is_gone(work: Workspace) -> None:
     with pytest.raises(MissingError, match="no file in"):
-        ensure_clone(embedded(house.home), lambda _: None)
+        ensure_clone(embedded(work.home), quiet)
 
 
-def test_another_mto_is_cloning(house: House) -> None:
-    shop = house.home / "upstream" / ".mto"
+def test_another_mto_is_cloning(work: Workspace) -> None:
+    shop = work.home / "upstream" / ".mto"
     shop.mkdir(parents=True)
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(shop / "toy.lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as holder:
-        assert holder.stdout
-        holder.stdout.readline()
-        run = house.mto("checkout", "toy")
-        assert run.returncode == 4
-        assert "another mto is checking out toy" in run.stderr
-        assert holder.stdin
-        holder.stdin.close()
+    with (shop / "toy.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        run = work.mto("checkout", "toy")
+    assert run.returncode == 4
+    assert "another mto is checking out toy" in run.stderr

@@ -13,7 +13,7 @@ from mto_tools.errors import ConflictError, MissingError, RefusedError
 from mto_tools.patchset import apply as applying
 from mto_tools.patchset import transaction, upgrade
 from mto_tools.patchset.build import build_series
-from mto_tools.patchset.embedded import embedded_commit
+from mto_tools.patchset.checkout import embedded_commit
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import lint
@@ -38,22 +38,22 @@ def verdicts(rehearsal: Rehearsal) -> dict[str, str]:
     }
 
 
-def run(house, ref: str, source: str | None = None) -> Rehearsal:
-    with open_scratch(house.toy, mute, source) as scratch:
+def run(work, ref: str, source: str | None = None) -> Rehearsal:
+    with open_scratch(work.toy, mute, source) as scratch:
         return rehearse(scratch, ref)
 
 
-def accept(house, ref: str, source: str | None = None) -> None:
+def accept(work, ref: str, source: str | None = None) -> None:
     with (
-        transaction.series_lock(house.patches, mute),
-        open_scratch(house.toy, mute, source) as scratch,
+        transaction.series_lock(work.patches, mute),
+        open_scratch(work.toy, mute, source) as scratch,
     ):
         upgrade.upgrade(scratch, rehearse(scratch, ref), mute)
 
 
-def go_on(house) -> Lock:
-    with transaction.series_lock(house.patches, mute):
-        return upgrade.proceed(house.toy, mute)
+def go_on(work) -> Lock:
+    with transaction.series_lock(work.patches, mute):
+        return upgrade.proceed(work.toy, mute)
 
 
 def drop_markers(file: Path, *, middle: bool = True) -> None:
@@ -100,10 +100,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_verdicts_and_nothing_is_touched(moved) -> None:
-    house, commits = moved
-    applying.apply(house.toy, mute)
-    before = snapshot(house.home), snapshot(house.origin)
-    one = run(house, "v1")
+    work, commits = moved
+    applying.apply(work.toy, mute)
+    before = snapshot(work.home), snapshot(work.origin)
+    one = run(work, "v1")
     assert one.ok
     assert (one.ahead, one.behind) == (1, 0)
     assert verdicts(one) == {
@@ -119,13 +119,13 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     hunks = {hunk.after: hunk for hunk in one.steps[2].hunks if hunk.path == "engine.py"}
     assert hunks[9].now == ("engine.py", 13)
     assert (hunks[2].changed_around, hunks[9].changed_around) == (True, False)
-    two = run(house, "v2")
+    two = run(work, "v2")
     assert two.ok
     assert verdicts(two)["0002 sub/deep.py:5"] == "renamed"
     assert two.steps[1].hunks[0].now == ("lib/deep.py", 5)
     assert two.steps[1].hunks[0].note.startswith(f"removed by {commits['v2']}")
     assert "+Some licence" in two.licence["LICENSE"]
-    three = run(house, "v3")
+    three = run(work, "v3")
     assert not three.ok
     bad = {place: verdict for place, verdict in verdicts(three).items() if verdict != "clean"}
     assert bad == {
@@ -139,53 +139,53 @@ def test_verdicts_and_nothing_is_touched(moved) -> None:
     assert "mto.add()" in sides
     assert "line nine" not in json.dumps(three.as_dict()), "upstream text would be stored"
     assert three.as_dict()["licence"] == ["LICENSE"]
-    assert before == (snapshot(house.home), snapshot(house.origin))
+    assert before == (snapshot(work.home), snapshot(work.origin))
 
 
 def test_any_branch_tag_commit_fork_or_bundle(moved, raw, tmp_path) -> None:
-    house, commits = moved
+    work, commits = moved
     for ref in ("v1", commits["v1"], commits["v1"][:10], "main~2"):
-        assert run(house, ref).target == commits["v1"], ref
-    older = run(house, "v0~1")
+        assert run(work, ref).target == commits["v1"], ref
+    older = run(work, "v0~1")
     assert (older.ahead, older.behind) == (0, 1)
     assert {"gone"} == {v for k, v in verdicts(older).items() if "ds.json" not in k}
     with pytest.raises(MissingError, match="no branch, tag or commit 'nonsense'"):
-        run(house, "nonsense")
+        run(work, "nonsense")
     fork = tmp_path / "fork"
-    shutil.copytree(house.origin, fork)
+    shutil.copytree(work.origin, fork)
     raw(fork, "checkout", "-q", "-b", "theirs", "v1")
     raw(fork, "commit", "-q", "--allow-empty", "-m", "fork")
-    assert run(house, "theirs", str(fork)).ok
+    assert run(work, "theirs", str(fork)).ok
     raw(fork, "bundle", "create", "-q", str(tmp_path / "fork.bundle"), "--all")
-    assert run(house, "theirs", str(tmp_path / "fork.bundle")).ok
-    assert run(house, "theirs", fork.as_uri()).ok
+    assert run(work, "theirs", str(tmp_path / "fork.bundle")).ok
+    assert run(work, "theirs", fork.as_uri()).ok
 
 
 def test_accept_writes_pin_series_and_lock(moved, raw) -> None:
-    house, commits = moved
-    applying.apply(house.toy, mute)
-    toml = house.patches / "upstream.toml"
+    work, commits = moved
+    applying.apply(work.toy, mute)
+    toml = work.patches / "upstream.toml"
     toml.write_text("# ours\n" + toml.read_text() + "# kept\n")
-    (house.clone / "engine.py").write_text((house.clone / "engine.py").read_text() + "# mine\n")
-    accept(house, "v2")
+    (work.clone / "engine.py").write_text((work.clone / "engine.py").read_text() + "# mine\n")
+    accept(work, "v2")
     text = toml.read_text()
     assert text.startswith("# ours\n")
     assert text.endswith("# kept\n")
-    assert house.toy.pin == commits["v2"]
-    assert [patch.name for patch in read_series(house.toy)] == [
+    assert work.toy.pin == commits["v2"]
+    assert [patch.name for patch in read_series(work.toy)] == [
         "0001-compat-import.patch",
         "0002-compat-shim.patch",
         "0003-mto-loss.patch",
         "0004-deepspeed-engine.patch",
     ]
-    assert lint(house.home, "toy").problems == []
-    assert (house.clone / "engine.py").read_text().endswith("# mine\n")
-    assert json.loads(house.mto("status", "toy", "--json").stdout) != {}
-    raw(house.clone, "checkout", "-q", "--", "engine.py")
-    shutil.rmtree(house.origin)  # the accepted commit is in the clone already
-    done = house.mto("apply", "toy")
+    assert lint(work.home, "toy").problems == []
+    assert (work.clone / "engine.py").read_text().endswith("# mine\n")
+    assert json.loads(work.mto("status", "toy", "--json").stdout) != {}
+    raw(work.clone, "checkout", "-q", "--", "engine.py")
+    shutil.rmtree(work.origin)  # the accepted commit is in the clone already
+    done = work.mto("apply", "toy")
     assert done.returncode == 0, done.stderr
-    assert "shim = 1" in (house.clone / "lib/deep.py").read_text()
+    assert "shim = 1" in (work.clone / "lib/deep.py").read_text()
 
 
 def test_accept_to_where_it_is_changes_nothing(authored) -> None:
@@ -195,76 +195,76 @@ def test_accept_to_where_it_is_changes_nothing(authored) -> None:
 
 
 def test_a_conflict_is_resolved_by_a_person(moved) -> None:
-    house, commits = moved
-    before = snapshot(house.patches)
-    folder = upgrade.folder_of(house.toy)
+    work, commits = moved
+    before = snapshot(work.patches)
+    folder = upgrade.folder_of(work.toy)
     with pytest.raises(ConflictError, match=r"0001-compat-import.patch conflicts") as caught:
-        accept(house, "v3")
+        accept(work, "v3")
     assert "crlf.py is gone" in caught.value.message
     assert not (folder / "crlf.py").exists()
     assert "import compat" in (folder / "main.py").read_text()
     with pytest.raises(RefusedError, match="is under way"):
-        accept(house, "v1")
+        accept(work, "v1")
     with pytest.raises(ConflictError, match=r"0003-mto-loss.patch conflicts"):
-        go_on(house)
+        go_on(work)
     text = (folder / "engine.py").read_text()
     assert "|||||||" in text, "zdiff3 shows what it was"
     with pytest.raises(ConflictError, match=r"markers are left .*engine.py:\d+"):
-        go_on(house)
+        go_on(work)
     drop_markers(folder / "engine.py")
     good = (folder / "engine.py").read_text()
     (folder / "engine.py").write_text(good.replace("line nine, our anchor", "line 9"))
     with pytest.raises(NotAdditiveError, match=r"engine.py:13: upstream line 13 changed"):
-        go_on(house)
-    assert snapshot(house.patches) == before
+        go_on(work)
+    assert snapshot(work.patches) == before
     (folder / "engine.py").write_text(good)
-    lock = go_on(house)
-    assert house.toy.pin == lock.base_commit == commits["v3"]
+    lock = go_on(work)
+    assert work.toy.pin == lock.base_commit == commits["v3"]
     assert not folder.exists()
-    assert lint(house.home, "toy").problems == []
+    assert lint(work.home, "toy").problems == []
     # The same again: rerere remembers what the person did.
     for name, data in before.items():
         Path(name).write_bytes(data)
     with pytest.raises(ConflictError):
-        accept(house, "v3")
+        accept(work, "v3")
     with pytest.raises(ConflictError, match="0003"):
-        go_on(house)
+        go_on(work)
     assert (folder / "engine.py").read_text() == good
-    assert go_on(house) == lock
+    assert go_on(work) == lock
 
 
 def test_abort_forgets_and_nothing_else_changed(moved) -> None:
-    house, _ = moved
-    before = snapshot(house.patches)
+    work, _ = moved
+    before = snapshot(work.patches)
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        upgrade.abort(house.toy)
+        upgrade.abort(work.toy)
     with pytest.raises(ConflictError):
-        accept(house, "v3")
-    upgrade.abort(house.toy)
-    assert snapshot(house.patches) == before
+        accept(work, "v3")
+    upgrade.abort(work.toy)
+    assert snapshot(work.patches) == before
     with pytest.raises(MissingError, match="no upgrade of toy is under way"):
-        upgrade.proceed(house.toy, mute)
+        upgrade.proceed(work.toy, mute)
 
 
 def test_a_deleted_upstream_file_cannot_be_brought_back(moved, raw) -> None:
-    house, _ = moved
+    work, _ = moved
     text = "a line of upstream that is long enough\n" * 3
-    (house.origin / "crlf.py").write_text(text)
-    raw(house.origin, "add", "-A")
-    raw(house.origin, "commit", "-qm", "brings it back under another text")
+    (work.origin / "crlf.py").write_text(text)
+    raw(work.origin, "add", "-A")
+    raw(work.origin, "commit", "-qm", "brings it back under another text")
     with pytest.raises(ConflictError):
-        accept(house, "main")
-    folder = upgrade.folder_of(house.toy)
+        accept(work, "main")
+    folder = upgrade.folder_of(work.toy)
     (folder / "crlf.py").write_text(text)
     (folder / "copy.py").write_text(text)
     raw(folder, "add", "copy.py")
     for _ in range(2):  # refused as long as it is so
         with pytest.raises(RefusedError, match=r"would hold upstream text:\n  copy.py: a line"):
-            go_on(house)
+            go_on(work)
     (folder / "copy.py").unlink()
     with pytest.raises(ConflictError, match="0003"):
-        go_on(house)
-    assert house.toy.pin == house.pin
+        go_on(work)
+    assert work.toy.pin == work.pin
 
 
 def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
@@ -278,7 +278,7 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     shutil.copytree(authored.patches, folder)
     text = 'name = "own"\nsource = "embedded"\npath = "upstream/embedded/own"\npin = "'
     (folder / "upstream.toml").write_text(text + "0" * 40 + '"\n')
-    pin = embedded_commit(home, load_upstream(home, "own"), Git(home))
+    pin = embedded_commit(load_upstream(home, "own"), Git(home))
     (folder / "upstream.toml").write_text(text + pin + '"\n')
     named = [(file.name, file.read_bytes()) for file in load_upstream(home, "own").patch_files()]
     (folder / "lock").write_bytes(format_lock(build_series(Git(home), pin, named)))
@@ -287,7 +287,7 @@ def test_embedded_recipe_goes_along_with_its_folder(authored, raw) -> None:
     done = authored.mto("upgrade", "own", "--to", "embedded", "--accept")
     assert done.returncode == 0, done.stderr
     new = load_upstream(home, "own")
-    assert new.pin == embedded_commit(home, new, Git(home)) != pin
+    assert new.pin == embedded_commit(new, Git(home)) != pin
     applying.apply(new, mute)
     assert (home / "upstream/own/engine.py").read_text().startswith("# new\nline 1\n")
 
@@ -308,11 +308,11 @@ def test_an_old_git_is_named(authored, tmp_path, monkeypatch) -> None:
 
 
 def test_command_line(moved) -> None:
-    house, commits = moved
-    ok = house.mto("upgrade", "toy", "--to", "v1", "--json")
+    work, commits = moved
+    ok = work.mto("upgrade", "toy", "--to", "v1", "--json")
     assert ok.returncode == 0, ok.stderr
     assert json.loads(ok.stdout)["counts"]["moved"] == 1
-    bad = house.mto("upgrade", "toy", "--to", "v3")
+    bad = work.mto("upgrade", "toy", "--to", "v3")
     assert bad.returncode == ConflictError.exit_code
     assert "file renamed" in bad.stdout
     assert commits["v3"] in bad.stderr

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mto_tools.errors import CorruptError, MissingError, MtoError, RefusedError
-from mto_tools.patchset.branch_move import BranchMove
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.checkout import ensure_clone, open_clone
-from mto_tools.patchset.git import Git
-from mto_tools.patchset.local_edits import classify_files, edited_files
-from mto_tools.patchset.lock import Lock, Series, load_series, read_lock
-from mto_tools.patchset.locks import Say
-from mto_tools.patchset.switch import (
+from mto_tools.patchset.clone_state import (
     BASE,
     BRANCH,
+    BranchMove,
     checked_out_elsewhere,
     read_state,
-    switch,
     write_state,
 )
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.local_edits import edited_files, unlike
+from mto_tools.patchset.lock import Lock, Series, load_series, read_lock
+from mto_tools.patchset.locks import Say
+from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock
 from mto_tools.patchset.tree_diff import Version
 from mto_tools.upstreams.upstream import Upstream
@@ -30,21 +31,13 @@ from mto_tools.upstreams.upstream import Upstream
 
 @dataclass(frozen=True)
 class Outcome:
-    """The state a command left behind.
+    """The state a command left behind."""
 
-    Attributes:
-        name: Of the upstream.
-        repo: The clone.
-        commit: HEAD's commit.
-        tree: Its tree.
-        changed: False where there was nothing to do.
-    """
-
-    name: str
-    repo: str
-    commit: str
+    name: str  # of the upstream
+    repo: str  # the clone
+    commit: str  # where HEAD is
     tree: str
-    changed: bool
+    changed: bool  # False where there was nothing to do
 
 
 def apply(
@@ -74,11 +67,9 @@ def apply(
     verb = _command("apply", upstream, repo, through)
     with clone_lock(clone, say) as git:
         lock = rebuild(git, series, upstream.folder)
-        chosen = lock.through(through)
-        goal = chosen[-1].commit if chosen else lock.base_commit
-        commits = {patch.commit for patch in lock.patches}
+        goal = lock.commits[len(lock.through(through))]
         state = read_state(git)
-        ours = {*state.commits, *commits}
+        ours = {*state.commits, *lock.commits[1:]}
         _require_base(git, upstream, lock, ours, repo)
         branch, head = git.head()
         attach, refs = BRANCH, []
@@ -100,7 +91,7 @@ def apply(
             refs.append((BASE, lock.base_commit, base))
         if head not in ours - {lock.base_commit} and branch != BRANCH:
             state.original_ref, state.original_commit = branch, head
-        state.commits = list(dict.fromkeys([*state.commits, *sorted(commits)]))
+        state.commits = list(dict.fromkeys([*state.commits, *lock.commits[1:]]))
         changed = (branch, head) != (attach, goal)
         if changed:
             move = BranchMove(
@@ -109,7 +100,7 @@ def apply(
             switch(git, move, verb, say)
         elif state != read_state(git):
             write_state(git, state)
-        return Outcome(upstream.name, str(git.folder), goal, _tree(git, goal), changed)
+        return _outcome(upstream, git, goal, changed)
 
 
 def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome:
@@ -137,7 +128,7 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         if head not in applied and not on_top and not on_branch:
             if head not in (upstream.pin, base, state.original_commit):
                 raise _wrong_base(git, upstream, head)
-            return Outcome(upstream.name, str(git.folder), head, _tree(git, head), False)
+            return _outcome(upstream, git, head, False)
         attach = state.original_ref if git.resolve(state.original_ref or "-") else ""
         goal = git.resolve(attach) if attach else state.original_commit or upstream.pin
         if attach and checked_out_elsewhere(git, attach):
@@ -152,7 +143,7 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         refs = ((BRANCH, "", at),) if delete else ()
         move = BranchMove(str(git.folder), branch, head, attach, goal, refs, asdict(state))
         switch(git, move, verb, say)
-        return Outcome(upstream.name, str(git.folder), goal, _tree(git, goal), True)
+        return _outcome(upstream, git, goal, True)
 
 
 def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome:
@@ -166,39 +157,38 @@ def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
     with clone_lock(open_clone(upstream, repo), say) as git:
         lock = rebuild(git, series, upstream.folder)
         head = git.resolve("HEAD")
-        if head not in {lock.base_commit, *(patch.commit for patch in lock.patches)}:
+        if head not in lock.commits:
             raise _wrong_base(git, upstream, head)
-        edited = sorted({*edited_files(git), *unlike(git, lock, head)})
-        if edited:
+        if edited := edited_since(git, lock, head):
             raise MtoError(
                 f"{git.folder}: edited since: {', '.join(edited)}",
                 hint=f"mto {_command('diff', upstream, repo)} shows the edits; "
                 f"{git.command('stash', 'push', '--', *edited)} puts them aside",
             )
-        return Outcome(upstream.name, str(git.folder), head, _tree(git, head), True)
+        return _outcome(upstream, git, head, True)
 
 
 def diff(upstream: Upstream, *, repo: Path | None = None, stat: bool, color: bool) -> bytes:
     """Return what the checkout changes over the pin: a summary, then (without `stat`) a patch."""
     git = open_clone(upstream, repo)
-    shape = ["--stat"] if stat else ["--stat", "--patch"]
-    colored = "--color=always" if color else "--color=never"
-    flags = ("--no-ext-diff", "--no-textconv", colored)
+    shape = ["--stat", *([] if stat else ["--patch"]), f"--color={'always' if color else 'never'}"]
+    flags = ("--no-ext-diff", "--no-textconv")
     return git.run("diff", *shape, *flags, upstream.pin, "--", convert=True)
 
 
-def unlike(git: Git, lock: Lock, head: str) -> list[str]:
-    """Return touched files whose bytes are not those of `head`, whatever git's index believes."""
+def edited_since(git: Git, lock: Lock, head: str) -> list[str]:
+    """Return tracked files that differ from `head`, the base or the end of a patch.
+
+    Touched files are compared by their bytes, whatever git's index believes.
+    """
     expected: dict[str, list[Version | None]] = {
         f.path: [Version(f.before, f.mode) if f.before else None]
         for patch in reversed(lock.patches)  # the first one to touch a file knows its base
         for f in patch.touched
     }
-    for patch in lock.patches if head != lock.base_commit else ():
+    for patch in lock.patches[: lock.commits.index(head)]:
         expected |= {f.path: [Version(f.after, f.mode)] for f in patch.touched}
-        if patch.commit == head:
-            break
-    return sorted(path for path, found in classify_files(git, expected).items() if found < 0)
+    return sorted({*edited_files(git), *unlike(git, expected)})
 
 
 def _series(upstream: Upstream) -> Series:
@@ -213,25 +203,17 @@ def _series(upstream: Upstream) -> Series:
 
 def _command(verb: str, upstream: Upstream, repo: Path | None, through: str | None = None) -> str:
     """Return the command without `mto`, to repeat in a hint; it must act on the same clone."""
-    options = [
-        *(("--repo", str(repo)) if repo else ()),
-        *(("--through", through) if through else ()),
-    ]
-    return shlex.join([verb, upstream.name, *options])
+    at = ["--repo", str(repo)] if repo else []
+    return shlex.join([verb, upstream.name, *at, *(["--through", through] if through else [])])
 
 
 def _require_base(
     git: Git, upstream: Upstream, lock: Lock, ours: set[str], repo: Path | None
 ) -> None:
     head = git.resolve("HEAD")
-    if not head:
-        raise CorruptError(
-            f"{git.folder} has no commit checked out",
-            hint=git.command("switch", "--detach", upstream.pin),
-        )
     if head == lock.base_commit or head in ours:
         return
-    if _descends(git, head, ours):
+    if head and _descends(git, head, ours):
         raise RefusedError(
             f"{git.folder} has commits of yours on top of the series: HEAD is {head}",
             hint=f"mto {_command('export', upstream, repo)} takes them into the series; or "
@@ -243,7 +225,8 @@ def _require_base(
 
 def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
     return RefusedError(
-        f"{git.folder} is at {head}; expected the pin {upstream.pin} or a commit of the series",
+        f"{git.folder} is at {head or 'no commit'}; expected the pin {upstream.pin} or a commit of "
+        "the series",
         hint=f"{git.command('switch', '--detach', upstream.pin)}    # or, to move the series to "
         f"your commit: mto upgrade {upstream.name} --to {head}",
     )
@@ -251,11 +234,10 @@ def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
 
 def _commits(upstream: Upstream) -> set[str]:
     """Return the commits of the locked series; none where the lock is damaged."""
-    try:
-        lock = read_lock(upstream)
-    except MtoError:
-        return set()
-    return {patch.commit for patch in lock.patches} if lock else set()
+    with suppress(MtoError):
+        if lock := read_lock(upstream):
+            return {patch.commit for patch in lock.patches}
+    return set()
 
 
 def _descends(git: Git, head: str, commits: Iterable[str]) -> bool:
@@ -265,5 +247,6 @@ def _descends(git: Git, head: str, commits: Iterable[str]) -> bool:
     )
 
 
-def _tree(git: Git, commit: str) -> str:
-    return git.resolve(f"{commit}^{{tree}}")
+def _outcome(upstream: Upstream, git: Git, commit: str, changed: bool) -> Outcome:
+    tree = git.resolve(f"{commit}^{{tree}}")
+    return Outcome(upstream.name, str(git.folder), commit, tree, changed)

@@ -1,21 +1,30 @@
-"""Make the clone under `upstream/`, or open one the user made elsewhere."""
+"""Make the clone under `upstream/`, or open one the user made elsewhere.
+
+An embedded upstream is a folder of the mto clone, taken as a git commit of its own. That commit
+depends on the files' names and bytes only: not on the umask, the date, line-end settings, or on
+whether mto itself is a git clone or an unpacked archive.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mto_tools.errors import MissingError
-from mto_tools.patchset.embedded import require_pin
-from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, read_lock
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.patchset.clone_state import BASE, CloneState, write_state
+from mto_tools.patchset.git import Git, restore_command
+from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.locks import Say, hold
 from mto_tools.patchset.sources import fetch_commit, find_source, missing_files, source_hint
-from mto_tools.patchset.switch import BASE, CloneState, write_state
+from mto_tools.patchset.tree_diff import commit_tree, write_tree
 from mto_tools.upstreams.upstream import Upstream
+
+DATE = 1704067200  # of embedded commits: 2024-01-01T00:00:00Z
+_LITTER = ("__pycache__", ".git", ".DS_Store", "_cache", ".pyc", ".pyo", ".swp", "~")
 
 
 def clone_folder(upstream: Upstream, repo: Path | None) -> Path:
@@ -32,7 +41,7 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
         GitError: git cannot or will not read it.
     """
     folder = clone_folder(upstream, repo)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not _exists(folder):
         raise MissingError(
             f"{upstream.name} is not checked out: there is no {folder}",
             hint=f"mto checkout {upstream.name}",
@@ -42,10 +51,14 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
     return git
 
 
+def _exists(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def ensure_clone(
     upstream: Upstream, say: Say, repo: Path | None = None, source: str | None = None
 ) -> Git:
-    """Return the clone; make it under `upstream/` when it is missing.
+    """Return the clone, with the pin in it; make it under `upstream/` when it is missing.
 
     Raises:
         MissingError: No source gives the pin, or `repo` does not exist.
@@ -54,41 +67,23 @@ def ensure_clone(
     if repo is None and not _exists(upstream.checkout):
         make_clone(upstream, say, source)
     git = open_clone(upstream, repo)
-    ensure_pin(git, upstream, say, source)
+    if not git.resolve(f"{upstream.pin}^{{commit}}"):
+        _fetch_pin(git, upstream, say, source)
     return git
 
 
-def _exists(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def ensure_pin(git: Git, upstream: Upstream, say: Say, source: str | None = None) -> None:
-    """Bring the pinned commit into a clone that lacks it, e.g. after an upgrade."""
-    if not git.resolve(f"{upstream.pin}^{{commit}}"):
-        fetch_pin(git, upstream, say, source)
-
-
-def fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None = None) -> dict[str, str]:
-    """Bring the pinned commit into any repository, from wherever this upstream comes.
-
-    Returns:
-        Path to OID of files the source lacks and no patch touches.
-
-    Raises:
-        MissingError: The source cannot be reached, or lacks the pin or a file a patch touches.
-        CorruptError: An embedded recipe is not what was pinned.
-    """
+def _fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None) -> dict[str, str]:
+    """Bring the pin into a repository; return path to OID of files the source lacks."""
     if upstream.source == "embedded":
-        require_pin(upstream.home, upstream, git)
+        _require_pin(upstream, git)
         return {}
     found = find_source(upstream, source)
     say(f"{upstream.name}: fetching {upstream.pin} from {found.shown}")
     fetch_commit(git, found, upstream.pin, upstream)
     lost = missing_files(git, upstream.pin)
     lock = read_lock(upstream)
-    touched = (lock or Lock(upstream.pin, "")).touched()
     for path, oid in lost.items():
-        if path in touched:
+        if lock and path in lock.touched():
             raise MissingError(
                 f"{found.shown} ({found.origin}) lacks {path}, blob {oid}, which the series of "
                 f"{upstream.name} patches",
@@ -109,16 +104,14 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         if _exists(upstream.checkout):
             return  # another mto was faster
         git = Git(part)
-        git.run("init", "--quiet", "--template=", ".")
+        git.run("init", "--quiet", "--template=", "-b", BASE.rpartition("/")[2], ".")
         # A clone of our own holds the very bytes that were pinned, whatever the user's default.
         for key, value in (("autocrlf", "false"), ("eol", "lf"), ("attributesFile", os.devnull)):
             git.run("config", f"core.{key}", value)
         if upstream.url:
-            git.run("config", "remote.origin.url", upstream.url)
-            git.run("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
-        lost = fetch_pin(git, upstream, say, source)
+            git.run("remote", "add", "origin", upstream.url)
+        lost = _fetch_pin(git, upstream, say, source)
         git.run("update-ref", BASE, upstream.pin)
-        git.run("symbolic-ref", "HEAD", BASE)
         if lost:
             leave_out(git, list(lost))
         git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
@@ -132,14 +125,10 @@ def leave_out(git: Git, paths: list[str]) -> None:
     """Sparse checkout of everything but `paths`."""
     git.run("config", "core.sparseCheckout", "true")
     git.run("config", "core.sparseCheckoutCone", "false")
-    patterns = "".join(f"!/{_literal(path)}\n" for path in paths)
+    patterns = "".join("!/" + re.sub(r"[*?[\\]", r"\\\g<0>", path) + "\n" for path in paths)
     file = git.git_dir() / "info" / "sparse-checkout"
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"/*\n{patterns}", "utf-8", errors="surrogateescape")
-
-
-def _literal(path: str) -> str:
-    return "".join(f"\\{char}" if char in "*?[\\" else char for char in path)
 
 
 @contextmanager
@@ -156,3 +145,58 @@ def _half_made(upstream: Upstream) -> Iterator[Path]:
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def embedded_commit(upstream: Upstream, repo: Git) -> str:
+    """Write the blobs, tree and commit of an embedded recipe into `repo`; return the commit's OID.
+
+    A file that begins with `#!` is executable, every other one is not.
+
+    Args:
+        upstream: An upstream with source = "embedded".
+        repo: Any repository; gets objects, but no ref and no file.
+
+    Raises:
+        MissingError: The folder is missing or empty.
+    """
+    folder = upstream.home / upstream.path
+    names = _embedded_files(upstream, folder)
+    paths = "".join(f"{folder / name}\n" for name in names).encode("utf-8", "surrogateescape")
+    oids = repo.text("hash-object", "-w", "--no-filters", "--stdin-paths", input=paths).split()
+    entries = {}
+    for name, oid in zip(names, oids, strict=True):
+        with (folder / name).open("rb") as stream:
+            entries[name] = ("100755" if stream.read(2) == b"#!" else "100644", oid)
+    tree = write_tree(repo, "", entries)
+    return commit_tree(repo, tree, [], f"{upstream.name}: embedded recipe", DATE)
+
+
+def _embedded_files(upstream: Upstream, folder: Path) -> list[str]:
+    """Return the tracked files; all but caches where mto is no git clone, or none is tracked."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    paths = [file.relative_to(folder) for file in files]
+    names = {p.as_posix() for p in paths if not any(part.endswith(_LITTER) for part in p.parts)}
+    git = Git(upstream.home)
+    if names and git.is_toplevel():
+        listed = git.text("ls-files", "-z", "--full-name", "--", upstream.path).split("\0")
+        prefix = upstream.path.strip("/") + "/"
+        names = names & {name.removeprefix(prefix) for name in listed} or names
+    if not names:
+        raise MissingError(f"{upstream.name}: no file in {folder}", hint=restore_command(folder))
+    return sorted(names)
+
+
+def _require_pin(upstream: Upstream, repo: Git) -> None:
+    """Write an embedded recipe's commit into `repo` and compare it with the pin."""
+    found = embedded_commit(upstream, repo)
+    if found != upstream.pin:
+        folder = upstream.home / upstream.path
+        names = _embedded_files(upstream, folder)
+        crlf = [name for name in names if b"\r\n" in (folder / name).read_bytes()]
+        because = f"; {crlf[0]} has CRLF line ends" if crlf else ""
+        raise CorruptError(
+            f"{folder} differs from the pin in {upstream.folder / 'upstream.toml'}: "
+            f"expected commit {upstream.pin}, found {found}{because}",
+            hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
+            f"if not: {restore_command(folder)}",
+        )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mto_tools.home import find_home
 from mto_tools.patchset.lock import open_upstream
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 _COLORS = {"absent": "dim", "pristine": "cyan", "applied": "green"}
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Upstreams, e.g. mini simmim.")]
 Repo = Annotated[
-    Optional[Path],  # noqa: UP045  typer reads this at run time, on Python 3.10 as well
+    Path | None,
     typer.Option(help="A clone or linked work tree you made elsewhere.", metavar="PATH"),
 ]
 From = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--source", help="URL, local mirror or clone, or bundle to fetch from."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -39,14 +38,9 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel="Upstreams and their patches")(command)
 
 
-@functools.cache
-def _stderr() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
 def say(line: str) -> None:
     """Print one line for a person, on stderr."""
-    _stderr().print(_printable(line), markup=False)
+    typer.echo(_printable(line), err=True)
 
 
 def _printable(text: str) -> str:
@@ -62,6 +56,25 @@ def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
     return [open_upstream(home, name, say) for name in dict.fromkeys(names)]
 
 
+def _each(
+    run: Callable[..., Outcome],
+    names: list[str],
+    repo: Path | None,
+    as_json: bool,
+    changed: str,
+    unchanged: str = "",
+    **options: str | None,
+) -> None:
+    """Run a command on each upstream, say what was done and where, and print JSON if asked."""
+    outcomes = []
+    for upstream in upstreams(names, repo):
+        outcome = run(upstream, say, repo=repo, **options)
+        say(f"{outcome.name}: {changed if outcome.changed else unchanged} in {outcome.repo}")
+        outcomes.append(asdict(outcome))
+    if as_json:
+        typer.echo(json.dumps(outcomes, indent=2))
+
+
 def checkout(names: Names, source: From = None) -> None:
     """Clone upstreams at their pins, unpatched."""
     from mto_tools.patchset.checkout import ensure_clone
@@ -74,7 +87,7 @@ def checkout(names: Names, source: From = None) -> None:
 def apply(
     names: Names,
     through: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help=f"Last layer to apply: {', '.join(LAYERS)}.", metavar="LAYER"),
     ] = None,
     repo: Repo = None,
@@ -86,34 +99,23 @@ def apply(
 
     if through is not None and through not in LAYERS:
         raise typer.BadParameter(f"one of {', '.join(LAYERS)}", param_hint="--through")
-    outcomes = []
-    for upstream in upstreams(names, repo):
-        outcomes.append(run(upstream, say, through=through, repo=repo, source=source))
-        layers = f" through layer {through}" if through else ""
-        _say_outcome(outcomes[-1], f"applied{layers}", f"already applied{layers}")
-    _print_outcomes(outcomes, as_json)
+    layers = f" through layer {through}" if through else ""
+    done = (f"applied{layers}", f"already applied{layers}")
+    _each(run, names, repo, as_json, *done, through=through, source=source)
 
 
 def revert(names: Names, repo: Repo = None, as_json: Json = False) -> None:
     """Go back to where the clone was before apply."""
     from mto_tools.patchset.apply import revert as run
 
-    outcomes = []
-    for upstream in upstreams(names, repo):
-        outcomes.append(run(upstream, say, repo=repo))
-        _say_outcome(outcomes[-1], "reverted", "nothing to revert")
-    _print_outcomes(outcomes, as_json)
+    _each(run, names, repo, as_json, "reverted", "nothing to revert")
 
 
 def verify(names: Names, repo: Repo = None, as_json: Json = False) -> None:
     """Build the series again; compare patches, lock, trees, commits and work tree."""
     from mto_tools.patchset.apply import verify as run
 
-    outcomes = []
-    for upstream in upstreams(names, repo):
-        outcomes.append(run(upstream, say, repo=repo))
-        _say_outcome(outcomes[-1], "patches, lock, trees, commits and work tree agree", "")
-    _print_outcomes(outcomes, as_json)
+    _each(run, names, repo, as_json, "patches, lock, trees, commits and work tree agree")
 
 
 def diff(
@@ -132,12 +134,12 @@ def diff(
 
 def status(
     names: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="[NAME...]", help="Upstreams; all of them by default."),
     ] = None,
     repo: Repo = None,
     expect: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Exit 1 unless each one named is in this state.", metavar="WORD"),
     ] = None,
     verbose: Annotated[
@@ -159,18 +161,16 @@ def status(
     wanted = upstreams(names or upstream_names(find_home()), repo)
     found = [look(upstream, say, repo=repo) for upstream in wanted]
     if as_json:
-        typer.echo(json.dumps([_as_dict(state) for state in found], indent=2))
+        states = [{**asdict(state), "good": state.good} for state in found]
+        typer.echo(json.dumps(states, indent=2))
     else:
         _print_status(found, verbose)
     if not all(s.word == expect and not s.series if expect else s.good for s in found):
         raise typer.Exit(1)
 
 
-def _as_dict(state: Status) -> dict[str, Any]:
-    return {**asdict(state), "good": state.good}
-
-
 def _print_status(found: list[Status], verbose: bool) -> None:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -194,12 +194,3 @@ def _print_status(found: list[Status], verbose: bool) -> None:
     if not console.is_terminal:
         console.width = 400  # a pipe has no right margin
     console.print(table)
-
-
-def _say_outcome(outcome: Outcome, changed: str, unchanged: str) -> None:
-    say(f"{outcome.name}: {changed if outcome.changed else unchanged} in {outcome.repo}")
-
-
-def _print_outcomes(outcomes: list[Outcome], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))

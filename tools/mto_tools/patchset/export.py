@@ -7,9 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, RefusedError
-from mto_tools.patchset.branch_move import BranchMove
 from mto_tools.patchset.build import apply_patch, build_series, rebuild
 from mto_tools.patchset.checkout import open_clone
+from mto_tools.patchset.clone_state import (
+    BRANCH,
+    BranchMove,
+    checked_out_elsewhere,
+    read_state,
+    require_free_name,
+)
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.line_owners import split_edit
 from mto_tools.patchset.local_edits import edited_tree, untracked
@@ -17,7 +23,6 @@ from mto_tools.patchset.lock import Lock, format_lock, load_series, lock_path
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.parser import parse, read_header, read_series
 from mto_tools.patchset.series import Patch, file_name, message_problem, render
-from mto_tools.patchset.switch import BRANCH, checked_out_elsewhere, read_state, require_free_name
 from mto_tools.patchset.transaction import clone_lock, replace_files, series_lock
 from mto_tools.patchset.tree_diff import file_patches
 from mto_tools.upstreams.upstream import LAYERS, Upstream

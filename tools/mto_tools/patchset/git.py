@@ -21,7 +21,6 @@ from mto_tools.errors import CorruptError, MissingError, MtoError
 if TYPE_CHECKING:
     from git.cmd import Git as GitPython
 
-OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 OLDEST = (2, 31)  # rev-parse --path-format; `mto upgrade` asks for 2.38 itself
 
 # Results never depend on these; last on the command line wins over every configuration file.
@@ -45,6 +44,7 @@ _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_DEFAULT_HASH": "sha1",  # of what we init; pins and locks are SHA-1
     "GIT_NO_REPLACE_OBJECTS": "1",  # a pin is the object of that name, not a stand-in
+    "GIT_OPTIONAL_LOCKS": "0",  # reading changes nothing
 }
 # These variables name another repository, index, format or identity. All others stay: credentials,
 # proxies, and the variables a user's own filters, helpers and hooks read.
@@ -55,19 +55,13 @@ _REDIRECTING = re.compile(
     r"(LITERAL|GLOB|NOGLOB|ICASE)_PATHSPECS|EXTERNAL_DIFF|DIFF_OPTS|ATTR_SOURCE|TEMPLATE_DIR|"
     r"DEFAULT_REF_FORMAT|REFLOG_ACTION|INTERNAL_\w+|TEST_\w+|(AUTHOR|COMMITTER)_\w+)"
 )
-HINT_DISK = "free some disk space, then run the command again"
 _HINT_NO_GIT = (
     "install git 2.31 or newer and see that it is on PATH; without root: conda install git"
 )
 
 
 class GitError(MtoError):
-    """git itself failed; `stderr` holds its own words."""
-
-    def __init__(self, message: str, *, hint: str = "", rc: int = 1, stderr: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.rc = rc
-        self.stderr = stderr
+    """git itself failed; the message holds its own words."""
 
 
 @contextmanager
@@ -130,10 +124,7 @@ class Git:
         # -C although cwd is given: GitPython falls back to its own cwd where it may not enter.
         command = ["git", "-C", str(self.folder)]
         command += [word for setting in settings for word in ("-c", setting)] + list(args)
-        full_env = {**_ENVIRONMENT, **self.env}
-        if args and args[0] in _READING:
-            full_env["GIT_OPTIONAL_LOCKS"] = "0"
-        full_env.update(env or {})
+        full_env = {**_ENVIRONMENT, **self.env, **(env or {})}
         with clean_environment(), tempfile.TemporaryFile() as stdin:
             if input is not None:
                 stdin.write(input)
@@ -240,9 +231,6 @@ class Git:
         return self.text("symbolic-ref", "--quiet", "HEAD", check=False), self.resolve("HEAD")
 
 
-_READING = frozenset({"status", "diff", "diff-files", "diff-index", "ls-files", "rev-parse"})
-
-
 def _gitpython() -> tuple[type[GitPython], type[Exception]]:
     """Import GitPython, which takes 0.2 s and starts git.
 
@@ -273,22 +261,18 @@ def hide(text: str) -> str:
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
-def is_disk_full(err: str) -> bool:
-    """Whether git's words mean that the disk, or the user's share of it, is full."""
-    return any(w in err for w in ("No space left", "Disk quota exceeded", "Out of diskspace"))
-
-
 def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError:
     """Turn git's own words into our error, keeping them."""
     words = hide(" ".join(err.split())) or f"status {rc}"
     what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
-    if is_disk_full(err):
-        return MissingError(what, hint=HINT_DISK)
-    hint = ""
-    if "dubious ownership" in err:
-        hint = f"git config --global --add safe.directory {shlex.quote(str(folder))}"
-    elif ".lock': File exists" in err:
-        hint = "wait for the git that is at work in this clone; if none is, remove the lock file"
-    elif "Permission denied" in err or "Read-only file system" in err:
-        hint = f"see that you may write in {folder}"
-    return GitError(what, hint=hint, rc=rc, stderr=err)
+    if any(w in err for w in ("No space left", "Disk quota exceeded", "Out of diskspace")):
+        return MissingError(what, hint="free some disk space, then run the command again")
+    trust = f"git config --global --add safe.directory {shlex.quote(str(folder))}"
+    busy = "wait for the git that is at work in this clone; if none is, remove the lock file"
+    hints = {
+        "dubious ownership": trust,
+        ".lock': File exists": busy,
+        "Permission denied": f"see that you may write in {folder}",
+        "Read-only file system": f"see that you may write in {folder}",
+    }
+    return GitError(what, hint=next((hint for w, hint in hints.items() if w in err), ""))

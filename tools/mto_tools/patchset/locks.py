@@ -6,9 +6,8 @@ import fcntl
 import os
 import shlex
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,19 +89,6 @@ def _take_name(marker: Path, lock: Path) -> None:
         marker.replace(lock)
 
 
-def clear_stale_ref_locks(git: Git, refs: Iterable[str]) -> None:
-    """Remove the locks that a killed git left on refs; a living git is done within a second."""
-    folders = {git.common_dir(), git.git_dir()}
-    names = {"HEAD", "packed-refs", *refs}
-    locks = [folder / f"{name}.lock" for folder in folders for name in names]
-    seen = {lock: lock.stat().st_ino for lock in locks if lock.exists()}
-    if seen:
-        time.sleep(1)
-    for lock, inode in seen.items():
-        if lock.exists() and lock.stat().st_ino == inode:
-            lock.unlink()
-
-
 def private(git: Git) -> Path:
     """Our folder in the clone's git directory; made when missing."""
     folder = git.git_dir() / "mto"
@@ -126,15 +112,9 @@ def write_file(file: Path, data: bytes) -> None:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait until the step is done; git, in the same group, still feels it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    """Let Ctrl-C wait until the step is done, for the git processes it starts as well."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

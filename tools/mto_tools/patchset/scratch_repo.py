@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.patchset.checkout import open_clone
-from mto_tools.patchset.embedded import DATE, embedded_commit
+from mto_tools.patchset.checkout import DATE, embedded_commit, open_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.locks import Say
@@ -62,7 +61,7 @@ class Scratch:
         name, source = self.upstream.name, self.source
         if source is None:
             if ref == "embedded":
-                return embedded_commit(self.upstream.home, self.upstream, self.git)
+                return embedded_commit(self.upstream, self.git)
             found = self.git.resolve(f"{ref}^{{commit}}") if re.fullmatch(OID, ref) else ""
         elif source.kind == "repository":
             found = _in_repository(Git(source.value), ref)
@@ -160,7 +159,7 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
     """
     embedded = upstream.source == "embedded"
     if embedded:
-        embedded_commit(upstream.home, upstream, git)
+        embedded_commit(upstream, git)
         lock = read_lock(upstream)
         if lock and git.resolve(f"{lock.base_tree}^{{tree}}"):
             commit_tree(git, lock.base_tree, [], f"{upstream.name}: embedded recipe", DATE)

@@ -21,17 +21,11 @@ VARIABLE = "MTO_UPSTREAM_URL"
 
 @dataclass(frozen=True)
 class Source:
-    """A place to fetch from.
+    """A place to fetch from."""
 
-    Attributes:
-        value: URL or path, template fields filled in.
-        origin: Who named it, for messages.
-        kind: "url", "repository" (a local one) or "bundle".
-    """
-
-    value: str
-    origin: str
-    kind: str
+    value: str  # URL or path, template fields filled in
+    origin: str  # who named it, for messages
+    kind: str  # "url", "repository" (a local one) or "bundle"
 
     @property
     def shown(self) -> str:
@@ -50,18 +44,15 @@ def source_hint(upstream: Upstream) -> str:
     )
 
 
-def variable_of(upstream: Upstream) -> str:
-    """Name of the environment variable for one upstream, e.g. MTO_UPSTREAM_URL_SIMMIM."""
-    return f"{VARIABLE}_{re.sub('[^A-Z0-9]', '_', upstream.name.upper())}"
-
-
 def find_source(upstream: Upstream, option: str | None = None) -> Source:
     """Say where to fetch from: the option, the variable of this upstream, the general one, the URL.
+
+    The variable of simmim is MTO_UPSTREAM_URL_SIMMIM.
 
     Raises:
         MissingError: The value is neither a URL nor an existing path.
     """
-    own = variable_of(upstream)
+    own = f"{VARIABLE}_{re.sub('[^A-Z0-9]', '_', upstream.name.upper())}"
     candidates = [
         (option, "--source"),
         (os.environ.get(own), own),
@@ -72,11 +63,9 @@ def find_source(upstream: Upstream, option: str | None = None) -> Source:
     owner, _, repo = upstream.repository.partition("/")
     for key, text in (("owner", owner), ("repo", repo), ("name", upstream.name)):
         value = value.replace(f"{{{key}}}", text)
-    path = Path(value).expanduser()
-    if path.is_file():
-        return Source(str(path.absolute()), origin, "bundle")
-    if path.is_dir():
-        return Source(str(path.absolute()), origin, "repository")
+    path = Path(value).expanduser().absolute()
+    if path.exists():
+        return Source(str(path), origin, "repository" if path.is_dir() else "bundle")
     if re.match(r"[^/]+:", value):  # as git tells them: a colon before the first slash
         return Source(value, origin, "url")
     raise MissingError(
@@ -92,11 +81,17 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
 
     Raises:
         MissingError: The source cannot be reached, or does not hold the commit.
-        CorruptError: The source is no repository or bundle, or breaks off.
+        CorruptError: The bundle is none, or breaks off.
     """
     if source.kind == "bundle":
-        _from_bundle(git, source, upstream)
-    elif source.kind == "repository" and (lost := _lost_objects(source, commit, upstream)):
+        rc, _, err = git.try_run("bundle", "unbundle", source.value)
+        if rc:
+            raise CorruptError(
+                f"{source.shown} ({source.origin}) cannot be used as a bundle for "
+                f"{upstream.name}: {' '.join(err.split())}",
+                hint=f"make it again: git bundle create {upstream.name}.bundle --all",
+            )
+    elif source.kind == "repository" and (lost := missing_objects(Git(source.value), commit)):
         _from_incomplete(git, source, commit, lost)
     else:
         _by_oid(git, source, commit, upstream)
@@ -145,31 +140,7 @@ def _may_be_cut(git: Git) -> bool:
     return empty or (git.common_dir() / "shallow").exists()
 
 
-def _from_bundle(git: Git, source: Source, upstream: Upstream) -> None:
-    rc, _, err = git.try_run("bundle", "unbundle", source.value)
-    if rc:
-        raise CorruptError(
-            f"{source.shown} ({source.origin}) cannot be used as a bundle for {upstream.name}: "
-            f"{' '.join(err.split())}",
-            hint=f"make it again: git bundle create {upstream.name}.bundle --all",
-        )
-
-
-def _lost_objects(source: Source, commit: str, upstream: Upstream) -> set[str]:
-    """Objects of the commit which a local repository names but does not hold."""
-    mirror = Git(source.value)
-    rc, _, err = mirror.try_run("rev-parse", "--git-dir")
-    if "not a git repository" in err:
-        raise CorruptError(
-            f"{source.shown} ({source.origin}) is not a git repository",
-            hint=source_hint(upstream),
-        )
-    if rc:
-        return set()  # the fetch tells why
-    return set(missing_objects(mirror, commit))
-
-
-def _from_incomplete(git: Git, source: Source, commit: str, lost: set[str]) -> None:
+def _from_incomplete(git: Git, source: Source, commit: str, lost: list[str]) -> None:
     """Copy what a local repository does hold; a fetch would give up at the first lost object."""
     mirror = Git(source.value)
     walk = ("--no-walk",) if _may_be_cut(git) or _may_be_cut(mirror) else ()

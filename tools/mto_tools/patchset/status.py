@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MtoError
-from mto_tools.patchset.apply import unlike
+from mto_tools.patchset.apply import edited_since
 from mto_tools.patchset.checkout import clone_folder
+from mto_tools.patchset.clone_state import read_state
 from mto_tools.patchset.git import Git, GitError
-from mto_tools.patchset.local_edits import classify_files, edited_files
+from mto_tools.patchset.local_edits import edited_files, unlike
 from mto_tools.patchset.lock import Lock, load_series, read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import missing_files
-from mto_tools.patchset.switch import read_state
 from mto_tools.patchset.transaction import clone_lock, interrupted
 from mto_tools.patchset.tree_diff import Version
 from mto_tools.upstreams.upstream import LAYERS, Upstream
@@ -34,34 +34,19 @@ PATIENCE = 3.0  # seconds to wait for a command that is under way; it is nearly 
 
 @dataclass
 class Status:
-    """How one upstream's clone stands.
+    """How one upstream's clone stands; `layers` are in the checkout, off until a run asks."""
 
-    Attributes:
-        name: Of the upstream.
-        word: One of `WORDS`.
-        repo: The clone.
-        through: Last layer that is applied; "" for none.
-        head: HEAD's commit.
-        pin: The base that is expected.
-        detail: The reason for the word.
-        edited: Tracked files that differ from HEAD.
-        missing: Files left out because the source lacked them.
-        series: The fault of patches or lock; "" for nothing.
-        inserted: Lines the series inserts, by layer.
-        layers: Layers whose code is in the checkout. Each is off until a run turns it on.
-    """
-
-    name: str
-    word: str
-    repo: str
-    pin: str
-    through: str = ""
-    head: str = ""
-    detail: str = ""
-    edited: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    series: str = ""
-    inserted: dict[str, int] = field(default_factory=dict)
+    name: str  # of the upstream
+    word: str  # one of WORDS
+    repo: str  # the clone
+    pin: str  # the base that is expected
+    through: str = ""  # last layer that is applied
+    head: str = ""  # commit
+    detail: str = ""  # the reason for the word
+    edited: list[str] = field(default_factory=list)  # tracked files that differ from HEAD
+    missing: list[str] = field(default_factory=list)  # files left out: the source lacked them
+    series: str = ""  # the fault of patches or lock
+    inserted: dict[str, int] = field(default_factory=dict)  # lines of the series by layer
     layers: list[str] = field(default_factory=list)
 
     @property
@@ -116,18 +101,15 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
         return
     known = read_state(git).missing
     found.missing = sorted(known)
-    lost = set(missing_files(git, found.head)) - known.keys()
-    if lost:
+    if lost := set(missing_files(git, found.head)) - known.keys():
         found.word, found.detail = INCOMPLETE, f"objects are missing: {', '.join(sorted(lost))}"
         return
-    level = found.head if found.head in {p.commit for p in lock.patches} else lock.base_commit
-    on_top = found.word == EDITED
-    hidden = [] if on_top else unlike(git, lock, level)
-    found.edited = sorted({*edited_files(git), *hidden})
-    if found.edited and not on_top:
-        mixed = _mixed(git, lock, found.edited)
+    if found.word == EDITED:  # by commits on top of the series
+        found.edited = sorted(edited_files(git))
+    elif edited := edited_since(git, lock, found.head):
+        found.edited, mixed = edited, _mixed(git, lock, edited)
         found.word = PARTLY if mixed else EDITED
-        found.detail = f"{'of another stage' if mixed else 'edited'}: {_few(mixed or found.edited)}"
+        found.detail = f"{'of another stage' if mixed else 'edited'}: {_few(mixed or edited)}"
     if unfinished:
         found.word, found.detail = PARTLY, unfinished
     elif not found.detail and found.missing:
@@ -171,8 +153,8 @@ def _mixed(git: Git, lock: Lock, edited: list[str]) -> list[str]:
         for file in patch.touched:
             before = Version(file.before, file.mode) if file.before else None
             stages.setdefault(file.path, {before}).add(Version(file.after, file.mode))
-    which = classify_files(git, {path: list(stages.get(path, set())) for path in edited})
-    return [path for path in edited if which[path] >= 0]
+    other = unlike(git, {path: stages.get(path, set()) for path in edited})
+    return [path for path in edited if path not in other]
 
 
 def _few(names: list[str]) -> str:

@@ -2,67 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mto_tools.errors import MtoError, RefusedError
-from mto_tools.patchset.branch_move import STATE, BranchMove
+from mto_tools.patchset.clone_state import BranchMove, index_copy, require_free_name
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.local_edits import SUBMODULE, require_unmodified
-from mto_tools.patchset.locks import Say, private, write_file
-from mto_tools.patchset.transaction import commit_staged, fingerprint, staging
+from mto_tools.patchset.local_edits import (
+    SUBMODULE,
+    blocking_parent,
+    edited_files,
+    file_version,
+    unlike,
+)
+from mto_tools.patchset.locks import Say, private
+from mto_tools.patchset.transaction import replace_staged
 from mto_tools.patchset.tree_diff import Change, changes
 
-BRANCH = "refs/heads/mto"
-BASE = "refs/heads/base"  # only in clones that mto made
-
-
-@dataclass
-class CloneState:
-    """The facts about a clone that are kept between commands, in `.git/mto/state`.
-
-    Attributes:
-        created_by_mto: mto made this clone; its branch `base` is ours to move.
-        original_ref: Branch the user was on before apply; "" for a detached HEAD.
-        original_commit: Commit the user was at.
-        owns_branch: mto made the branch `mto`, and may delete it.
-        commits: Commits that mto put there: pins of clones it made, and commits of series.
-        missing: Path to OID of files the source lacked.
-    """
-
-    created_by_mto: bool = False
-    original_ref: str = ""
-    original_commit: str = ""
-    owns_branch: bool = False
-    commits: list[str] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
-
-
-def read_state(git: Git) -> CloneState:
-    """Return the facts kept about the clone; a fresh record where there are none."""
-    try:
-        return CloneState(**json.loads((git.git_dir() / "mto" / STATE).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return CloneState()
-
-
-def write_state(git: Git, state: CloneState) -> None:
-    """Keep the facts about the clone."""
-    write_file(private(git) / STATE, json.dumps(asdict(state), indent=1).encode())
-
-
-def checked_out_elsewhere(git: Git, ref: str) -> bool:
-    """Whether another work tree of the same repository has `ref` checked out."""
-    common = git.common_dir()
-    for folder in [common, *(common / "worktrees").glob("*")]:
-        if folder.resolve() != git.git_dir().resolve():
-            there = git.with_env(GIT_DIR=str(folder))
-            if there.text("symbolic-ref", "--quiet", "HEAD", check=False) == ref:
-                return True
-    return False
+_TWICE = "staged, and edited since"
 
 
 def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
@@ -85,53 +44,31 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
         # A submodule is a repository of its own. git makes its folder, and leaves it alone then.
         if SUBMODULE not in (change.old_mode, change.new_mode) or change.before is None
     ]
-    before = {change.path: fingerprint(git.folder / change.path) for change in files}
-    require_unmodified(git, files, verb)
+    before = {change.path: file_version(git.folder, change.path) for change in files}
+    _require_unmodified(git, files, verb)
     _require_writable(git, files)
-    place = private(git) / "transaction"
-    with staging(place) as new:
-        _stage(git, new, move, files, verb)
-        after = {c.path: fingerprint(new / "files" / c.path) if c.after else "" for c in files}
-        steps = {path: (old, after[path]) for path, old in before.items() if old or after[path]}
-        for note in commit_staged(place, git.folder, verb, steps, move, git):
-            say(note)
 
-
-def _stage(git: Git, new: Path, move: BranchMove, files: list[Change], verb: str) -> None:
-    """Write the target files into `new/files`, as git would check them out."""
-    index, real = new / "index", git.git_dir() / "index"
-    if real.exists():
-        shutil.copyfile(real, index)
-    away = git.with_env(GIT_INDEX_FILE=str(index), GIT_ATTR_SOURCE=move.goal)
-    if away.text("ls-files", "--unmerged"):
-        raise RefusedError(
-            f"mto {verb}: {git.folder} is in the middle of a merge",
-            hint=f"{git.command('merge', '--abort')}, or finish it first",
-        )
-    away.run("read-tree", "-i", "-m", move.head, move.goal)
-    wanted = "".join(f"{change.path}\0" for change in files if change.after)
-    paths = wanted.encode("utf-8", "surrogateescape")
-    prefix = f"--prefix={new / 'files'}/"
-    away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
-
-
-def require_free_name(git: Git, move: BranchMove) -> None:
-    """Refuse a move that makes a branch where another one, as `mto/x`, takes its name.
-
-    Raises:
-        RefusedError: Names the other branch.
-    """
-    for ref, new, old in move.refs:
-        below = git.text("for-each-ref", "--format=%(refname:short)", f"{ref}/").split("\n")
-        if new and not old and below[0]:
+    def stage(new: Path) -> list[str]:
+        """Write the target files as git would check them out."""
+        away = index_copy(git, new / "index").with_env(GIT_ATTR_SOURCE=move.goal)
+        if away.text("ls-files", "--unmerged"):
             raise RefusedError(
-                f"{git.folder} has the branch {below[0]}, so git cannot make the branch "
-                f"{ref.removeprefix('refs/heads/')}",
-                hint=git.command("branch", "-m", below[0], f"my-{below[0]}"),
+                f"mto {verb}: {git.folder} is in the middle of a merge",
+                hint=f"{git.command('merge', '--abort')}, or finish it first",
             )
+        away.run("read-tree", "-i", "-m", move.head, move.goal)
+        wanted = [change.path for change in files if change.after]
+        paths = "\0".join(wanted).encode("utf-8", "surrogateescape")
+        prefix = f"--prefix={new / 'files'}/"
+        away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
+        return wanted
+
+    place = private(git) / "transaction"
+    for note in replace_staged(place, git.folder, verb, before, stage, move, git):
+        say(note)
 
 
-def _require_writable(git: Git, files: list[Change]) -> None:
+def _require_writable(git: Git, files: Sequence[Change]) -> None:
     folders = {(git.folder / change.path).parent for change in files}
     for folder in sorted({*folders, git.git_dir(), git.common_dir() / "refs" / "heads"}):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
@@ -139,3 +76,91 @@ def _require_writable(git: Git, files: list[Change]) -> None:
                 f"cannot write in {folder}; nothing was changed",
                 hint="see that it is yours and not read-only, then run the command again",
             )
+
+
+def _require_unmodified(git: Git, changes: Sequence[Change], verb: str) -> None:
+    """Refuse a switch that would overwrite something of the user's, with commands to keep it.
+
+    Contents are compared by OID as well: git overlooks edits of files marked assume-unchanged.
+    """
+    paths = sorted(change.path for change in changes)
+    for path in paths:
+        link = blocking_parent(git.folder, path)
+        if link and str(link.relative_to(git.folder)) not in paths:
+            what = "a link" if link.is_symlink() else "no folder"
+            raise RefusedError(
+                f"mto {verb} would write {path} through {link}, which is {what}, and not the "
+                "clone's",
+                hint=f"mv {shlex.quote(str(link))} to another place, then run the command again",
+            )
+    _refuse_skipped(git, paths, verb)
+    if modified := _modified_files(git, changes):
+        names = ", ".join(f"{path} ({why})" for path, why in sorted(modified.items()))
+        raise RefusedError(
+            f"mto {verb} would overwrite what you have in {git.folder}: {names}",
+            hint=_stash_command(git, modified) + f"    # then: mto {verb}",
+        )
+
+
+def _modified_files(git: Git, changes: Sequence[Change]) -> dict[str, str]:
+    """Return the files a switch would have to overwrite, each with the reason."""
+    edited = edited_files(git)
+    gone = {change.path for change in changes if change.after is None}
+    differ = unlike(git, {change.path: [change.before] for change in changes})
+    modified: dict[str, str] = {}
+    for change in changes:
+        path, letters = change.path, edited.get(change.path, "  ")
+        if change.before is None and letters != "  ":
+            modified[path] = "staged by you, and the switch adds it"
+        elif change.before is None:
+            if path in differ and not _is_emptied(git, path, gone):
+                modified[path] = "untracked, and the switch adds it"
+        elif letters[0] != " ":
+            modified[path] = "staged" if letters[1] == " " else _TWICE
+        elif letters[1] != " " or path in differ:
+            modified[path] = "edited" if os.path.lexists(git.folder / path) else "deleted"
+    return modified
+
+
+def _is_emptied(git: Git, path: str, gone: set[str]) -> bool:
+    """Whether a folder holds only files that the switch removes."""
+    folder = git.folder / path
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    files = [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
+    return all(str(file.relative_to(git.folder)) in gone for file in files)
+
+
+def _refuse_skipped(git: Git, paths: Sequence[str], verb: str) -> None:
+    tags = git.text("ls-files", "-t", "-z").split("\0")
+    skipped = sorted({tag[2:] for tag in tags if tag.startswith("S ")} & set(paths))
+    if skipped:
+        sparse = git.text("config", "--type=bool", "core.sparseCheckout", check=False) == "true"
+        mend = ["update-index", "--no-skip-worktree", "--", *skipped]
+        raise RefusedError(
+            f"mto {verb} needs files of {git.folder} that git is told to pass over "
+            f"(skip-worktree, as in a sparse checkout): {', '.join(skipped)}",
+            hint=git.command(*(["sparse-checkout", "disable"] if sparse else mend)),
+        )
+
+
+def _stash_command(git: Git, modified: Mapping[str, str]) -> str:
+    """Return the commands that put the user's edits on git's stash."""
+    paths = sorted(modified)
+    listed = git.text("ls-files", "-z", "-v", "--", *paths).split("\0")[:-1]
+    tracked = {entry[2:] for entry in listed}
+    hidden = sorted(entry[2:] for entry in listed if entry[0].islower())
+    # git stashes neither a pipe nor a folder in place of a file.
+    odd = [path for path in paths if (file := git.folder / path).exists() and not file.is_file()]
+    files = [path for path in paths if path not in odd]
+    commands = []
+    if hidden:
+        commands.append(git.command("update-index", "--no-assume-unchanged", "--", *hidden))
+    if _TWICE in modified.values():  # git cannot stash by name a file that is as in HEAD again
+        commands.append(git.command("stash", "push"))
+        files = [path for path in files if path not in tracked]
+    if files:
+        ignored = [] if tracked.issuperset(files) else ["--all"]
+        commands.append(git.command("stash", "push", *ignored, "--", *files))
+    commands += [shlex.join(["mv", f"{git.folder / p}", f"{git.folder / p}.mine"]) for p in odd]
+    return " && ".join(commands)

@@ -9,62 +9,35 @@ log out. Each action can be repeated, so it does not matter how often this is in
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
 import shlex
 import shutil
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
-from mto_tools.patchset.branch_move import BranchMove, can_move, move_head
+from mto_tools.patchset.clone_state import BranchMove, can_move, move_head
 from mto_tools.patchset.git import Git
+from mto_tools.patchset.local_edits import SUBMODULE, blocking_parent, file_version
 from mto_tools.patchset.locks import (
     PATIENCE,
     Say,
     clear_dead_index_lock,
-    clear_stale_ref_locks,
     deferred_interrupt,
     hold,
     index_lock,
     private,
     write_file,
 )
+from mto_tools.patchset.series import MODES
+from mto_tools.patchset.tree_diff import Version
 
 _NAME = "transaction"
-Files = Mapping[str, tuple[str, str]]  # path to fingerprints (before, after)
-
-
-def fingerprint(file: Path) -> str:
-    """Return kind, executable bit and digest of what stands at `file`; "" for nothing."""
-    try:
-        kind = file.lstat().st_mode
-        if stat.S_ISLNK(kind):
-            return f"link {hashlib.sha256(os.fsencode(file.readlink())).hexdigest()}"
-        if stat.S_ISREG(kind):
-            executable = "x" if kind & stat.S_IXUSR else "-"
-            return f"file {executable} {hashlib.sha256(file.read_bytes()).hexdigest()}"
-        return "folder" if stat.S_ISDIR(kind) else "other"
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def blocking_parent(folder: Path, path: str) -> Path | None:
-    """Return the first thing on the way to `path` that is no folder, such as a link elsewhere.
-
-    Nothing behind it belongs to `folder`, whatever `open` would find there.
-    """
-    here = folder
-    for part in Path(path).parts[:-1]:
-        here /= part
-        if here.is_symlink() or (here.exists() and not here.is_dir()):
-            return here
-    return None
+_Files = Mapping[str, tuple[Version | None, Version | None]]  # path to versions (before, after)
 
 
 @contextmanager
@@ -132,45 +105,35 @@ def replace_files(
     Raises:
         OSError: No space, or no right to write; then nothing has changed.
     """
-    place = folder / f".{_NAME}"
-    with staging(place) as new:
-        for name, data in files.items():
-            if data is not None:
-                write_file(new / "files" / name, data)
-        decided = {
-            name: (fingerprint(folder / name), fingerprint(new / "files" / name)) for name in files
-        }
-        commit_staged(place, folder, what, decided, move, git)
+
+    def stage(new: Path) -> list[str]:
+        written = {name: data for name, data in files.items() if data is not None}
+        for name, data in written.items():
+            write_file(new / "files" / name, data)
+        return list(written)
+
+    before = {name: file_version(folder, name) for name in files}
+    replace_staged(folder / f".{_NAME}", folder, what, before, stage, move, git)
 
 
-@contextmanager
-def staging(place: Path) -> Iterator[Path]:
-    """Give a folder whose `files/` is to be filled before `commit_staged`, else it is removed."""
-    new = place.with_name(f"{place.name}.new")
-    try:
-        (new / "files").mkdir(parents=True)
-        write_file(new / ".gitignore", b"*\n")
-        yield new
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-
-
-def commit_staged(
+def replace_staged(
     place: Path,
     root: Path,
     what: str,
-    files: Files,
+    before: Mapping[str, Version | None],
+    stage: Callable[[Path], Collection[str]],
     move: BranchMove | None,
     git: Git | None,
 ) -> list[str]:
-    """Decide the step that `staging(place)` has prepared, and carry it out.
+    """Stage files, decide, and put them in place.
 
     Args:
-        place: Where the log stands.
+        place: Where the log is to stand.
         root: Folder that the paths are relative to.
         what: Name of the step.
-        files: Path to fingerprints (before, after).
+        before: The files to replace, as they stand.
+        stage: Writes the new ones below `files/` of the folder it is given and returns their
+            paths; the others are removed.
         move: Move of HEAD and branches, if any.
         git: The clone that moves, held by `clone_lock`.
 
@@ -182,28 +145,39 @@ def commit_staged(
         OSError: The step is decided but cannot be finished now; the next command does it.
     """
     new = place.with_name(f"{place.name}.new")
-    log = {"what": what, "files": files, "move": asdict(move) if move else None}
-    write_file(new / "log.json", json.dumps(log).encode())
-    for path, (_, after) in files.items():
-        if after.startswith("file"):
-            _sync(new / "files" / path)
-    with deferred_interrupt():
-        with index_lock(git) if move and git else nullcontext():
-            _sync(new)
-            new.rename(place)
-            _sync(place.parent)
-            notes = _carry_out(place, root, files, move, git)
-        _remove(place)
-    return notes
+    try:
+        (new / "files").mkdir(parents=True)
+        write_file(new / ".gitignore", b"*\n")
+        staged = stage(new)
+        files = {
+            path: (old, file_version(new / "files", path) if path in staged else None)
+            for path, old in before.items()
+        }
+        for path, (_, after) in files.items():
+            if after and after.mode in MODES:
+                _sync(new / "files" / path)
+        log = {"what": what, "files": files, "move": asdict(move) if move else None}
+        write_file(new / "log.json", json.dumps(log).encode())
+        with deferred_interrupt():
+            with index_lock(git) if move and git else nullcontext():
+                _sync(new)
+                new.rename(place)
+                _sync(place.parent)
+                notes = _carry_out(place, root, files, move, git)
+            _remove(place)
+        return notes
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def _carry_out(
-    place: Path, root: Path, files: Files, move: BranchMove | None, git: Git | None
+    place: Path, root: Path, files: _Files, move: BranchMove | None, git: Git | None
 ) -> list[str]:
     notes: list[str] = []
     # Removals first: a folder can stand where a link belongs, and a link where a folder does.
-    for path, (before, after) in sorted(files.items(), key=lambda item: bool(item[1][1])):
-        notes += _put(root, path, place / "files" / path, before, after)
+    for path, (before, after) in sorted(files.items(), key=lambda item: item[1][1] is not None):
+        notes += _put(root, path, place / "files", before, after)
     if move and git:
         move_head(git, move)
     return notes
@@ -227,12 +201,11 @@ def _recover(place: Path, root: Path, say: Say, clone: Git | None = None) -> Non
         if move and not clone and Path(move.repo).is_dir():
             git = stack.enter_context(clone_lock(Git(move.repo), say))
         if move and git:
-            clear_stale_ref_locks(git, [ref for ref, _, _ in move.refs])
-            if not can_move(git, move):
+            if can_move(git, move):
+                stack.enter_context(index_lock(git))
+            else:
                 say(f"{git.folder}: HEAD was moved since mto {what} was interrupted; it stays")
                 move, files = None, {} if clone else files
-            else:
-                stack.enter_context(index_lock(git))
         notes = _carry_out(place, root, files, move, git)
     _remove(place)
     say(f"finished mto {what}, which was interrupted, in {root}")
@@ -240,15 +213,15 @@ def _recover(place: Path, root: Path, say: Say, clone: Git | None = None) -> Non
         say(f"  {note}")
 
 
-def _read(place: Path) -> tuple[str, Files, BranchMove | None]:
+def _read(place: Path) -> tuple[str, _Files, BranchMove | None]:
     file = place / "log.json"
     try:
         log = json.loads(file.read_bytes())
-        files = {path: (before, after) for path, (before, after) in log["files"].items()}
-        move = log["move"]
-        if move:
-            move = BranchMove(**{**move, "refs": tuple(tuple(ref) for ref in move["refs"])})
-        return log["what"], files, move
+        files = {
+            path: (before and Version(*before), after and Version(*after))
+            for path, (before, after) in log["files"].items()
+        }
+        return log["what"], files, log["move"] and BranchMove(**log["move"])
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise CorruptError(
             f"{file}: not a log of mto: {error!r}",
@@ -256,14 +229,16 @@ def _read(place: Path) -> tuple[str, Files, BranchMove | None]:
         ) from error
 
 
-def _put(root: Path, path: str, staged: Path, before: str, after: str) -> Iterator[str]:
+def _put(
+    root: Path, path: str, staged: Path, before: Version | None, after: Version | None
+) -> Iterator[str]:
     """Bring one file to its version after; what a person made of it since is set aside."""
-    file = root / path
+    file, new = root / path, staged / path
     if parent := blocking_parent(root, path):
         yield f"{path} was left out, for {parent} is no folder"
         return
-    now = fingerprint(file)
-    if now == after or (after and not os.path.lexists(staged)):
+    now = file_version(root, path)
+    if now == after or (after and not os.path.lexists(new)):
         return  # in place already, and what differs is newer
     if not after:
         if now == before:
@@ -273,19 +248,19 @@ def _put(root: Path, path: str, staged: Path, before: str, after: str) -> Iterat
         else:
             yield f"{file} stays, for it was changed meanwhile"
         return
-    if fingerprint(staged) != after:
+    if file_version(staged, path) != after:
         raise CorruptError(
-            f"{staged} is damaged", hint=f"rm {shlex.quote(str(staged))}, then restore {file}"
+            f"{new} is damaged", hint=f"rm {shlex.quote(str(new))}, then restore {file}"
         )
-    if now not in ("", before) or now == "folder":
+    if now and (now != before or now.mode == SUBMODULE):
         yours = free_name(file.with_name(f"{file.name}.yours"))
         file.rename(yours)
         yield f"your edit of {file} is in {yours.name}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    if after == "folder":  # of a submodule
+    if after.mode == SUBMODULE:
         file.mkdir()
-        return
-    _rename(staged, file)
+    else:
+        _rename(new, file)
 
 
 def free_name(path: Path) -> Path:

@@ -102,28 +102,16 @@ def changes(git: Git, old: str, new: str) -> list[Change]:
 
 def ranges(git: Git, old: str, new: str) -> dict[str, list[Range]]:
     """Return git's minimal line diff of every file that both trees have and that differs."""
-    modified = [c.path for c in changes(git, old, new) if c.status == "M"]
-    if not modified:
-        return {}
-    text = git.run(*_DIFF, old, new)
+    paths = iter([c.path for c in changes(git, old, new) if c.status == "M"])
     found: dict[str, list[Range]] = {}
-    lines, at = text.split(b"\n"), 0
-    paths = iter(modified)
     here: list[Range] = []
-    while at < len(lines):
-        match = _RANGE.match(lines[at])
-        at += 1
-        if match:
-            a, b, c, d = (1 if g is None else int(g) for g in match.groups())
+    for line in git.run(*_DIFF, old, new).split(b"\n"):
+        if line.startswith(b"diff --git "):
+            here = found.setdefault(next(paths), [])
+        elif match := _RANGE.match(line):
+            a, b, c, d = (1 if group is None else int(group) for group in match.groups())
             # With nothing on a side git names the line before, otherwise the first one.
             here.append(Range(a - (b > 0), b, c - (d > 0), d))
-            # Content could look like a header: skip exactly what was announced.
-            left = b + d
-            while left:
-                left -= not lines[at].startswith(b"\\")
-                at += 1
-        elif lines[at - 1].startswith(b"diff --git "):
-            here = found.setdefault(next(paths), [])
     return found
 
 
@@ -157,20 +145,11 @@ def temporary_index(git: Git) -> Iterator[Git]:
 
 
 def write_tree(git: Git, base: str, entries: Mapping[str, tuple[str, str] | None]) -> str:
-    """Write `base` with some paths replaced by (mode, blob OID), or removed by None.
-
-    Args:
-        git: The repository.
-        base: A tree or commit; "" for an empty tree.
-        entries: Path to (mode, blob OID).
-    """
+    """Write `base` ("" for nothing) with some paths replaced by (mode, OID), or removed by None."""
     with temporary_index(git) as index:
         if base:
             index.run("read-tree", base)
-        lines = [
-            f"{entry[0]} {entry[1]}\t{path}\0" if entry else f"0 {ZERO}\t{path}\0"
-            for path, entry in entries.items()
-        ]
+        lines = [f"{' '.join(entry or ('0', ZERO))}\t{path}\0" for path, entry in entries.items()]
         text = "".join(lines).encode("utf-8", "surrogateescape")
         index.run("update-index", "-z", "--index-info", input=text)
         return index.text("write-tree", "--missing-ok")
@@ -178,16 +157,10 @@ def write_tree(git: Git, base: str, entries: Mapping[str, tuple[str, str] | None
 
 def commit_tree(git: Git, tree: str, parents: Sequence[str], message: str, seconds: int) -> str:
     """Write a commit with our fixed identity at `seconds` since 1970, UTC; return its OID."""
-    who = {
-        f"GIT_{role}_{key}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for key, value in (
-            *(("NAME", "mto"), ("EMAIL", "mto@invalid")),
-            ("DATE", f"@{seconds} +0000"),
-        )
-    }
+    who = {"NAME": "mto", "EMAIL": "mto@invalid", "DATE": f"@{seconds} +0000"}
+    env = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
     args = [arg for parent in parents for arg in ("-p", parent)]
-    return git.text("commit-tree", tree, *args, input=f"{message}\n".encode(), env=who)
+    return git.text("commit-tree", tree, *args, input=f"{message}\n".encode(), env=env)
 
 
 def write_blob(git: Git, data: bytes) -> str:
@@ -202,11 +175,14 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
         NotAdditiveError: Something of `base` is changed or missing in `tree`.
     """
     found = changes(git, base, tree)
-    blobs = read_blobs(git, [oid for c in found for oid in (c.old, c.new) if _is_file(c)])
+    refused = {c.path: _refusal(c) for c in found}
+    blobs = read_blobs(git, [oid for c in found if not refused[c.path] for oid in (c.old, c.new)])
     by_git = ranges(git, base, tree)
     files, problems = [], []
     for change in found:
-        reason = _refusal(change) or _text_refusal(blobs[change.new])
+        reason = refused[change.path]
+        if not reason and b"\0" in blobs[change.new]:
+            reason = "binary content"
         if reason:
             problems.append(Problem(change.path, 1, reason))
             continue
@@ -261,44 +237,34 @@ def subsequence(old: Sequence[bytes], new: Sequence[bytes]) -> list[Range] | Non
     return found
 
 
-def _is_file(change: Change) -> bool:
-    return all(mode in MODES or mode == "000000" for mode in (change.old_mode, change.new_mode))
-
-
 def _refusal(change: Change) -> str:
     if reason := path_problem(change.path):
         return reason
     if change.new == ZERO:
         return "upstream file deleted"
-    if not _is_file(change):
+    if change.new_mode not in MODES or change.old_mode not in (*MODES, "000000"):
         return f"mode {change.new_mode}: only ordinary files can be patched"
     if change.old != ZERO and change.old_mode != change.new_mode:
         return f"mode changed from {change.old_mode} to {change.new_mode}"
     return ""
 
 
-def _text_refusal(data: bytes) -> str:
-    return "binary content" if b"\0" in data else ""
-
-
 def _explain(path: str, old: bytes, by_git: Iterable[Range]) -> list[Problem]:
     problems = []
     lines = split_lines(old)
     for r in by_git:
-        if r.old + r.removed == len(lines) and old and not old.endswith(b"\n"):
+        last = r.old + r.removed
+        if last == len(lines) and old and not old.endswith(b"\n"):
             reason = (
                 "upstream's last line has no line feed, so inserting behind it would change it: "
                 "insert before it"
             )
         elif r.removed:
-            last = r.old + r.removed
             which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
             reason = f"upstream {which} {'changed' if r.added else 'deleted'}"
-        elif not r.added:
-            continue
-        else:
+        elif last == len(lines):
             reason = "the inserted text does not end with a line feed"
-            if r.old != len(lines):
-                continue
+        else:
+            continue
         problems.append(Problem(path, r.old + 1, reason))
     return problems or [Problem(path, 1, "upstream lines changed")]
