@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,20 +24,13 @@ PRESETS: dict[Preset, dict[str, float]] = {
     "paper": {"sparsity": 1.0, "singularity": 1.0, "ranking": 1.0},
 }
 
-_Range = tuple[str, Callable[[float], bool]]
-_NOT_NEGATIVE: _Range = ("a finite number >= 0", lambda value: value >= 0)
-_POSITIVE: _Range = ("a finite number > 0", lambda value: value > 0)
-_RANGES: dict[str, _Range] = {
-    "sparsity": _NOT_NEGATIVE,
-    "singularity": _NOT_NEGATIVE,
-    "ranking": _NOT_NEGATIVE,
-    "eps": _POSITIVE,
-    "warmup_steps": ("a whole number >= 0", lambda value: value >= 0 and value == int(value)),
-    "balance": ("None or a finite number > 0", lambda value: value > 0),
-    "balance_every": ("a whole number >= 1", lambda value: value >= 1 and value == int(value)),
-    "balance_decay": ("in [0, 1)", lambda value: 0 <= value < 1),
-    "balance_limit": _POSITIVE,
-}
+_RANGES: list[tuple[tuple[str, ...], str, Callable[[float], bool]]] = [
+    (TERMS, "a finite number >= 0", lambda value: value >= 0),
+    (("eps", "balance", "balance_limit"), "a finite number > 0", lambda value: value > 0),
+    (("warmup_steps",), "a whole number >= 0", lambda value: value >= 0 and value % 1 == 0),
+    (("balance_every",), "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0),
+    (("balance_decay",), "in [0, 1)", lambda value: 0 <= value < 1),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +84,14 @@ class MTOConfig:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        for name, (wanted, fits) in _RANGES.items():
-            value = getattr(self, name)
-            if name == "balance" and value is None:
-                continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not fits(value):
-                raise ValueError(f"MTOConfig.{name} must be {wanted}, got {value!r}")
+        for names, wanted, fits in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name == "balance":
+                    continue
+                number = isinstance(value, (int, float)) and math.isfinite(value)
+                if not (number and fits(value)):
+                    raise ValueError(f"MTOConfig.{name} must be {wanted}, got {value!r}")
         for name in ("scale", "reduction", "direction", "backend"):
             check_name(name, getattr(self, name))
 
@@ -116,7 +110,7 @@ class MTOConfig:
             TypeError: Unknown field.
         """
         check_name("preset", name)
-        return dataclasses.replace(cls(**PRESETS[name]), **overrides)  # type: ignore[arg-type]
+        return cls(**{**PRESETS[name], **overrides})
 
     @property
     def weights(self) -> dict[str, float]:

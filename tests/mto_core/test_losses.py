@@ -15,7 +15,7 @@ from mto_core.losses import (
     singularity_loss,
     sparsity_loss,
 )
-from mto_core.split import split_mask
+from mto_core.masks import split_mask
 
 BACKENDS = ["dense", "recompute"]
 SCALES = ["raw", "sqrt_dim", "layernorm"]
