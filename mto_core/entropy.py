@@ -8,9 +8,8 @@ Two backends, one result:
 - "dense" is plain autograd. It saves gathered tokens and probabilities, more than the tokens' own
   size per depth, and can be differentiated twice.
 - "recompute" saves the tokens, which the model holds anyway, and the indices. The backward makes
-  the logits anew, chunk by chunk: four products instead of three. Forward and backward are two
-  custom operators in plain torch, for any device. To `torch.compile` they are single nodes, so the
-  chunk loop stays and nothing of size B x N x N is made.
+  the logits anew, chunk by chunk: four products instead of three. Both are custom operators, single
+  nodes to `torch.compile`, so the chunk loop stays and nothing of size B x N x N is made.
 
 "auto" is "dense" for less than 2^17 numbers of tokens on the CPU, where calls cost more than
 products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.

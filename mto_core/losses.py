@@ -35,9 +35,8 @@ def heterogeneity(
     Args:
         tokens: [B, N, D] patch tokens of one depth, without cls token, any floating dtype.
         mask: bool [B, N], True = masked; any count per image.
-        scale: what the logits are: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or
-            "layernorm" (raw dot products of tokens that went through a LayerNorm without affine, so
-            that logits are at most D and the norm of a token plays no part).
+        scale: of the logits: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or "layernorm"
+            (dot products after a LayerNorm without affine: a token's norm plays no part).
         backend: "auto", "dense" or "recompute"; see `row_entropy`.
 
     Returns:
@@ -130,8 +129,8 @@ def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
 
     Args:
         h: [L+1, B] heterogeneity by depth, in nats, L >= 1.
-        direction: "decreasing", what the paper's text asks for; or "as_printed", its formula with
-            the opposite sign, which makes H rise: it can ruin a model, and is for replication.
+        direction: "decreasing", as the paper's text asks; or "as_printed", the opposite sign of
+            its formula, which makes H rise: it can ruin a model, and is for replication.
 
     Returns:
         [B]; L ln 2 where H is the same at all depths.

@@ -19,9 +19,8 @@ Curve: TypeAlias = Sequence[tuple[float, float]]
 def affinity(tokens: Tensor, mask: Tensor, *, scale: Scale = "raw") -> Tensor:
     """softmax(X Xᵀ) with rows and columns ordered masked first, then visible.
 
-    Figure 2 of arXiv 2404.08330. With `m = mask[b].sum()`, the quadrants of image b are `[:m, :m]`
-    masked to masked, `[:m, m:]` masked to visible, `[m:, :m]` visible to masked and `[m:, m:]`
-    visible to visible. Within each set tokens keep their order.
+    Figure 2 of arXiv 2404.08330. With `m = mask[b].sum()`, rows `[:m]` are masked tokens and
+    `[m:]` visible ones, and so are columns. Within each set tokens keep their order.
 
     Args:
         tokens: [B, N, D] patch tokens of one depth, any floating dtype.

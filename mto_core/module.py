@@ -69,20 +69,17 @@ class MaskedTokenOptimization(nn.Module):
             tokens_by_depth: A trace's `tokens_by_depth`, or L + 1 tensors [B, P + N, D] (or
                 [B, H, W, D]): the first block's input, position embedding included, and every
                 block's output. N and D may differ by depth.
-            mask: bool, True = masked: [B, N]; for a hierarchical model [B, N] or [B, h, w] at the
-                finest resolution; or one mask per depth.
+            mask: bool, True = masked: [B, N], or [B, h, w] at the finest resolution of a
+                hierarchical model; or one mask per depth.
             num_prefix_tokens: Leading tokens that are no patches, P; a trace knows its own.
-            step: Optimizer step, the same for all micro batches of a step. Needed for a warm-up
-                and for balance.
+            step: Optimizer step, the same for its micro batches; for a warm-up and for balance.
             loss: The recipe's own loss, a mean over this batch, before loss scaling and before
                 division by accumulation steps. Needed for balance only, and in all ranks.
             diagnostics: True on a step that is logged: all terms and depths are measured, and
-                `token_norm`, `diagonal_mass` and `masked_mass` filled. False computes only the
-                terms with a weight, or nothing at all.
+                `token_norm` and the masses. False computes only what the weights need.
 
         Raises:
-            TypeError, ValueError: Tokens or mask do not fit, `step` or `loss` is missing, or
-                nothing that a weighted term depends on requires grad.
+            TypeError, ValueError: Arguments do not fit, are missing, or would train nothing.
             TraceError: The tokens are those of an earlier forward or step.
             RuntimeError: balance, where gradient norms cannot be measured; a misaligned mask under
                 `torch.compile`.
@@ -123,13 +120,10 @@ class MaskedTokenOptimization(nn.Module):
         """Gradient norm of each unweighted term relative to that of the recipe's loss.
 
         Both are taken at the first block's input, over this process's batch. Times its weight, a
-        ratio says how strongly a term pulls: above 1 it outweighs the recipe. Costs about one
-        forward of the terms and two backward passes through the model without weight gradients, so
-        ask for it now and then. Call it before backward; changes nothing, and needs no other rank.
-
-        Args:
-            tokens_by_depth: As in `forward`, and so are `mask` and `num_prefix_tokens`.
-            loss: The recipe's own loss, a scalar with its graph.
+        ratio says how strongly a term pulls: above 1 it outweighs the recipe. Costs about two
+        backward passes through the model without weight gradients. Call it before backward; it
+        changes nothing, and needs no other rank. Arguments are those of `forward`, and `loss` is
+        the recipe's own, with its graph.
 
         Returns:
             Ratio by term; `inf` where the loss has no gradient.

@@ -77,12 +77,11 @@ class TokenTrace:
     under torch.compile the latter goes unseen.
 
     Args:
-        blocks: The transformer blocks in the order in which they run, each once per forward. A
-            block takes tokens as its first argument and returns tokens, or a tuple that begins with
-            them; tokens are [B, P + N, D], or [B, H, W, D] (Swin).
+        blocks: The transformer blocks in the order in which they run. A block takes tokens,
+            [B, P + N, D] or [B, H, W, D] (Swin), as its first argument and returns them, alone or
+            first in a tuple.
         num_prefix_tokens: Leading tokens that are no patches (cls, register), P.
-        require_grad: Whether tokens without gradient are an error. False is for looking at a model
-            under `torch.no_grad()`.
+        require_grad: Whether tokens without gradient are an error; False is for looking only.
 
     Raises:
         TypeError, ValueError: `blocks` are not modules, none or one twice; a negative count.
@@ -191,12 +190,10 @@ class TokenTrace:
         return TracedTokens(whole, self.num_prefix_tokens, self._recording)
 
     def __enter__(self) -> TokenTrace:
-        """Arms."""
         self.arm()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disarms."""
         self.disarm()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -302,12 +302,3 @@ def test_compiles_into_one_graph_for_batches_of_any_size(backend):
         torch.testing.assert_close(terms.masked_mass, expected.masked_mass)
         left = torch.autograd.grad(terms.total, tokens)
         torch.testing.assert_close(left, torch.autograd.grad(expected.total, tokens))
-
-
-def test_autocast_changes_nothing():
-    tokens, mask = make(dtype=torch.bfloat16)
-    mto = MaskedTokenOptimization(MTOConfig(**ALL))
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = mto(tokens, mask)
-    assert torch.equal(terms.total, mto(tokens, mask).total)
-    assert torch.equal(terms.masked_mass, mto(tokens, mask).masked_mass)
