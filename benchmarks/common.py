@@ -1,15 +1,13 @@
-"""Shared by the benchmarks: the machine, its rate, what autograd saves, files of results."""
+"""Shared by the benchmarks: the machine, its rate, what autograd saves, tables of results."""
 
 from __future__ import annotations
 
-import csv
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,37 +29,36 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
         super().__init__(pack, lambda tensor: tensor)
 
-    def __enter__(self) -> Saved:
-        super().__enter__()
-        return self
-
-    def nbytes(self) -> int:
-        """Bytes saved so far."""
-        return sum(t.untyped_storage().nbytes() for t in self.kept.values())
+    def megabytes(self) -> float:
+        """Saved so far."""
+        return sum(t.untyped_storage().nbytes() for t in self.kept.values()) / 1e6
 
 
-def timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    """Seconds, and on CUDA the peak of allocated bytes."""
-    if device.type == "cuda":
+def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Milliseconds, and on CUDA the peak of allocated MB."""
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
+    if cuda:
         torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated()
-    return time.perf_counter() - start, 0
+    took = 1e3 * (time.perf_counter() - start)
+    return took, torch.cuda.max_memory_allocated() / 1e6 if cuda else 0.0
 
 
-def matmul_rate(device: torch.device, rows: int, dim: int) -> float:
-    """Float32 GFLOP per second of a large matmul of this width."""
-    a, b = torch.randn(rows, dim, device=device), torch.randn(dim, 4 * dim, device=device)
-    seconds = [timed(partial(torch.matmul, a, b), device)[0] for _ in range(12)]
-    return 2 * rows * dim * 4 * dim / statistics.median(seconds[2:]) / 1e9
+def matmul_rate(device: torch.device, dim: int) -> float:
+    """Float32 FLOP per millisecond of a large matmul of this width."""
+    a, b = torch.randn(2048, dim, device=device), torch.randn(dim, 4 * dim, device=device)
+    took = [timed(partial(torch.matmul, a, b), device)[0] for _ in range(12)]
+    return 2 * 2048 * dim * 4 * dim / statistics.median(took[2:])
 
 
-def describe(device: torch.device) -> dict[str, str]:
-    """Hardware and versions."""
+def report(
+    stem: str, title: str, rows: list[dict[str, object]], device: torch.device, save: bool
+) -> None:
+    """Prints machine and table; with `save` also into benchmarks/results/STEM.md."""
     hardware = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if device.type == "cuda":
@@ -69,27 +66,12 @@ def describe(device: torch.device) -> dict[str, str]:
     elif cpuinfo.exists():
         named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
-    return {
-        "hardware": hardware,
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def save(
-    stem: str,
-    title: str,
-    command: str,
-    rows: list[dict[str, Any]],
-    table: str,
-    machine: dict[str, str],
-) -> None:
-    """benchmarks/results/STEM.csv and .md."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{stem}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[-1], *machine], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **machine} for row in rows)
-    head = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-    (RESULTS / f"{stem}.md").write_text(f"# {title}\n\n`python {command}`\n\n{head}\n\n{table}\n")
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    lines = [f"# {title}", f"{hardware}, {torch.get_num_threads()} threads, {versions}", ""]
+    lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]))]
+    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    print(text, flush=True)
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{stem}_{device.type}.md").write_text(text)

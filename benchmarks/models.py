@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import timm
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
-def create(name: str, **options: Any) -> Any:
-    """A timm model without its classifier."""
-    return timm.create_model(name, num_classes=0, **options)
-
-
 class SimMIM(nn.Module):
     """ViT-B/16 encoder with mask tokens, linear head: 13 depths of 196 tokens, 120 masked."""
 
-    title, dim, prefix = "SimMIM ViT-B/16", 768, 1
+    title, dim, prefix, pixels = "SimMIM ViT-B/16", 768, 1, 224
+    batch_cpu, batch_cuda = 8, 128
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = create("vit_base_patch16_224")
+        self.vit = timm.create_model("vit_base_patch16_224", num_classes=0)
         self.mask_token = nn.Parameter(torch.randn(768) * 0.02)
         self.head = nn.Linear(768, 768)
         self.blocks = list(self.vit.blocks)
 
-    def masks(self, batch: int) -> Tensor:
+    @staticmethod
+    def masks(batch: int) -> Tensor:
         """[B, 196]."""
         return torch.rand(batch, 196).argsort(1) < 120
 
@@ -42,11 +37,12 @@ class SimMIM(nn.Module):
 class MAE(nn.Module):
     """ViT-B/16 over 49 visible tokens, 512-d decoder: 9 depths of 196 tokens, 147 masked."""
 
-    title, dim, prefix = "MAE ViT-B/16, decoder traced", 512, 1
+    title, dim, prefix, pixels = "MAE ViT-B/16, decoder traced", 512, 1, 224
+    batch_cpu, batch_cuda = 8, 128
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = create("vit_base_patch16_224")
+        self.vit = timm.create_model("vit_base_patch16_224", num_classes=0)
         self.embed = nn.Linear(768, 512)
         self.mask_token = nn.Parameter(torch.randn(512) * 0.02)
         self.position = nn.Parameter(torch.randn(1, 197, 512) * 0.02)
@@ -54,7 +50,8 @@ class MAE(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 768))
         self.blocks = list(self.decoder)
 
-    def masks(self, batch: int) -> Tensor:
+    @staticmethod
+    def masks(batch: int) -> Tensor:
         """[B, 196]."""
         return torch.rand(batch, 196).argsort(1) < 147
 
@@ -73,16 +70,19 @@ class MAE(nn.Module):
 class Swin(nn.Module):
     """Swin-B at 192 pixels, all 24 blocks traced: stage 1 has 2304 tokens of 128, 1408 masked."""
 
-    title, dim, prefix = "SimMIM Swin-B, 192 px", 128, 0
+    title, dim, prefix, pixels = "SimMIM Swin-B, 192 px", 128, 0, 192
+    batch_cpu, batch_cuda = 4, 64
 
     def __init__(self) -> None:
         super().__init__()
-        self.swin = create("swin_base_patch4_window7_224", img_size=192, window_size=6)
+        name = "swin_base_patch4_window7_224"
+        self.swin = timm.create_model(name, num_classes=0, img_size=192, window_size=6)
         self.mask_token = nn.Parameter(torch.randn(128) * 0.02)
         self.head = nn.Linear(1024, 1024)
         self.blocks = [block for stage in self.swin.layers for block in stage.blocks]
 
-    def masks(self, batch: int) -> Tensor:
+    @staticmethod
+    def masks(batch: int) -> Tensor:
         """[B, 48, 48], in cells of 32 pixels."""
         cells = (torch.rand(batch, 36).argsort(1) < 22).unflatten(1, (6, 6))
         return cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -92,3 +92,6 @@ class Swin(nn.Module):
         x = self.swin.patch_embed(images)
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         return self.head(self.swin.norm(self.swin.layers(x))).float().square().mean()
+
+
+SHAPES = {"simmim": SimMIM, "mae": MAE, "swin": Swin}

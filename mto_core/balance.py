@@ -16,16 +16,6 @@ from mto_core.terms import TERMS
 # accuracy; where it makes them overflow instead, the next one is tried.
 _SCALES = (2.0**16, 2.0**8, 1.0)
 
-_REENTRANT = (
-    "gradient norms (balance, grad_ratios) need torch.autograd.grad, which reentrant activation "
-    "checkpointing forbids. Use checkpoint(..., use_reentrant=False), or fixed weights "
-    "(balance=None)."
-)
-_DONATED = (
-    "gradient norms (balance, grad_ratios) go through the graph twice, but torch.compile gave its "
-    "buffers away after the first time. Set torch._functorch.config.donated_buffer = False before "
-    "the model is compiled, or use fixed weights (balance=None)."
-)
 _UNRELATED = (
     "{what} does not depend on the first block's input as it was recorded, so its gradient norm "
     "cannot be measured. Usual causes: the whole model is under torch.compile, where both are "
@@ -34,8 +24,16 @@ _UNRELATED = (
     "num_prefix_tokens); the loss is that of another forward, or detached."
 )
 _CAUSES = {  # by a part of torch's message
-    "use_reentrant": _REENTRANT,
-    "donated": _DONATED,
+    "use_reentrant": (
+        "gradient norms (balance, grad_ratios) need torch.autograd.grad, which reentrant "
+        "activation checkpointing forbids. Use checkpoint(..., use_reentrant=False), or fixed "
+        "weights (balance=None)."
+    ),
+    "donated": (
+        "gradient norms (balance, grad_ratios) go through the graph twice, but torch.compile gave "
+        "its buffers away after the first time. Set torch._functorch.config.donated_buffer = False "
+        "before the model is compiled, or use fixed weights (balance=None)."
+    ),
     "does not require grad": _UNRELATED,
 }
 
@@ -43,11 +41,8 @@ _CAUSES = {  # by a part of torch's message
 def gradient_norm(value: Tensor, source: Tensor, what: str) -> Tensor:
     """Norm of the gradient of a scalar by `source`, float32 [], safe from fp16 underflow.
 
-    Takes one backward pass through what lies between the two, without gradients of parameters. The
-    graph stays alive.
-
-    Raises:
-        RuntimeError: Reentrant checkpointing, donated buffers, or no path from `value` to `source`.
+    One backward pass through what lies between the two, without gradients of parameters; the graph
+    stays alive. RuntimeError: reentrant checkpointing, donated buffers, or no path to `source`.
     """
     norm = source.new_zeros((), dtype=torch.float32)
     for scale in _SCALES:
@@ -74,9 +69,6 @@ class GradientBalance(nn.Module):
     in all micro batches, and come into force at the next step, so that neither loss nor state
     depends on how a batch is split. The first measured step has no estimate yet, and weights of 0.
     A state dict has room for all terms: one that did not take part when it was saved begins anew.
-
-    Args:
-        config: Its terms with a weight take part; `balance` and `balance_...` say how.
     """
 
     mean_square: Tensor
@@ -86,9 +78,8 @@ class GradientBalance(nn.Module):
 
     def __init__(self, config: MTOConfig) -> None:
         super().__init__()
+        self.config = config
         self.active_terms = [name for name, weight in config.weights.items() if weight > 0]
-        self.ratio, self.every = config.balance or 0.0, config.balance_every
-        self.decay, self.limit = config.balance_decay, config.balance_limit
         self._step: int | None = None
         # first the loss, then the terms; images that were measured since the last step for each
         for name in ("mean_square", "measured", "pending", "pending_images"):
@@ -105,13 +96,13 @@ class GradientBalance(nn.Module):
         """Takes in what the step before has measured, where `step` is a new one."""
         if step is None or loss is None:
             raise ValueError(
-                f"balance={self.ratio} needs step= (the optimizer step) and loss= (the recipe's "
-                "own loss)"
+                f"balance={self.config.balance} needs step= (the optimizer step) and loss= (the "
+                "recipe's own loss)"
             )
         if step == self._step:
             return
         self._step = step
-        keep = torch.where(self.pending_images > 0, self.decay, 1.0)
+        keep = torch.where(self.pending_images > 0, self.config.balance_decay, 1.0)
         new = self.pending / self.pending_images.clamp_min(1)
         self.mean_square.mul_(keep).add_((1 - keep) * new)
         self.measured.mul_(keep).add_(1 - keep)
@@ -122,15 +113,15 @@ class GradientBalance(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """The weights by term; 0 before the first measurement and for a term without gradient."""
         mean = self.mean_square / self.measured.where(self.measured > 0, 1)
-        weights = (self.ratio * (mean[0] / mean[1:]).sqrt()).clamp_max(self.limit)
-        by_term = zip(TERMS, weights.where(mean[1:] > 0, 0).unbind(), strict=True)
-        return {name: weight for name, weight in by_term if name in self.active_terms}
+        weights = (self.config.balance or 0.0) * (mean[0] / mean[1:]).sqrt()
+        weights = weights.clamp_max(self.config.balance_limit).where(mean[1:] > 0, 0)
+        return {name: weights[TERMS.index(name)] for name in self.active_terms}
 
     def measure(
         self, step: int | None, loss: Tensor | None, terms: Mapping[str, Tensor], source: Tensor
     ) -> None:
         """Adds the images of this call, if the step is due. Collective: call it on all ranks."""
-        if step is None or loss is None or step % self.every:
+        if step is None or loss is None or step % self.config.balance_every:
             return
         batch = source.shape[0]
         norms = [gradient_norm(loss, source, "the loss")]

@@ -34,7 +34,7 @@ def check_name(what: str, name: object) -> None:
         raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(NAMES[what])}")
 
 
-def check_tokens(tokens: Tensor, name: str = "tokens") -> None:
+def check_tokens(tokens: Any, name: str = "tokens") -> None:
     """Raises TypeError unless `tokens` is a tensor, ValueError unless it is floating [B, N, D]."""
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tokens).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,28 +24,20 @@ PRESETS: dict[Preset, dict[str, float]] = {
     "paper": {"sparsity": 1.0, "singularity": 1.0, "ranking": 1.0},
 }
 
-_Range = tuple[str, Callable[[float], bool]]
-_NOT_NEGATIVE: _Range = ("a finite number >= 0", lambda value: value >= 0)
-_POSITIVE: _Range = ("a finite number > 0", lambda value: value > 0)
-_RANGES: dict[str, _Range] = {
-    "sparsity": _NOT_NEGATIVE,
-    "singularity": _NOT_NEGATIVE,
-    "ranking": _NOT_NEGATIVE,
-    "eps": _POSITIVE,
-    "warmup_steps": ("a whole number >= 0", lambda value: value >= 0 and value == int(value)),
-    "balance": ("None or a finite number > 0", lambda value: value > 0),
-    "balance_every": ("a whole number >= 1", lambda value: value >= 1 and value == int(value)),
-    "balance_decay": ("in [0, 1)", lambda value: 0 <= value < 1),
-    "balance_limit": _POSITIVE,
-}
+_RANGES: list[tuple[tuple[str, ...], str, Callable[[float], bool]]] = [
+    (TERMS, "a finite number >= 0", lambda value: value >= 0),
+    (("eps", "balance", "balance_limit"), "a finite number > 0", lambda value: value > 0),
+    (("warmup_steps",), "a whole number >= 0", lambda value: value >= 0 and value % 1 == 0),
+    (("balance_every",), "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0),
+    (("balance_decay",), "in [0, 1)", lambda value: 0 <= value < 1),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MTOConfig:
     """Weights and forms of the MTO terms; immutable, checked when made.
 
-    Change a field with `dataclasses.replace(config, ranking=0.01)`. Without arguments all weights
-    are 0: everything is measured and nothing is optimised.
+    Change a field with `dataclasses.replace(config, ranking=0.01)`. By default all weights are 0.
 
     Attributes:
         sparsity: Weight of L_spa (eq 3), >= 0. A term of weight 0 is measured on logged steps.
@@ -54,18 +45,16 @@ class MTOConfig:
         ranking: Weight of L_r (eq 7), >= 0.
         scale: Logits of the affinity: "raw" (the paper), "sqrt_dim" or "layernorm".
         reduction: L_spa over visible rows: "mean", or "sum" as printed, |V| times as large.
-        direction: Which way L_r ranks: "decreasing" (the paper's text), or "as_printed" (the sign
-            of its formula, for replication only: it did harm in a small experiment).
+        direction: Which way L_r ranks: "decreasing", or "as_printed"; see `ranking_loss`.
         eps: Guard in L_e = 1 / (H + eps), in nats, > 0.
-        warmup_steps: Steps over which the weights rise linearly from 0; the module then needs
-            `step`. 0 means full weight from the start.
+        warmup_steps: Steps over which the weights rise linearly from 0; the module needs `step`.
         balance: None, or rho > 0: each term with a weight above 0 is scaled such that its gradient
             norm at the first block's input stays at rho times that of the recipe's own loss. The
             weights then only say which terms take part. See docs/method.md for the cost.
         balance_every: Gradient norms are measured at steps divisible by this, >= 1.
         balance_decay: Share of the past in the running estimate at each measurement, in [0, 1).
-        balance_limit: Largest weight that balance may give a term, > 0. A term that is already
-            satisfied has almost no gradient, and holding its ratio would need any weight at all.
+        balance_limit: Largest weight that balance may give a term, > 0; a term that is already
+            satisfied has almost no gradient.
         backend: How row entropies are computed: "auto", "dense" or "recompute".
 
     Raises:
@@ -91,13 +80,14 @@ class MTOConfig:
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
-        """Checks every field."""
-        for name, (wanted, fits) in _RANGES.items():
-            value = getattr(self, name)
-            if name == "balance" and value is None:
-                continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not fits(value):
-                raise ValueError(f"MTOConfig.{name} must be {wanted}, got {value!r}")
+        for names, wanted, fits in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name == "balance":
+                    continue
+                number = isinstance(value, (int, float)) and math.isfinite(value)
+                if not (number and fits(value)):
+                    raise ValueError(f"MTOConfig.{name} must be {wanted}, got {value!r}")
         for name in ("scale", "reduction", "direction", "backend"):
             check_name(name, getattr(self, name))
 
@@ -106,17 +96,15 @@ class MTOConfig:
         """The documented default of a recipe.
 
         Args:
-            name: "mae", "bootmae", "simmim", "conmim" (weights found in a small experiment, see
-                docs/method.md), "observe" (all weights 0: measure, change nothing) or "paper"
-                (all weights 1; the paper names no weights).
+            name: "mae", "bootmae", "simmim", "conmim" (weights found in a small experiment),
+                "observe" (all weights 0) or "paper" (all weights 1; the paper names none).
             **overrides: Fields that differ from the preset.
 
         Raises:
-            ValueError: Unknown preset, or a value out of its range.
-            TypeError: Unknown field.
+            TypeError, ValueError: Unknown field, unknown preset, or a value out of its range.
         """
         check_name("preset", name)
-        return dataclasses.replace(cls(**PRESETS[name]), **overrides)  # type: ignore[arg-type]
+        return cls(**{**PRESETS[name], **overrides})
 
     @property
     def weights(self) -> dict[str, float]:

@@ -1,11 +1,15 @@
 """Entropy of the rows of softmax(Q Kᵀ): the one computation behind heterogeneity and sparsity.
 
+Queries and keys are tokens of one tensor [B, T, D]. Each set is an index, int64 [B, R]: row numbers
+of `tokens.flatten(0, 1)`, and -1 as padding, where an image has fewer than R.
+
 Two backends, one result:
 
 - "dense" is plain autograd. It saves gathered tokens and probabilities, more than the tokens' own
   size per depth, and can be differentiated twice.
-- "recompute" saves three numbers per row and makes the logits anew in the backward: four products
-  instead of three. See `mto_core.recompute`.
+- "recompute" saves the tokens, which the model holds anyway, and the indices. The backward makes
+  the logits anew, chunk by chunk: four products instead of three. Both are custom operators, single
+  nodes to `torch.compile`, so the chunk loop stays and nothing of size B x N x N is made.
 
 "auto" is "dense" for less than 2^17 numbers of tokens on the CPU, where calls cost more than
 products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.
@@ -14,23 +18,26 @@ products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mto_core.checks import (
-    Backend,
-    Scale,
-    check_mask,
-    check_name,
-    check_tokens,
-    compute_dtype,
-)
-from mto_core.recompute import recompute, row_statistics
-from mto_core.split import TokenRows, row_index, take
+from mto_core.checks import Backend, Scale, check_mask, check_name, check_tokens, compute_dtype
 
 DENSE_MAX_NUMEL = 1 << 17
+
+# Numbers of a chunk, gathered tokens and logits together: 64 MiB in float32. ViT-B of SimMIM has
+# 120 queries and 76 keys of 768 numbers, so an image takes 196 · 768 + 120 · 76 = 160 k numbers and
+# a chunk holds 104 images. All of B = 128 would take 82 MB; the tokens of one depth are 77 MB.
+CHUNK_ELEMENTS = 1 << 24
+
+# exp(-64) = 1.6e-28: a lower logit moves H by under 1e-22 nat, but exp of it may be denormal, which
+# is ten times as slow on a CPU.
+MIN_SHIFTED_LOGIT = -64.0
 
 
 def row_entropy(
@@ -59,53 +66,54 @@ def row_entropy(
         [B, Q], float64 for float64 tokens and float32 for any other. A row without keys gives 0.
 
     Raises:
-        TypeError: an argument is no tensor.
-        ValueError: a shape, dtype or name that does not fit.
+        TypeError, ValueError: an argument that does not fit.
         RuntimeError: "recompute" is differentiated twice.
 
     Example:
-        >>> import torch
         >>> row_entropy(torch.zeros(1, 1, 8), torch.zeros(1, 4, 8))  # ln 4
         tensor([[1.3863]])
     """
     check_tokens(queries, "queries")
     check_tokens(keys, "keys")
-    batch, num_queries, dim = queries.shape
-    if (batch, dim) != (keys.shape[0], keys.shape[2]):
+    if (queries.shape[0], queries.shape[2]) != (keys.shape[0], keys.shape[2]):
         raise ValueError(
             f"queries {list(queries.shape)} and keys {list(keys.shape)} must agree in B and D"
         )
     if queries.dtype != keys.dtype:
         raise ValueError(f"queries are {queries.dtype} and keys {keys.dtype}: they must be equal")
+    tokens = torch.cat((queries, keys), 1)
+    batch, length, _ = tokens.shape
+    index = torch.arange(batch * length, device=tokens.device).view(batch, length)
+    query_index, key_index = index[:, : queries.shape[1]], index[:, queries.shape[1] :]
     if query_mask is not None:
         check_mask(query_mask, queries, "query_mask")
+        query_index = query_index.where(query_mask, -1)
     if key_mask is not None:
         check_mask(key_mask, keys, "key_mask")
-    same = queries is keys
-    tokens = queries if same else torch.cat((queries, keys), 1)
-    length, first_key = tokens.shape[1], 0 if same else num_queries
-    query_rows = row_index(batch, length, 0, num_queries, tokens.device)
-    key_rows = row_index(batch, length, first_key, length, tokens.device)
-    return _solve(
-        tokens, TokenRows(query_rows, query_mask), TokenRows(key_rows, key_mask), scale, backend
-    )
+        key_index = key_index.where(key_mask, -1)
+    return token_entropy(tokens, query_index, key_index, scale=scale, backend=backend)
 
 
 def token_entropy(
-    tokens: Tensor,
-    queries: TokenRows,
-    keys: TokenRows,
-    *,
-    scale: Scale = "raw",
-    backend: Backend = "auto",
+    tokens: Tensor, queries: Tensor, keys: Tensor, *, scale: Scale | float, backend: Backend
 ) -> Tensor:
-    """Entropy [B, Q] of the affinity of some rows of tokens [B, T, D] to others."""
+    """Entropy [B, Q] of the affinity of some rows of tokens [B, T, D] to others; 0 on padding."""
     tokens, factor = scaled(tokens, scale)
-    return _solve(tokens, queries, keys, factor, backend)
+    backend = resolve_backend(backend, tokens)
+    if 0 in (*queries.shape, *keys.shape):
+        return _take(tokens, queries).sum(-1) * 0
+    if backend == "dense":
+        return _dense(tokens, queries, keys, factor)
+    entropy: Tensor = _recompute(tokens, queries, keys, factor)
+    if not torch.compiler.is_compiling():
+        _postpone_backward(entropy, tokens)
+    return entropy
 
 
-def scaled(tokens: Tensor, scale: Scale) -> tuple[Tensor, float]:
+def scaled(tokens: Tensor, scale: Scale | float) -> tuple[Tensor, float]:
     """Tokens and the factor on their products; "layernorm" makes a float32 copy of the tokens."""
+    if isinstance(scale, (int, float)):
+        return tokens, float(scale)
     check_name("scale", scale)
     if scale == "layernorm":
         with torch.autocast(tokens.device.type, enabled=False):
@@ -122,19 +130,132 @@ def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
     return "dense" if small else "recompute"
 
 
-def dense(tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float) -> Tensor:
-    """Entropy [B, Q] by plain autograd, in float32 (or float64) whatever autocast says."""
+def chunks(batch: int, numbers: int) -> Iterator[slice]:
+    """Slices of a batch whose images take so many numbers each."""
+    images = max(1, CHUNK_ELEMENTS // max(1, numbers))
+    return (slice(first, first + images) for first in range(0, batch, images))
+
+
+def _dense(tokens: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """H = log Z - Σ p d: all terms of the sum are non-negative, so nothing cancels."""
     with torch.autocast(tokens.device.type, enabled=False):
-        q = take(tokens, queries.rows) * scale  # [B, Q, D]
-        k = take(tokens, keys.rows)  # [B, K, D]
-        if k.shape[1] == 0:
-            return q[:, :, :0].sum(-1)
-        entropy, _, _ = row_statistics(q, k, keys.valid)  # [B, Q]
-    return entropy if queries.valid is None else entropy.masked_fill(~queries.valid, 0)
+        q = _take(tokens, queries) * scale  # [B, Q, D]
+        k = _centered(_take(tokens, keys), keys >= 0)  # [B, K, D]
+        p, d, total = _softmax(q, k, keys >= 0)  # [B, Q, K], [B, Q, K], [B, Q, 1]
+        entropy = total[..., 0].log() - (p * d).sum(-1)  # [B, Q]
+    return entropy.masked_fill(queries < 0, 0)
 
 
-def _solve(
-    tokens: Tensor, queries: TokenRows, keys: TokenRows, scale: float, backend: Backend
-) -> Tensor:
-    solve = dense if resolve_backend(backend, tokens) == "dense" else recompute
-    return solve(tokens, queries, keys, scale)
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, R, D] of tokens [B, T, D], in the dtype of the computation; row 0 as padding."""
+    taken = tokens.flatten(0, 1).index_select(0, index.clamp_min(0).flatten())
+    return taken.view(*index.shape, tokens.shape[-1]).to(compute_dtype(tokens))
+
+
+def _centered(keys: Tensor, valid: Tensor) -> Tensor:
+    """Keys [B, K, D] without the mean of the valid ones; no gradient is due to that mean.
+
+    Without it all logits of a row change alike, and no probability. A large logit is mostly what
+    tokens have in common; float32 then has no digits left for differences. At logits of 3e4 the
+    error of near ties falls from 3e-3 nat to 1e-6.
+    """
+    share = valid / valid.sum(1, keepdim=True).clamp_min(1)  # [B, K]
+    return keys - share.to(keys.dtype)[:, None] @ keys.detach()
+
+
+def _softmax(q: Tensor, k: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For logits s = q kᵀ and their row maximum m: p [b, Q, K], d = s - m and Z = Σ exp(d)."""
+    logits = q @ k.mT  # [b, Q, K]
+    invalid = ~valid[:, None]  # [b, 1, K]
+    logits = logits.masked_fill(invalid, torch.finfo(q.dtype).min)  # -inf times p = 0 is NaN
+    d = (logits - logits.detach().amax(-1, keepdim=True)).clamp_min(MIN_SHIFTED_LOGIT)
+    z = d.exp().masked_fill(invalid, 0)  # [b, Q, K]
+    total = z.sum(-1, keepdim=True)  # [b, Q, 1]
+    total = total + (total == 0)  # no keys: log 1 = 0
+    return z / total, d, total
+
+
+@torch.library.custom_op("mto_core::row_entropy", mutates_args=())
+def _recompute(tokens: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """`_dense` without a graph, in chunks."""
+    entropy = _empty(tokens, queries)  # [B, Q]
+    with _full_precision(tokens.device):
+        for images in _image_chunks(tokens, queries, keys):
+            entropy[images] = _dense(tokens, queries[images], keys[images], scale)
+    return entropy
+
+
+@torch.library.custom_op("mto_core::row_entropy_backward", mutates_args=())
+def _backward(grad: Tensor, tokens: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Gradient [B, T, D] by the tokens: dH/ds = -p (log p + H) = -p (d - Σ p d)."""
+    grad = grad.masked_fill(queries < 0, 0)  # [B, Q]
+    by_tokens = torch.zeros_like(tokens.flatten(0, 1), dtype=grad.dtype)  # [B·T, D]
+    with _full_precision(tokens.device):
+        for images in _image_chunks(tokens, queries, keys):
+            valid = keys[images] >= 0  # [b, K]
+            q = _take(tokens, queries[images]) * scale  # [b, Q, D]
+            k = _centered(_take(tokens, keys[images]), valid)  # [b, K, D]
+            p, d, _ = _softmax(q, k, valid)  # [b, Q, K] each
+            by_logits = p * ((p * d).sum(-1, keepdim=True) - d) * grad[images, :, None]
+            by_q, by_k = (by_logits @ k) * scale, by_logits.mT @ q  # [b, Q, D], [b, K, D]
+            for index, by_rows in ((queries[images], by_q), (keys[images], by_k)):
+                by_tokens.index_add_(0, index.clamp_min(0).flatten(), by_rows.flatten(0, 1))
+    return by_tokens.view(tokens.shape).to(tokens.dtype)
+
+
+def _image_chunks(tokens: Tensor, queries: Tensor, keys: Tensor) -> Iterator[slice]:
+    rows, columns = queries.shape[1], keys.shape[1]
+    return chunks(tokens.shape[0], (rows + columns) * tokens.shape[2] + rows * columns)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast and no TensorFloat-32, which put logits of 1e4 off by nats."""
+    matmul: Any = torch.backends.cuda.matmul
+    new = hasattr(matmul, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    try:
+        setattr(matmul, name, full)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        setattr(matmul, name, before)
+
+
+def _empty(tokens: Tensor, queries: Tensor, *_: object) -> Tensor:
+    return tokens.new_empty(queries.shape, dtype=compute_dtype(tokens))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "the 'recompute' backend of mto_core has no second derivative: pass backend='dense'"
+    )
+
+
+_recompute.register_fake(_empty)
+_recompute.register_autograd(_differentiate, setup_context=_save)
+_backward.register_fake(
+    lambda grad, tokens, *_: torch.empty_like(tokens, memory_format=torch.contiguous_format)
+)
+_backward.register_autograd(_refuse)
+
+
+def _postpone_backward(entropy: Tensor, tokens: Tensor) -> None:
+    """Has the gradient by `tokens` made when the model's backward gets there, not before.
+
+    Autograd runs the youngest node first. The terms are younger than the model, so the gradients of
+    all depths would be made at once, each as large as the tokens, and wait in memory.
+    """
+    node, source = entropy.grad_fn, tokens.grad_fn
+    if node is not None and source is not None and hasattr(node, "_set_sequence_nr"):
+        node._set_sequence_nr(source._sequence_nr())

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mto_core.checks import check_tokens
-from mto_core.masks import masks_by_depth, pool
-from mto_core.split import MaskSplit, split_mask
-from mto_core.tokens import TracedTokens, flatten_grid
+from mto_core.checks import check_mask
+from mto_core.masks import MaskSplit, pool, split_mask
+from mto_core.trace import TracedTokens, flatten_grid
 
-
-class Layer(NamedTuple):
-    """One depth that is measured."""
-
-    tokens: Tensor  # [B, P + N, D]
-    split: MaskSplit
+Layer: TypeAlias = tuple[Tensor, MaskSplit]  # tokens [B, P + N, D] of one depth, and its mask
 
 
 def whole_tokens(
@@ -49,25 +43,33 @@ def whole_tokens(
 def align(
     tokens: list[Tensor], prefix: int, mask: Tensor | Sequence[Tensor], depths: int
 ) -> list[Layer]:
-    """Tokens and split mask of the first `depths`; depths with one mask share its split."""
-    grids = [flatten_grid(t, prefix) for t in tokens]  # [B, P + N, D] each
+    """Tokens and split mask of the first `depths`; neighbours with one mask share its split."""
+    grids = [flatten_grid(t, prefix, f"tokens at depth {depth}") for depth, t in enumerate(tokens)]
+    batch = grids[0].shape[0]
     for depth, grid in enumerate(grids):
-        check_tokens(grid, f"tokens at depth {depth}")
         if grid.shape[0] == 0 or grid.shape[1] <= prefix:
             raise ValueError(
                 f"tokens at depth {depth} are {list(grid.shape)}: there must be images, and more "
                 f"tokens than the {prefix} of num_prefix_tokens"
             )
-        if grid.shape[0] != grids[0].shape[0]:
+        if grid.shape[0] != batch:
             raise ValueError(f"depths 0 and {depth} differ in their number of images")
+    masks: list[Any] = list(mask) if isinstance(mask, (list, tuple)) else [mask] * len(tokens)
+    for m in masks:
+        check_mask(m)
+        if m.ndim not in (2, 3):
+            raise ValueError(f"mask must be [B, N] or [B, h, w], got {list(m.shape)}")
+        if m.shape[0] != batch:
+            raise ValueError(f"tokens of {batch} images, but a mask of {m.shape[0]}")
+    if len(masks) != len(tokens):
+        raise ValueError(f"got {len(masks)} masks for {len(tokens)} depths")
+    finest = max(grid.shape[1] for grid in grids) - prefix
     shapes = [t.shape[1:3] if t.ndim == 4 else (t.shape[1] - prefix,) for t in tokens]
-    masks = masks_by_depth(mask, tokens[0].shape[0], shapes)
     layers: list[Layer] = []
-    for depth in range(depths):
-        m, shape = masks[depth], shapes[depth]
-        same = [d for d in range(depth) if masks[d] is m and shapes[d] == shape]
-        split = layers[same[0]].split if same else split_mask(pool(m, shape, depth), prefix)
-        layers.append(Layer(grids[depth], split))
+    for d in range(depths):
+        if d == 0 or masks[d] is not masks[d - 1] or shapes[d] != shapes[d - 1]:
+            split = split_mask(pool(masks[d], shapes[d], d, finest), prefix)
+        layers.append((grids[d], split))
     return layers
 
 
@@ -93,7 +95,7 @@ def warn_undefined(layers: list[Layer]) -> bool:
     if torch.compiler.is_compiling():  # counts are not known
         return False
     for depth, (_, split) in enumerate(layers):
-        masked, visible = split.masked.rows.shape[1], split.visible.rows.shape[1]
+        masked, visible = split.masked.shape[1], split.visible.shape[1]
         if masked == 0 or visible <= 1:
             warnings.warn(
                 f"at depth {depth} every image has at most {masked} masked and {visible} visible "

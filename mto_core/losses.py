@@ -21,7 +21,7 @@ from mto_core.checks import (
     check_tokens,
 )
 from mto_core.entropy import token_entropy
-from mto_core.split import MaskSplit, split_mask
+from mto_core.masks import MaskSplit, split_mask
 
 
 def heterogeneity(
@@ -35,27 +35,24 @@ def heterogeneity(
     Args:
         tokens: [B, N, D] patch tokens of one depth, without cls token, any floating dtype.
         mask: bool [B, N], True = masked; any count per image.
-        scale: what the logits are: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or
-            "layernorm" (raw dot products of tokens that went through a LayerNorm without affine, so
-            that logits are at most D and the norm of a token plays no part).
+        scale: of the logits: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or "layernorm"
+            (dot products after a LayerNorm without affine: a token's norm plays no part).
         backend: "auto", "dense" or "recompute"; see `row_entropy`.
 
     Returns:
         [B] in nats; 0 for an image without masked tokens or with fewer than two visible ones.
 
     Raises:
-        TypeError: an argument is no tensor.
-        ValueError: a shape, dtype or name that does not fit.
+        TypeError, ValueError: an argument that does not fit.
 
     Example:
-        >>> import torch
         >>> mask = torch.tensor([[True, True, False, False]])
         >>> heterogeneity(torch.zeros(1, 4, 8), mask)  # ln 2
         tensor([0.6931])
     """
     split = _split(tokens, mask)
     rows = token_entropy(tokens, split.masked, split.visible, scale=scale, backend=backend)
-    return rows.sum(1) / split.num_masked.clamp_min(1)  # [B, max |M|] to [B]
+    return rows.sum(1) / split.mask.sum(1).clamp_min(1)  # [B, max |M|] to [B]
 
 
 def sparsity_loss(
@@ -66,9 +63,7 @@ def sparsity_loss(
     scale: Scale = "raw",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Sparsity loss L_spa (eq 3 of arXiv 2404.08330).
-
-    The entropy of the affinity of visible tokens to all tokens.
+    """Sparsity loss L_spa (eq 3 of arXiv 2404.08330): entropy of visible tokens towards all.
 
     Args:
         tokens: [B, N, D] patch tokens at depth 0, any floating dtype.
@@ -82,11 +77,9 @@ def sparsity_loss(
         [B] in nats; 0 for an image without visible tokens.
 
     Raises:
-        TypeError: an argument is no tensor.
-        ValueError: a shape, dtype or name that does not fit.
+        TypeError, ValueError: an argument that does not fit.
 
     Example:
-        >>> import torch
         >>> mask = torch.tensor([[True, True, False, False]])
         >>> sparsity_loss(torch.zeros(1, 4, 8), mask)  # ln 4
         tensor([1.3863])
@@ -95,7 +88,7 @@ def sparsity_loss(
     split = _split(tokens, mask)
     rows = token_entropy(tokens, split.visible, split.patches, scale=scale, backend=backend)
     total = rows.sum(1)  # [B, max |V|] to [B]
-    return total if reduction == "sum" else total / split.num_visible.clamp_min(1)
+    return total if reduction == "sum" else total / (~split.mask).sum(1).clamp_min(1)
 
 
 def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = None) -> Tensor:
@@ -115,10 +108,9 @@ def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = No
         [B].
 
     Raises:
-        ValueError: `h0` or `valid` does not fit, or `eps` is not positive.
+        ValueError: `h0` is not [B], or `eps` is not positive.
 
     Example:
-        >>> import torch
         >>> singularity_loss(torch.tensor([2.0, 0.0]), eps=0.5, valid=torch.tensor([True, False]))
         tensor([0.4000, 0.0000])
     """
@@ -127,13 +119,7 @@ def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = No
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     loss = 1 / (h0 + eps)
-    if valid is None:
-        return loss
-    if valid.dtype != torch.bool or valid.shape != h0.shape:
-        raise ValueError(
-            f"valid must be bool {list(h0.shape)}, got {valid.dtype} {list(valid.shape)}"
-        )
-    return loss.masked_fill(~valid, 0)
+    return loss if valid is None else torch.where(valid, loss, 0)
 
 
 def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
@@ -143,8 +129,8 @@ def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
 
     Args:
         h: [L+1, B] heterogeneity by depth, in nats, L >= 1.
-        direction: "decreasing", what the paper's text asks for; or "as_printed", its formula with
-            the opposite sign, which makes H rise: it can ruin a model, and is for replication.
+        direction: "decreasing", as the paper's text asks; or "as_printed", the opposite sign of
+            its formula, which makes H rise: it can ruin a model, and is for replication.
 
     Returns:
         [B]; L ln 2 where H is the same at all depths.
@@ -153,7 +139,6 @@ def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
         ValueError: `h` is not [L+1, B] with L >= 1, or the direction is unknown.
 
     Example:
-        >>> import torch
         >>> ranking_loss(torch.tensor([[3.0], [1.0]])), ranking_loss(torch.tensor([[1.0], [3.0]]))
         (tensor([0.1269]), tensor([2.1269]))
     """

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mto_core.affinity import attention_mass
 from mto_core.balance import GradientBalance, gradient_norm
 from mto_core.checks import compute_dtype
 from mto_core.config import MTOConfig
 from mto_core.inputs import Layer, align, check_trainable, warn_undefined, whole_tokens
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
+from mto_core.metrics import attention_mass
 from mto_core.terms import TERMS, MTOTerms
 
 
@@ -70,22 +69,17 @@ class MaskedTokenOptimization(nn.Module):
             tokens_by_depth: A trace's `tokens_by_depth`, or L + 1 tensors [B, P + N, D] (or
                 [B, H, W, D]): the first block's input, position embedding included, and every
                 block's output. N and D may differ by depth.
-            mask: bool, True = masked: [B, N]; for a hierarchical model [B, N] or [B, h, w] at the
-                finest resolution; or one mask per depth.
+            mask: bool, True = masked: [B, N], or [B, h, w] at the finest resolution of a
+                hierarchical model; or one mask per depth.
             num_prefix_tokens: Leading tokens that are no patches, P; a trace knows its own.
-            step: Optimizer step, the same for all micro batches of a step. Needed for a warm-up
-                and for balance.
+            step: Optimizer step, the same for its micro batches; for a warm-up and for balance.
             loss: The recipe's own loss, a mean over this batch, before loss scaling and before
                 division by accumulation steps. Needed for balance only, and in all ranks.
             diagnostics: True on a step that is logged: all terms and depths are measured, and
-                `token_norm`, `diagonal_mass` and `masked_mass` filled. False computes only the
-                terms with a weight, or nothing at all.
+                `token_norm` and the masses. False computes only what the weights need.
 
         Raises:
-            TypeError: The mask is no tensor, or the tokens are no sequence.
-            ValueError: No images or tokens, tokens and mask do not fit, a hierarchical mask is
-                misaligned, ranking with one depth, `step` or `loss` is missing, or nothing that a
-                weighted term depends on requires grad.
+            TypeError, ValueError: Arguments do not fit, are missing, or would train nothing.
             TraceError: The tokens are those of an earlier forward or step.
             RuntimeError: balance, where gradient norms cannot be measured; a misaligned mask under
                 `torch.compile`.
@@ -126,19 +120,16 @@ class MaskedTokenOptimization(nn.Module):
         """Gradient norm of each unweighted term relative to that of the recipe's loss.
 
         Both are taken at the first block's input, over this process's batch. Times its weight, a
-        ratio says how strongly a term pulls: above 1 it outweighs the recipe. Costs about one
-        forward of the terms and two backward passes through the model without weight gradients, so
-        ask for it now and then. Call it before backward; changes nothing, and needs no other rank.
-
-        Args:
-            tokens_by_depth: As in `forward`, and so are `mask` and `num_prefix_tokens`.
-            loss: The recipe's own loss, a scalar with its graph.
+        ratio says how strongly a term pulls: above 1 it outweighs the recipe. Costs about two
+        backward passes through the model without weight gradients. Call it before backward; it
+        changes nothing, and needs no other rank. Arguments are those of `forward`, and `loss` is
+        the recipe's own, with its graph.
 
         Returns:
             Ratio by term; `inf` where the loss has no gradient.
 
         Raises:
-            ValueError: As in `forward`; so is TraceError.
+            TypeError, ValueError, TraceError: As in `forward`.
             RuntimeError: Reentrant checkpointing, whole-model torch.compile, tokens that the loss
                 does not depend on.
         """
@@ -151,22 +142,18 @@ class MaskedTokenOptimization(nn.Module):
             ratios = {name: gradient_norm(terms[name], tokens[0], name).item() for name in names}
         return {name: value / norm if norm else float("inf") for name, value in ratios.items()}
 
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return str(self.config)
-
     def _weights(self, step: int | None, loss: Tensor | None) -> dict[str, float | Tensor]:
-        config = self.config
-        if step is None and config.warmup_steps:
-            raise ValueError(f"warmup_steps={config.warmup_steps} needs step=, the optimizer step")
-        weights: dict[str, float | Tensor] = dict(config.weights)
+        warmup = self.config.warmup_steps
+        if step is None and warmup:
+            raise ValueError(f"warmup_steps={warmup} needs step=, the optimizer step")
+        weights: dict[str, float | Tensor] = dict(self.config.weights)
         if self.balance is not None:
             if torch.is_grad_enabled():
                 self.balance.begin(step, loss)
             weights |= self.balance.weights()
-        if not config.warmup_steps or step is None or step >= config.warmup_steps:
+        if step is None or step >= warmup:
             return weights
-        return {name: weight * (step / config.warmup_steps) for name, weight in weights.items()}
+        return {name: weight * (step / warmup) for name, weight in weights.items()}
 
     def _terms(
         self, layers: list[Layer], wanted: Sequence[str], active: Sequence[str]
@@ -174,50 +161,40 @@ class MaskedTokenOptimization(nn.Module):
         """Wanted terms, unweighted, [] each, and H [B] by depth; a graph only for active ones."""
         config = self.config
         how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
+        values: dict[str, Tensor] = {}
         h: list[Tensor] = []
-        measured = layers if "singularity" in wanted or "ranking" in wanted else []
-        for depth, (x, split) in enumerate(measured):
+        if "sparsity" in wanted:
+            with _graph("sparsity" in active):
+                values["sparsity"] = sparsity_loss(*layers[0], reduction=config.reduction, **how)
+        for depth, layer in enumerate(layers if {"singularity", "ranking"} & {*wanted} else []):
             with _graph("ranking" in active or ("singularity" in active and depth == 0)):
-                h.append(heterogeneity(x, split, **how))
-
-        def sparsity() -> Tensor:
-            return sparsity_loss(*layers[0], reduction=config.reduction, **how)
-
-        def singularity() -> Tensor:
-            return singularity_loss(h[0], eps=config.eps, valid=layers[0].split.defined)
-
-        def ranking() -> Tensor:
-            if len(h) < 2:
-                return torch.zeros_like(h[0])
-            defined = torch.stack([layer.split.defined for layer in layers]).all(0)
-            value = ranking_loss(torch.stack(h), direction=config.direction)
-            return value.masked_fill(~defined, 0)
-
-        compute: dict[str, Callable[[], Tensor]] = {
-            "sparsity": sparsity,
-            "singularity": singularity,
-            "ranking": ranking,
-        }
-        terms = {}
-        for name in wanted:
-            with _graph(name in active):
-                terms[name] = compute[name]().mean()
-        return terms, h
+                h.append(heterogeneity(*layer, **how))
+        if "singularity" in wanted:
+            with _graph("singularity" in active):
+                valid = layers[0][1].defined()
+                values["singularity"] = singularity_loss(h[0], eps=config.eps, valid=valid)
+        if "ranking" in wanted and len(h) < 2:
+            values["ranking"] = torch.zeros_like(h[0])
+        elif "ranking" in wanted:
+            with _graph("ranking" in active):
+                defined = torch.stack([split.defined() for _, split in layers]).all(0)
+                ranking = ranking_loss(torch.stack(h), direction=config.direction)
+                values["ranking"] = ranking.masked_fill(~defined, 0)
+        return {name: value.mean() for name, value in values.items()}, h
 
     @torch.no_grad()
     def _diagnostics(self, layers: list[Layer], prefix: int) -> dict[str, Tensor]:
         """`token_norm`, `diagonal_mass` and `masked_mass`."""
-        patches = [layer.tokens[:, prefix:] for layer in layers]
-        norms = [
-            torch.linalg.vector_norm(x, dim=-1, dtype=compute_dtype(x)).mean() for x in patches
-        ]
-        diagonal, masked = attention_mass(patches[0], layers[0].split.mask, scale=self.config.scale)
+        norms = [x[:, prefix:].norm(dim=-1, dtype=compute_dtype(x)).mean() for x, _ in layers]
+        first, split = layers[0]
+        mass = attention_mass(first[:, prefix:], split.mask, scale=self.config.scale)
+        diagonal, masked = (value.mean() for value in mass)
         return {
             "token_norm": torch.stack(norms),
-            "diagonal_mass": diagonal.mean(),
-            "masked_mass": masked.mean(),
+            "diagonal_mass": diagonal,
+            "masked_mass": masked,
         }
 
 
-def _graph(needed: bool) -> nullcontext[None] | torch.no_grad:
-    return nullcontext() if needed else torch.no_grad()
+def _graph(needed: bool) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(needed and torch.is_grad_enabled())

@@ -45,23 +45,19 @@ class MTOTerms:
     def scalars(self, prefix: str = "mto/") -> dict[str, float]:
         """Everything measured as a flat dict for a logger; waits for the device once.
 
-        Args:
-            prefix: Put before each name.
-
-        Returns:
-            Floats by name: "mto/total", "mto/sparsity", "mto/weight/sparsity",
-            "mto/heterogeneity/00" by depth, and so on. A value that was not measured is left out,
-            so that a logger keeps the newest one.
+        Names are "mto/total", "mto/sparsity", "mto/weight/sparsity", "mto/heterogeneity/00" by
+        depth, and so on, after `prefix`. A value that was not measured is left out, so that a
+        logger keeps the newest one.
         """
-        found: dict[str, Tensor] = {}
-        for name in ("total", *TERMS, "diagonal_mass", "masked_mass"):
-            if (value := getattr(self, name)) is not None:
-                found[name] = value
+        scalars = ("total", *TERMS, "diagonal_mass", "masked_mass")
+        found = {name: getattr(self, name) for name in scalars}
         for name, weight in self.weights.items():
             found[f"weight/{name}"] = torch.as_tensor(weight, device=self.total.device)
         for name in ("heterogeneity", "token_norm"):
-            if (by_depth := getattr(self, name)) is not None:
-                found |= {f"{name}/{depth:02d}": value for depth, value in enumerate(by_depth)}
+            by_depth = getattr(self, name)
+            for depth, value in enumerate(() if by_depth is None else by_depth):
+                found[f"{name}/{depth:02d}"] = value
+        found = {name: value for name, value in found.items() if value is not None}
         plain = torch.stack([value.detach().double() for value in found.values()]).tolist()
         named = zip(found, plain, strict=True)
         return {prefix + name: value for name, value in named if value == value}  # no NaN

@@ -10,52 +10,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mto_core.tokens import Recording, Slot, TracedTokens, TraceError
+from mto_core.checks import check_tokens
 
-_NOTHING = (
-    "nothing was captured at depth {depth}{others}: the traced block did not run while the trace "
-    "was armed. Usual causes: the trace is not armed around the forward; the model was compiled "
-    "before the trace was attached (attach first, then torch.compile); the model that ran is a "
-    "copy of the traced one (attach a trace to the copy)."
-)
-_TWICE = (
-    "{which} was recorded twice in one armed pass, so it is unclear which tokens are meant. Arm "
-    "around exactly one forward, read the tokens before backward and disarm before backward: "
-    "activation checkpointing runs blocks a second time there."
-)
-_NO_GRAD = (
-    "the tokens at depth {depth} carry no gradient, so the MTO loss would train nothing. Usual "
-    "causes: the forward ran under torch.no_grad(); everything up to this depth is frozen; a "
-    "reentrant checkpoint around more than one block (checkpoint each block by itself, or use "
-    "use_reentrant=False). For looking without training: TokenTrace(..., require_grad=False)."
-)
-_CHANGED = (
-    "the tokens at depth {depth} were changed in place after they were recorded: the values now "
-    "are not those that the block saw. Replace the in-place operation, e.g. x += y by x = x + y."
-)
+
+class TraceError(RuntimeError):
+    """The tokens of a forward were not recorded, or not in a form that a loss can use."""
+
+
+class Recording:
+    """The record of one armed forward: by depth, the tensors recorded, each with its version."""
+
+    def __init__(self, depths: int) -> None:
+        self.found: list[list[tuple[Tensor, int | None]]] = [[] for _ in range(depths)]
+        self.stale = False  # the model ran again
+        self.step: int | None = None  # the optimizer step whose loss used it
+
+    def use(self, step: int | None = None) -> None:
+        """Raises TraceError if a later forward or another step needs tokens of its own."""
+        if self.stale or (None not in (step, self.step) and step != self.step):
+            raise TraceError(
+                "these tokens are of an earlier forward: the model ran again, or another step used "
+                "them. Arm the trace around every forward that gets the MTO loss (with trace:), "
+                "and compute that loss from trace.tokens_by_depth before the model runs again."
+            )
+        self.step = self.step if step is None else step
+
+
+class TracedTokens(list[Tensor]):
+    """The tokens of one forward by depth: item l is [B, N, D], without prefix tokens.
+
+    `MaskedTokenOptimization` computes on the whole tensors: gradients of slices would cost a
+    zero-padded copy per depth.
+
+    Attributes:
+        whole: The blocks' own tensors by depth: [B, P + N, D] or [B, H, W, D].
+        num_prefix_tokens: P.
+        recording: Their record, which tells whether they are of an earlier forward.
+    """
+
+    def __init__(self, whole: list[Tensor], num_prefix_tokens: int, recording: Recording) -> None:
+        super().__init__(flatten_grid(t, num_prefix_tokens)[:, num_prefix_tokens:] for t in whole)
+        self.whole, self.num_prefix_tokens = whole, num_prefix_tokens
+        self.recording = recording
+
+
+def flatten_grid(tokens: Tensor, num_prefix_tokens: int = 0, name: str = "tokens") -> Tensor:
+    """[B, H, W, D] as [B, H·W, D], [B, N, D] as it is; TypeError or ValueError for any other."""
+    if isinstance(tokens, Tensor) and tokens.ndim == 4:
+        if num_prefix_tokens:
+            raise ValueError(
+                f"{name} {list(tokens.shape)} are a grid, which has no room for "
+                f"num_prefix_tokens={num_prefix_tokens}"
+            )
+        tokens = tokens.flatten(1, 2)
+    check_tokens(tokens, name)
+    return tokens
 
 
 class TokenTrace:
     """Records the input of the first block and the output of every block through forward hooks.
 
     Attach it before `torch.compile`, DDP or DeepSpeed wrap the model, and arm it for exactly one
-    forward at a time. It works eagerly, under torch.compile (whole model or blocks), DDP, DeepSpeed
-    ZeRO-1/2, non-reentrant checkpointing, and reentrant checkpointing of single blocks. A deep copy
-    or pickle of the traced model is not traced. Tokens of an earlier forward are refused once the
-    model has run again, and tokens that were changed in place after a block; under torch.compile
-    the latter goes unseen.
+    forward at a time. It works under torch.compile (whole model or blocks), DDP, DeepSpeed ZeRO-1/2
+    and activation checkpointing (reentrant: of single blocks). A copy of the model is not traced.
+    Tokens of an earlier forward are refused, and tokens that were changed in place after a block;
+    under torch.compile the latter goes unseen.
 
     Args:
-        blocks: The transformer blocks in the order in which they run, each once per forward. A
-            block takes tokens as its first argument and returns tokens, or a tuple that begins with
-            them; tokens are [B, P + N, D], or [B, H, W, D] (Swin).
+        blocks: The transformer blocks in the order in which they run. A block takes tokens,
+            [B, P + N, D] or [B, H, W, D] (Swin), as its first argument and returns them, alone or
+            first in a tuple.
         num_prefix_tokens: Leading tokens that are no patches (cls, register), P.
-        require_grad: Whether tokens without gradient are an error. False is for looking at a model
-            under `torch.no_grad()`.
+        require_grad: Whether tokens without gradient are an error; False is for looking only.
 
     Raises:
-        ValueError: No blocks, one block twice, or a negative `num_prefix_tokens`.
-        TypeError: A block is not a module, or a whole model stands for its blocks.
+        TypeError, ValueError: `blocks` are not modules, none or one twice; a negative count.
         TraceError: A block is compiled already.
 
     Example:
@@ -84,24 +113,16 @@ class TokenTrace:
         self._argument = next(iter(inspect.signature(modules[0].forward).parameters), "")
         # Bound methods and not closures: a deep copy or pickle of the model copies the trace with
         # its hooks, and the copy arrives closed. A closure would go on recording into the original.
-        self._handles = [
-            modules[0].register_forward_pre_hook(self._before_first, with_kwargs=True),
-            *(
-                block.register_forward_hook(partial(self._after, depth))
-                for depth, block in enumerate(modules, 1)
-            ),
-        ]
+        self._handles = [modules[0].register_forward_pre_hook(self._before_first, with_kwargs=True)]
+        for depth, block in enumerate(modules, 1):
+            self._handles.append(block.register_forward_hook(partial(self._after, depth)))
 
     def arm(self) -> None:
-        """Forgets what was recorded and records from now on.
-
-        Raises:
-            TraceError: The trace is closed, or a copy.
-        """
+        """Forgets what was recorded and records from now on; TraceError if closed or a copy."""
         if self._closed:
             raise TraceError(self._closed)
         self._recording.stale = True
-        self._recording = Recording(len(self._recording.slots))
+        self._recording = Recording(len(self._recording.found))
         self.armed = True
 
     def disarm(self) -> None:
@@ -110,7 +131,7 @@ class TokenTrace:
 
     def clear(self) -> None:
         """Forgets what was recorded, which lets the autograd graph go."""
-        self._recording.slots = [Slot() for _ in self._recording.slots]
+        self._recording.found = [[] for _ in self._recording.found]
 
     def close(self) -> None:
         """Removes the hooks; the trace cannot be armed again."""
@@ -128,46 +149,58 @@ class TokenTrace:
         get theirs after the hook has run.
 
         Raises:
-            TraceError: The trace is closed or a copy; nothing was recorded at some depth, or
-                something twice; the model ran again since; tokens were changed in place, or have
-                no gradient.
+            TraceError: The trace is closed or a copy, or the record is not what a loss needs.
         """
         if self._closed:
             raise TraceError(self._closed)
-        slots, tokens = self._recording.slots, []
-        missing = [depth for depth, slot in enumerate(slots) if slot.tokens is None]
-        if missing:
+        found = self._recording.found
+        if missing := [depth for depth, records in enumerate(found) if not records]:
             others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-            raise TraceError(_NOTHING.format(depth=missing[0], others=others))
+            raise TraceError(
+                f"nothing was captured at depth {missing[0]}{others}: the traced block did not run "
+                "while the trace was armed. Usual causes: the trace is not armed around the "
+                "forward; the model was compiled before the trace was attached (attach first, then "
+                "torch.compile); the model that ran is a copy of the traced one (attach a trace to "
+                "the copy)."
+            )
         self._recording.use()
-        for depth, slot in enumerate(slots):
-            assert slot.tokens is not None
-            if slot.twice:
+        for depth, [(tokens, version), *again] in enumerate(found):
+            if again:
                 which = f"the output of block {depth - 1}" if depth else "the input of block 0"
-                raise TraceError(_TWICE.format(which=which))
-            if slot.version is not None and slot.tokens._version != slot.version:
-                raise TraceError(_CHANGED.format(depth=depth))
-            if self.require_grad and not slot.tokens.requires_grad:
-                raise TraceError(_NO_GRAD.format(depth=depth))
-            tokens.append(slot.tokens)
-        return TracedTokens(tokens, self.num_prefix_tokens, self._recording)
+                raise TraceError(
+                    f"{which} was recorded twice in one armed pass, so it is unclear which tokens "
+                    "are meant. Arm around exactly one forward, read the tokens before backward "
+                    "and disarm before backward: activation checkpointing runs blocks a second "
+                    "time there."
+                )
+            if version is not None and tokens._version != version:
+                raise TraceError(
+                    f"the tokens at depth {depth} were changed in place after they were recorded. "
+                    "Replace the in-place operation, e.g. x += y by x = x + y."
+                )
+            if self.require_grad and not tokens.requires_grad:
+                raise TraceError(
+                    f"the tokens at depth {depth} carry no gradient, so the MTO loss would train "
+                    "nothing. Usual causes: the forward ran under torch.no_grad(); everything up "
+                    "to this depth is frozen; a reentrant checkpoint around more than one block "
+                    "(checkpoint each block by itself, or use use_reentrant=False). For looking "
+                    "without training: TokenTrace(..., require_grad=False)."
+                )
+        whole = [records[0][0] for records in found]
+        return TracedTokens(whole, self.num_prefix_tokens, self._recording)
 
     def __enter__(self) -> TokenTrace:
-        """Arms."""
         self.arm()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disarms."""
         self.disarm()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings only, for copy.deepcopy and pickle: neither tokens nor hooks travel."""
-        return {"num_prefix_tokens": self.num_prefix_tokens, "require_grad": self.require_grad}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, armed=False, _handles=[], _recording=Recording(0))
-        self._closed = "this TokenTrace is a copy and has no hooks: make a new one"
+        """For copy.deepcopy and pickle: neither tokens nor hooks travel."""
+        closed = "this TokenTrace is a copy and has no hooks: make a new one"
+        mine = {"armed": False, "_closed": closed, "_handles": [], "_recording": Recording(0)}
+        return self.__dict__ | mine
 
     def _before_first(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -189,14 +222,11 @@ class TokenTrace:
             raise TraceError(
                 f"depth {depth}: expected a tensor of tokens, {where}, got {type(tokens).__name__}"
             )
-        slot = self._recording.slots[depth]
-        if slot.tokens is not None:
-            slot.twice = True
-            return
-        slot.tokens = tokens
         # A compiled graph counts versions in its own way: there, changes in place go unseen.
-        if not torch.compiler.is_compiling() and not tokens.is_inference():
-            slot.version = tokens._version
+        counted = not torch.compiler.is_compiling() and not tokens.is_inference()
+        records = self._recording.found[depth]
+        if len(records) < 2:  # the second one is an error already
+            records.append((tokens, tokens._version if counted else None))
 
 
 def _checked(blocks: Any) -> list[nn.Module]:
@@ -212,8 +242,10 @@ def _checked(blocks: Any) -> list[nn.Module]:
             f"{' or '.join(lists) or 'model.blocks'}, the blocks that hold the mask tokens"
         )
     modules = list(blocks)
-    if not modules:
-        raise ValueError("blocks is empty: pass the model's transformer blocks, e.g. model.blocks")
+    if not modules or len({id(block) for block in modules}) != len(modules):
+        raise ValueError(
+            "blocks is empty, or has a block twice: pass the model's transformer blocks, each once"
+        )
     for number, block in enumerate(modules):
         if not isinstance(block, nn.Module):
             raise TypeError(f"block {number} is not a module but {type(block).__name__}")
@@ -223,6 +255,4 @@ def _checked(blocks: Any) -> list[nn.Module]:
                 f"block {number} ({type(block).__name__}) is compiled already: hooks added now may "
                 "never run. Attach the trace first, then compile."
             )
-    if len({id(block) for block in modules}) != len(modules):
-        raise ValueError("a block stands in blocks twice: each must run once per forward")
     return modules

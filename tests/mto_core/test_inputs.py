@@ -32,7 +32,7 @@ def grids(*shapes):
         (lambda t, m: (t, [m]), "got 1 masks for 3 depths"),
         (lambda t, m: (t[:1], m), "ranking compares depths"),
         (lambda t, m: ([], m), "tokens_by_depth is empty"),
-        (lambda t, m: ([x[0] for x in t], m), r"tokens must be \[B, N, D\]"),
+        (lambda t, m: ([x[0] for x in t], m), r"tokens at depth 0 must be \[B, N, D\]"),
         (lambda t, m: ([x.detach() for x in t], m), "no tokens at depth 0 require grad"),
         (lambda t, m: ([t[0].long(), *t[1:]], m), "floating"),
         (lambda t, m: ([x[:0] for x in t], m[:0]), "there must be images"),

@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 
 import pytest
@@ -105,10 +104,6 @@ def test_what_is_recorded():
     embedded = model.embed(IMAGES)
     assert torch.equal(tokens[0], embedded[:, 1:])
     assert torch.equal(tokens[-1], model.run(embedded)[:, 1:])
-    assert [torch.equal(a, b) for a, b in zip(tokens[1:3], list(tokens)[1:3], strict=True)] == [
-        True,
-        True,
-    ]
 
 
 def test_grids_are_flattened_row_by_row():
@@ -150,6 +145,9 @@ def test_only_while_armed():
     model(IMAGES)
     with pytest.raises(TraceError, match=r"nothing was captured at depth 0 \(and 3 others\)"):
         _ = trace.tokens_by_depth
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), trace:
+        model(torch.randn(2, 13, 5))
+    assert not trace.armed  # an error in the model disarms
     with trace:
         model(IMAGES)
     assert len(trace.tokens_by_depth) == 4
@@ -184,14 +182,13 @@ def test_an_armed_trace_leaves_training_bit_identical():
 # torch.compile
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_whole_model_compiled_in_one_graph_and_never_again():
     model = Model()
     trace = TokenTrace(model.blocks, 1)
@@ -204,7 +201,6 @@ def test_whole_model_compiled_in_one_graph_and_never_again():
     assert counter.frame_count == 2  # one graph with the trace armed, one without
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_armed_from_within_the_compiled_graph():
     model = Model()
     trace = TokenTrace(model.blocks, 1)
@@ -219,14 +215,12 @@ def test_armed_from_within_the_compiled_graph():
     assert counter.frame_count == 1  # arming starts from the same state every time
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_inductor():
     model = Model()
     trace = TokenTrace(model.blocks, 1)
     torch.testing.assert_close(traced(model, trace, torch.compile(model)), by_hand())
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_blocks_compiled_in_place():
     model = Model()
     trace = TokenTrace(model.blocks, 1)
@@ -235,7 +229,6 @@ def test_blocks_compiled_in_place():
     torch.testing.assert_close(traced(model, trace), by_hand())
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_checkpointing_inside_a_compiled_model():
     model = Model("nonreentrant")
     trace = TokenTrace(model.blocks, 1)
@@ -243,7 +236,6 @@ def test_checkpointing_inside_a_compiled_model():
     torch.testing.assert_close(traced(model, trace, compiled), by_hand())
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_silent_failure_attached_after_the_model_was_compiled():
     model = Model()
     compiled = torch.compile(model, backend="eager")
@@ -266,7 +258,6 @@ def test_silent_failure_block_compiled_already(in_place):
         TokenTrace(blocks)
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_silent_failure_called_twice_under_compile():
     model = Model()
     trace = TokenTrace(model.blocks)
@@ -279,16 +270,6 @@ def test_silent_failure_called_twice_under_compile():
 
 
 # other silent failures: each of these records something wrong, or nothing, without its guard
-
-
-def test_silent_failure_called_twice():
-    model = Model()
-    trace = TokenTrace(model.blocks)
-    with trace:
-        model(IMAGES)
-        model(IMAGES * 2)
-    with pytest.raises(TraceError, match="the input of block 0 was recorded twice"):
-        _ = trace.tokens_by_depth
 
 
 @pytest.mark.parametrize("how", ["nonreentrant", "reentrant"])
@@ -310,7 +291,6 @@ def test_silent_failure_recomputation_records_again(how):
 @pytest.mark.parametrize("later", ["training", "evaluation", "compiled", "block by block"])
 def test_silent_failure_tokens_of_an_earlier_forward(later):
     """Armed once, forgotten later: a new mask would meet old tokens."""
-    torch._dynamo.reset()
     model = Model()
     trace = TokenTrace(model.blocks, 1)
     run = torch.compile(model, backend="aot_eager") if later == "compiled" else model
@@ -330,7 +310,6 @@ def test_silent_failure_tokens_of_an_earlier_forward(later):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_silent_failure_kept_tokens_of_an_earlier_forward(compiled):
     """The caller kept the sequence, or ran a copy of the model: no hook of ours sees the latter."""
-    torch._dynamo.reset()
     model = Model()
     trace = TokenTrace(model.blocks, 1)
     run = torch.compile(model, backend="aot_eager") if compiled else model
@@ -357,32 +336,28 @@ def test_silent_failure_kept_tokens_of_an_earlier_forward(compiled):
                 MTO.grad_ratios(kept, MASK, loss=kept[0].sum())
 
 
-def test_silent_failure_no_grad():
-    model = Model()
-    trace = TokenTrace(model.blocks)
-    with trace, torch.no_grad():
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("twice", "the input of block 0 was recorded twice"),
+        ("no_grad", r"depth 0 carry no gradient.*no_grad"),
+        ("frozen", r"depth 0 carry no gradient.*frozen"),
+        ("outer reentrant", r"depth 1 carry no gradient.*reentrant checkpoint"),
+        ("in place", "depth 1 were changed in place"),
+        ("skipped", "nothing was captured at depth 4:"),
+    ],
+)
+def test_silent_failure(how, message):
+    model = Model(how)
+    if how == "frozen":
+        model.embed.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+    trace = TokenTrace([*model.blocks, Block()] if how == "skipped" else model.blocks)
+    with trace, torch.set_grad_enabled(how != "no_grad"):
         model(IMAGES)
-    with pytest.raises(TraceError, match=r"depth 0 carry no gradient.*no_grad"):
-        _ = trace.tokens_by_depth
-
-
-def test_silent_failure_reentrant_checkpoint_around_many_blocks():
-    model = Model("outer reentrant")
-    trace = TokenTrace(model.blocks)
-    with trace:
-        model(IMAGES)
-    with pytest.raises(TraceError, match=r"depth 1 carry no gradient.*reentrant checkpoint"):
-        _ = trace.tokens_by_depth
-
-
-def test_silent_failure_frozen():
-    model = Model()
-    model.embed.requires_grad_(False)
-    model.blocks[0].requires_grad_(False)
-    trace = TokenTrace(model.blocks)
-    with trace:
-        model(IMAGES)
-    with pytest.raises(TraceError, match=r"depth 0 carry no gradient.*frozen"):
+        if how == "twice":
+            model(IMAGES * 2)
+    with pytest.raises(TraceError, match=message):
         _ = trace.tokens_by_depth
 
 
@@ -397,36 +372,11 @@ def test_looking_without_training():
         assert len(trace.tokens_by_depth) == 4
 
 
-def test_silent_failure_changed_in_place():
-    model = Model("in place")
-    trace = TokenTrace(model.blocks)
-    with trace:
-        model(IMAGES)
-    with pytest.raises(TraceError, match="depth 1 were changed in place"):
-        _ = trace.tokens_by_depth
-
-
-def test_silent_failure_a_block_is_skipped():
-    model = Model()
-    trace = TokenTrace([*model.blocks, Block()])
-    with trace:
-        model(IMAGES)
-    with pytest.raises(TraceError, match="nothing was captured at depth 4:"):
-        _ = trace.tokens_by_depth
-
-
 def through_pickle(model):
     return pickle.loads(pickle.dumps(model))
 
 
-def through_save(model):
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_save])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_silent_failure_a_copy_records_into_the_original(duplicate):
     model = Model()
     trace = TokenTrace(model.blocks, 1)
@@ -467,14 +417,6 @@ def test_close_removes_every_hook():
         trace.arm()
 
 
-def test_an_error_in_the_model_disarms():
-    model = Model()
-    trace = TokenTrace(model.blocks)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), trace:
-        model(torch.randn(2, 13, 5))
-    assert not trace.armed
-
-
 @pytest.mark.parametrize(
     ("blocks", "prefix", "error", "message"),
     [
@@ -500,19 +442,14 @@ def test_a_block_that_returns_no_tokens_is_refused():
         odd(IMAGES)
 
 
-def test_grids_have_no_prefix_tokens():
+@pytest.mark.parametrize(
+    ("shape", "prefix", "message"),
+    [((2, 3, 3, 4), 0, "no room for num_prefix_tokens=1"), ((2, 10, 4), 2, "say it once, to the")],
+)
+def test_prefix_tokens_are_said_once_and_not_of_grids(shape, prefix, message):
     block = nn.Identity()
     trace = TokenTrace([block], num_prefix_tokens=1)
     with trace:
-        block(torch.randn(2, 3, 3, 4, requires_grad=True))
-    with pytest.raises(ValueError, match="no room for num_prefix_tokens=1"):
-        MTO(trace.tokens_by_depth, torch.rand(2, 9) < 0.5)
-
-
-def test_prefix_tokens_are_said_once():
-    model = Model()
-    trace = TokenTrace(model.blocks, num_prefix_tokens=1)
-    with trace:
-        model(IMAGES)
-    with pytest.raises(ValueError, match="say it once, to the trace"):
-        MTO(trace.tokens_by_depth, MASK, num_prefix_tokens=2)
+        block(torch.randn(shape, requires_grad=True))
+    with pytest.raises(ValueError, match=message):
+        MTO(trace.tokens_by_depth, torch.rand(2, 9) < 0.5, num_prefix_tokens=prefix)

@@ -1,11 +1,49 @@
+"""The map of Figure 2, and RAUC (equation 8)."""
+
+import math
 from fractions import Fraction
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import layer_norm
 
-from mto_core import rauc
+from mto_core import affinity, rauc
+
+
+@pytest.mark.parametrize("scale", ["raw", "sqrt_dim", "layernorm"])
+def test_quadrants(scale):
+    tokens = torch.randn(3, 8, 5)
+    mask = torch.tensor([[True, False] * 4, [False] * 8, [False, True, True, True] * 2])
+    got = affinity(tokens, mask, scale=scale)
+    for image in range(3):
+        x = tokens[image].double()
+        if scale == "layernorm":
+            x = layer_norm(x, (5,))
+        s = x @ x.T / (math.sqrt(5) if scale == "sqrt_dim" else 1)
+        masked, visible = mask[image].nonzero().flatten(), (~mask[image]).nonzero().flatten()
+        order = torch.cat((masked, visible))
+        expected = s.softmax(-1)[order][:, order]
+        torch.testing.assert_close(got[image], expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_map_is_float32_under_autocast_and_of_half_tokens():
+    tokens, mask = 4 * torch.randn(1, 8, 64), torch.arange(8).lt(3)[None]
+    plain = affinity(tokens, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(affinity(tokens, mask), plain, atol=0, rtol=0)
+    assert affinity(tokens.half() * 40, mask).isfinite().all()  # logits of 1e6: fp16 overflows
+    assert affinity(tokens.double(), mask).dtype == torch.float64
+
+
+def test_a_map_of_what_does_not_fit_is_refused():
+    tokens, mask = torch.ones(1, 4, 3), torch.ones(1, 4)
+    with pytest.raises(ValueError, match=r"pass mask\.bool\(\)"):
+        affinity(tokens, mask)
+    with pytest.raises(ValueError, match="unknown scale 'log'"):
+        affinity(tokens, mask.bool(), scale="log")
 
 
 def test_equation_8_by_hand():
@@ -16,28 +54,11 @@ def test_equation_8_by_hand():
     assert rauc(baseline, target, 0, 300) == pytest.approx(8500 / 6000)
 
 
-def test_ends_are_interpolated():
-    baseline = [(0, 0.0), (400, 40.0)]
-    target = [(0, 0.0), (100, 40.0), (400, 40.0)]
-    # From 100 to 200, above the baseline's 10 at 100: baseline 500, target 3000.
-    assert rauc(baseline, target, 100, 200) == pytest.approx(6.0)
-
-
-def test_a_curve_against_itself_is_one():
-    curve = [(0, 1.0), (3, 2.0), (10, 5.0)]
-    assert rauc(curve, curve, 1, 9) == 1.0
-
-
 heights = st.integers(-1000, 1000)
+curves = st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6)
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6),
-    st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6),
-    heights,
-    heights,
-    st.data(),
-)
+@given(curves, curves, heights, heights, st.data())
 def test_against_exact_sums_over_unit_steps(first, second, y1, y2, data):
     """Epochs are whole, so the exact integral is a trapezoid sum over unit steps in fractions."""
 
