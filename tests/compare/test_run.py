@@ -190,3 +190,10 @@ def _descendants(pid: int) -> list[int]:
             found += children
             todo += children
     return found
+
+
+def test_runs_get_equal_threads_and_nothing_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTO_SETTINGS", "{}")
+    env = environment(3)
+    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "3"
+    assert "MTO_SETTINGS" not in env

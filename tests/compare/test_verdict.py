@@ -174,16 +174,6 @@ def test_missing_score_is_undefined_not_a_crash() -> None:
     assert summary.secondary(verdict)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
-def test_interval_is_students(differences: list[float]) -> None:
-    quantity = paired([(0.0, difference) for difference in differences])
-    if np.ptp(differences) <= 1e-12:
-        assert quantity.interval_95 is None
-        return
-    truth = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert quantity.interval_95 == pytest.approx(tuple(truth), rel=1e-9, abs=1e-12)
-
-
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.integers(0, 20), st.booleans())
 def test_first_reach_is_where_the_drawn_line_crosses(
     values: list[int], target: int, higher: bool

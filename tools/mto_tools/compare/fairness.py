@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,10 +24,6 @@ _Test = Callable[[Record, Record, Plan], str]  # says what differs, "" for nothi
 
 def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
     """Check that in every seed both arms met the same weights, data, masks and random numbers."""
-    return list(_checks(pairs, plan))
-
-
-def _checks(pairs: list[tuple[Record, Record]], plan: Plan) -> Iterator[Check]:
     at_start, steps = "at step 1, before the first update", "at every logged step"
     tests: list[tuple[str, _Test, str]] = [
         ("Same first loss, bit for bit", _first_loss, at_start),
@@ -42,10 +38,13 @@ def _checks(pairs: list[tuple[Record, Record]], plan: Plan) -> Iterator[Check]:
         tests.insert(2, (name, lambda b, m, _: _digests(b.data, m.data), detail))
     if plan.scores:
         tests.append(("Scored at the same steps", _same_scores, "every score"))
+    checks = []
     for name, test, detail in tests:
         found = {baseline.seed: test(baseline, mto, plan) for baseline, mto in pairs}
         wrong = "; ".join(f"seed {seed}: {text}" for seed, text in found.items() if text)
-        yield Check(name=name, passed=not wrong, detail=wrong or f"{detail}, in every seed")
+        detail = wrong or f"{detail}, in every seed"
+        checks.append(Check(name=name, passed=not wrong, detail=detail))
+    return checks
 
 
 def _first_loss(baseline: Record, mto: Record, plan: Plan) -> str:

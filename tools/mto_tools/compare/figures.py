@@ -35,9 +35,6 @@ def draw(records: list[Record], plan: Plan) -> list[Figure]:
         _gradients(records),
         _guards(records),
     ]
-    if len(records) > 2:
-        for figure in drawn:
-            figure.caption += " Thick: mean over seeds; thin: each seed."
     return [figure for figure in drawn if figure.panels]
 
 

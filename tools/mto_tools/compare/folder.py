@@ -55,12 +55,7 @@ def write(path: Path, text: str) -> None:
 
 
 def open_folder(root: Path, name: str, need_mb: int) -> Path:
-    """Make `root/name/TIME`, the folder of a new comparison.
-
-    Args:
-        root: The reports folder; made where it is missing.
-        name: Name of the upstream.
-        need_mb: Space that the runs will take, in MB.
+    """Make `root/name/TIME`, the folder of a new comparison whose runs take `need_mb` MB.
 
     Raises:
         MissingError: The folder cannot be made or written, or the disk has not that much space.

@@ -22,20 +22,14 @@ from mto_tools.upstreams.templates import fill
 
 
 def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
-    """Apply the series of `name` where that is needed.
-
-    Args:
-        home: The mto clone.
-        name: Of the upstream.
-        say: Takes lines for the user.
-        allow_edited: Run a checkout with the user's own edits as it is.
+    """Apply the series of `name` where that is needed; `say` takes lines for the user.
 
     Returns:
         The checkout, and the commits that the numbers come from.
 
     Raises:
-        RefusedError: The checkout was edited since the series was applied.
-        MissingError, CorruptError: Whatever keeps the series from being applied.
+        RefusedError: The checkout was edited since the series was applied; not if `allow_edited`.
+        MissingError, CorruptError: The series cannot be applied.
     """
     upstream = open_upstream(home, name, say)
     found = status(upstream, say)

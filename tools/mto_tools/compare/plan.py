@@ -97,18 +97,12 @@ def resolve(
     cores: int,
     gpu: bool = False,
 ) -> Choices:
-    """Fill in the defaults; None is the recipe's own.
+    """Fill in the defaults of the options of `mto compare`; None is the recipe's own.
 
     Args:
         recipe: How the upstream is run.
         upstream: Name of the recipe, for hints.
-        style: One of the recipe's.
-        preset: Of MTO.
-        seeds: How many.
-        steps: Optimizer steps of a run.
-        jobs: Runs at the same time.
-        batch: Images of a step, for a recipe that counts epochs.
-        extra: Arguments after `--`.
+        style, preset, seeds, steps, jobs, batch, extra: The options; `extra` is after `--`.
         cores: Those that the runs may use.
         gpu: Whether torch sees a GPU, which the two arms of a seed then share.
 
@@ -180,12 +174,8 @@ def split_options(extra: Sequence[str], form: str, upstream: str) -> tuple[list[
 def in_whole_epochs(choices: Choices, images: int, upstream: str) -> Choices:
     """The choices with the least number of whole epochs that holds their steps.
 
-    Every recipe that counts epochs drops the images left over from its last batch.
-
-    Args:
-        choices: With a batch; without one the recipe counts steps, and nothing changes.
-        images: Images of one epoch.
-        upstream: Name of the recipe, for hints.
+    Every recipe that counts epochs drops the images left over from its last batch; one that counts
+    steps has no batch here, and nothing changes. `images` is the number of an epoch.
 
     Raises:
         MissingError: The images do not make one batch.
@@ -226,14 +216,14 @@ def make_plan(
     gpu: bool = False,
     versions: dict[str, str] | None = None,
 ) -> Plan:
-    """Turn choices into the full list of commands; every run writes into `out/runs/ARM-SEED`.
+    """Turn choices in whole epochs into commands; every run writes into `out/runs/ARM-SEED`.
 
     Both arms of a seed stand next to each other, so that they run at the same time and meet the
     same machine; every run gets the same number of threads.
 
     Args:
         recipe: How the upstream is run.
-        choices: What `resolve` returns, in whole epochs.
+        choices: What `resolve` returns.
         upstream: Name of the recipe.
         checkout: Where its scripts are.
         out: Folder of the comparison.

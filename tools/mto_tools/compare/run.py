@@ -68,12 +68,6 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     The output of a run goes to `out/runs/ARM-SEED/output.txt`, its end to `ended.json` beside it.
     However this ends (Ctrl-C, an error, a signal), the guards leave no process.
 
-    Args:
-        plan: The runs, in order.
-        out: Folder that holds `runs/`.
-        console: Where progress goes.
-        keep_going: Go on with the other runs after one has failed.
-
     Raises:
         MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
     """

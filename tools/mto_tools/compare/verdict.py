@@ -197,13 +197,9 @@ def holds_zero(interval: Interval | None) -> bool:
 
 
 def find(end: Pairs, mean: Pairs, score: Score, *, failures: bool = False) -> Finding:
-    """Apply rules 1 to 3 to the deciding score.
+    """Apply rules 1 to 3 to the deciding score, at the `end` and as `mean` over the run.
 
-    Args:
-        end: At the end.
-        mean: Averaged over the run.
-        score: Which way is better.
-        failures: The MTO arm failed in other seeds, so that no gain in these proves anything.
+    With `failures` of the MTO arm in other seeds, no gain in these proves anything.
     """
     if not end.differences or not math.isfinite(end.mean):
         return Finding.UNDEFINED
