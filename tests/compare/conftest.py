@@ -6,13 +6,13 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from mto_tools.compare.command import train
-from mto_tools.compare.options import Options, in_whole_epochs, resolve
-from mto_tools.compare.plan import Plan, make_plan
+from mto_tools.compare.cli import train
+from mto_tools.compare.plan import Plan, in_whole_epochs, make_plan, resolve
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
 from mto_tools.home import find_home
@@ -70,14 +70,15 @@ def plan_of(
     images: int = 64,
     gpu: bool = False,
     cores: int = 2,
-    **options: object,
+    seeds: int = 2,
+    **options: Any,
 ) -> Plan:
-    """The plan of a shipped recipe, or of `recipe`, over two seeds unless told otherwise."""
+    """The plan of a shipped recipe, or of `recipe`."""
     recipe = recipe or recipe_of(name)
-    asked = Options.model_validate({"seeds": 2, **options})
+    choices = resolve(recipe, name, cores=cores, gpu=gpu, seeds=seeds, **options)
     return make_plan(
         recipe,
-        in_whole_epochs(resolve(asked, recipe, name, cores=cores, gpu=gpu), images, name),
+        in_whole_epochs(choices, images, name),
         upstream=name,
         checkout=checkout or Path("/up") / name,
         out=out,
@@ -86,8 +87,8 @@ def plan_of(
     )
 
 
-def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: object) -> Plan:
-    return plan_of("fake", FAKE, out=out, checkout=HERE, jobs=jobs, extra=list(extra), **more)
+def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: Any) -> Plan:
+    return plan_of("fake", FAKE, out=out, checkout=HERE, jobs=jobs, extra=extra, **more)
 
 
 def quiet() -> Console:

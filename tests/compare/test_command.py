@@ -1,75 +1,60 @@
-"""What `mto compare` refuses, each with the exit code and the command that mends it.
+"""The refusals of `mto compare` and `mto report`, each with exit code, object and mending command.
 
 Over a home of its own that holds the real mini, so that checkout and series are real as well.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from mto_tools.compare.checkout import ready
-from mto_tools.compare.command import compare, default_data
-from mto_tools.compare.options import Options
-from mto_tools.compare.spec import load_launch
-from mto_tools.errors import MissingError, MtoError, RefusedError
-from mto_tools.home import find_home
-
-CLONE = find_home()
+from mto_tools.app import app
+from mto_tools.compare.inputs import ready
+from mto_tools.errors import MtoError, RefusedError
 
 
-def untouched(home: Path) -> bool:
-    """Whether a refusal left no trace: no clone, no data, no report."""
-    return sorted(path.name for path in home.iterdir()) == ["mto_core", "patches", "upstream"] and [
-        path.name for path in (home / "upstream").iterdir()
-    ] == ["embedded"]
+def run(*words: str) -> tuple[int, str, str]:
+    """Exit code, what was said, and the hint of `mto WORDS`."""
+    done = CliRunner().invoke(app, list(words))
+    if isinstance(done.exception, MtoError):
+        return done.exception.exit_code, done.exception.message, done.exception.hint
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output, ""
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words", "code"),
+    ("words", "code", "named"),
     [
-        ("beit", {}, "there is no upstream 'beit'", 3),
-        ("mini", {"style": "swin"}, "mini has no style 'swin'; it has mae, simmim", 1),
-        ("mini", {"seeds": 0}, "--seeds must be at least 1", 1),
+        ("beit", 3, "beit"),
+        ("mini --style swin", 1, "swin"),
+        ("mini --preset mea", 1, "mea"),
+        ("mini --seeds 0", 2, "--seeds"),
+        ("mini --steps 1", 2, "--steps"),
+        ("mini --jobs 0", 2, "--jobs"),
+        ("mini --batch 8", 1, "--batch"),
+        ("mini --data /nowhere", 3, "/nowhere"),
+        ("mini -- --mto_preset mae", 1, "--mto_preset"),
     ],
 )
-def test_wrong_choice(
-    home: Path, name: str, options: dict[str, str | int], words: str, code: int
-) -> None:
-    with pytest.raises(MtoError, match=words) as caught:
-        compare(name, Options.model_validate(options))
-    assert caught.value.exit_code == code
-    assert caught.value.hint
-    assert untouched(home)
-
-
-@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", "*"])
-def test_report_name_stays_in_the_reports_folder(home: Path, name: str) -> None:
-    with pytest.raises(MtoError, match="must be a plain folder name"):
-        compare("mini", Options(), report_name=name)
-    assert untouched(home)
-
-
-def test_missing_data(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="data folder .*/nowhere does not exist") as caught:
-        compare("mini", Options(), data=tmp_path / "nowhere")
-    assert "mto compare mini" in caught.value.hint
-    assert untouched(home)
+def test_refused_before_anything_is_written(home: Path, words: str, code: int, named: str) -> None:
+    before = sorted(home.rglob("*"))
+    found, message, hint = run("compare", *words.split())
+    assert found == code
+    assert named in message
+    assert hint or code == 2
+    assert sorted(home.rglob("*")) == before
 
 
 def test_edited_checkout_is_refused_and_kept(home: Path) -> None:
-    mto = [sys.executable, "-m", "mto_tools.cli"]
-    subprocess.run([*mto, "apply", "mini"], check=True, capture_output=True)
+    assert run("apply", "mini")[0] == 0
     script = home / "upstream" / "mini" / "engine.py"
     script.write_text(script.read_text() + "# mine\n")
-    done = subprocess.run([*mto, "compare", "mini"], check=False, capture_output=True, text=True)
-    assert done.returncode == RefusedError.exit_code
-    assert "was edited since the series was applied, edited: engine.py" in done.stderr
-    assert "stash" in done.stderr
-    assert done.stdout == ""
+    code, message, hint = run("compare", "mini")
+    assert code == RefusedError.exit_code
+    assert "engine.py" in message
+    assert "stash push -- engine.py" in hint
     assert script.read_text().endswith("# mine\n")
     assert not (home / "reports").exists()
     where, commits = ready(home, "mini", print, allow_edited=True)
@@ -78,33 +63,24 @@ def test_edited_checkout_is_refused_and_kept(home: Path) -> None:
 
 
 def test_reports_that_cannot_be_written(home: Path) -> None:
-    images = home / "data" / "train" / "7"
-    images.mkdir(parents=True)
-    (images / "1.png").write_bytes(b"looks like one")
+    image = home / "data" / "train" / "7" / "1.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"looks like one")
     (home / "reports").write_text("a file of mine")
-    with pytest.raises(MissingError, match=r"the reports folder .* cannot be written"):
-        compare("mini", Options(), data=home / "data")
+    code, message, hint = run("compare", "mini", "--data", str(home / "data"))
+    assert (code, "--reports" in hint) == (3, True)
+    assert str(home / "reports") in message
     assert (home / "reports").read_text() == "a file of mine"
 
 
-def test_data_set_that_cannot_be_made(home: Path) -> None:
-    """make_digits.py refuses a folder with foreign files; its words and ours reach the user."""
-    (home / "data" / "digits").mkdir(parents=True)
-    (home / "data" / "digits" / "thesis.tex").write_text("years of work")
-    with pytest.raises(MissingError, match="could not be made: .*thesis.tex") as caught:
-        default_data(
-            home, home / "upstream/embedded/mini", load_launch(home, "mini"), "mini", print
-        )
-    assert "--data" in caught.value.hint
-    assert (home / "data" / "digits" / "thesis.tex").read_text() == "years of work"
-
-
-def test_data_set_is_made_once(home: Path) -> None:
-    where = home / "upstream/embedded/mini"
-    launch = load_launch(home, "mini")
-    data = default_data(home, where, launch, "mini", print)
-    assert data == home / "data" / "digits"
-    assert len(list(data.rglob("*.png"))) == 1797
-    before = (data / "train").stat().st_mtime_ns
-    assert default_data(home, Path("/nowhere"), launch, "mini", print) == data
-    assert (data / "train").stat().st_mtime_ns == before
+@pytest.mark.parametrize(
+    ("text", "code"), [(None, 3), ("{}", 5), ("not json", 5), ('{"schema_version": 1}', 5)]
+)
+def test_report_of_something_else(tmp_path: Path, text: str | None, code: int) -> None:
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    found, message, hint = run("report", str(tmp_path))
+    assert found == code
+    assert str(tmp_path / "report.json") in message
+    assert hint
+    assert not (tmp_path / "report.html").exists()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from mto_tools.compare.folder import read
 from mto_tools.compare.report import Report
 from mto_tools.home import find_home
 
@@ -32,26 +34,31 @@ def test_compare_mini(home: Path, tmp_path: Path) -> None:
     page = Path(done.stdout.strip())
     assert page.name == "report.html"
     assert page.parents[1] == home / "reports" / "mini"
-    report = read(page.parent / "report.json", Report)
+    report = Report.load(page.parent / "report.json")
     assert report.sentence in " ".join(done.stderr.split())
     assert report.fair
     assert all(check.passed for check in report.checks)
 
     baseline, mto = report.records
-    assert baseline.loss.values[0] == mto.loss.values[0]
-    assert baseline.loss.values[-1] != mto.loss.values[-1], "MTO has moved the weights"
+    losses = [record.curve("loss").values for record in report.records]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][-1] != losses[1][-1], "MTO has moved the weights"
+    pictures = [base64.b64decode(record.images) for record in report.records]
+    assert pictures[0] != pictures[1]
+    sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
+    assert sizes == [(3 * 32, 4 * 32)] * 2, "masked input, reconstruction and target of four"
     log = (page.parent / "runs/mto-0/log.jsonl").read_text().splitlines()
     own = [line["loss"] for line in map(json.loads, log) if "loss" in line]
-    assert own == mto.loss.values, "the recipe's own log holds L_ss alone"
+    assert own == losses[1], "the recipe's own log holds L_ss alone"
     assert mto.affinity is not None
     assert mto.affinity.step == 6
     rows = mto.affinity.masked_to_visible[0]
     assert [sum(row) for row in rows] == pytest.approx([1] * len(rows), abs=0.01)
-    assert {len(depths) for depths in mto.heterogeneity.values} == {3}
-    assert all(record.grad_ratio["sparsity"].steps == [1, 5] for record in report.records)
-    assert set(baseline.weights["sparsity"].values) == {0.0}
-    assert set(mto.weights["singularity"].values) == {0.5}
-    for key in ("torch", "timm", "numpy", "python", "CPU", "mini pin", "mini commit", "mto commit"):
+    assert {len(depths) for depths in mto.rows["heterogeneity"].values} == {3}
+    assert all(record.curve("grad_ratio.sparsity").steps == [1, 5] for record in report.records)
+    assert set(baseline.curve("weights.sparsity").values) == {0.0}
+    assert set(mto.curve("weights.singularity").values) == {0.5}
+    for key in ("torch", "timm", "numpy", "python", "mini pin", "mini commit", "mto commit"):
         assert report.plan.versions[key], key
     assert len(report.plan.versions["mini pin"]) == 40
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mto_tools.compare.command import train
+from mto_tools.compare.cli import train
+from mto_tools.compare.plan import Plan
 from mto_tools.compare.run import environment, execute, read_end
+from mto_tools.compare.verdict import Finding
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.launch import guard
 
@@ -48,21 +51,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_all_runs_end_and_leave_their_output(work: Path) -> None:
-    plan = fake_plan(work, seeds=2)
-    execute(plan, work, quiet())
-    ends = {run.name: read_end(run, work) for run in plan.runs}
+def test_all_runs_end_and_leave_their_output(finished: Path) -> None:
+    plan = Plan.load(finished / "plan.json")
+    ends = {run.name: read_end(run, finished) for run in plan.runs}
     assert sorted(ends) == ["baseline-0", "baseline-1", "mto-0", "mto-1"]
     assert all(end and end.exit_code == 0 and end.seconds > 0 for end in ends.values())
-    assert (work / "runs/mto-1/output.txt").read_text() == f"mto with {work / 'data'}\n"
+    assert (finished / "runs/mto-1/output.txt").read_text() == f"mto with {plan.data}\n"
 
 
 def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "90", "--only", "mto", seeds=2)
     with pytest.raises(MtoError) as caught:
-        execute(plan, work, quiet())
-    assert "seed 0 mto ended with exit status 7 at step " in caught.value.message
-    assert "  | RuntimeError: the fake recipe was told to fail" in caught.value.message
+        execute(fake_plan(work, "--fail_at", "90"), work, quiet())
+    assert "exit status 7" in caught.value.message
+    assert "RuntimeError: the fake recipe was told to fail [/red]" in caught.value.message
     assert str(work / "runs/mto-0/output.txt") in caught.value.message
     assert str(work) in caught.value.hint
     assert not (work / "runs/mto-1").exists(), "later seeds do not start"
@@ -70,7 +71,7 @@ def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
 
 def test_death_by_memory_is_told_apart(work: Path) -> None:
     plan = fake_plan(work, "--fail_at", "20", "--fail_signal", "9", seeds=1)
-    with pytest.raises(MtoError, match="seed 0 mto ended by signal 9 at step ") as caught:
+    with pytest.raises(MtoError, match="signal 9") as caught:
         execute(plan, work, quiet())
     assert "--jobs 1" in caught.value.hint
 
@@ -80,18 +81,17 @@ def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
     report = train(plan, work, quiet(), keep_going=True)
     assert report.failed == ["mto-0"]
     assert {record.seed for record in report.records} == {1, 2}
-    assert report.sentence.startswith("MTO may have helped, but 2 seeds do not prove it")
-    assert report.sentence.endswith(
-        "; 1 of 3 seeds is left out because the MTO arm failed, so nothing is proven."
-    )
-    page = (work / "report.html").read_text()
-    assert "Runs that failed, and whose seeds are left out:<ul><li>mto-0</li>" in page
+    assert report.verdict.finding is Finding.LEANS_BETTER, "a failed seed leaves nothing proven"
+    assert "<li>mto-0</li>" in (work / "report.html").read_text()
 
 
 def test_nothing_to_report_when_every_seed_failed(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "2", seeds=1)
-    with pytest.raises(MissingError, match="no seed has both arms complete"):
-        train(plan, work, quiet(), keep_going=True)
+    console = quiet()
+    with pytest.raises(MissingError) as caught:
+        train(fake_plan(work, "--fail_at", "2", seeds=1), work, console, keep_going=True)
+    assert str(work / "runs/baseline-0/output.txt") in caught.value.hint
+    assert isinstance(console.file, io.StringIO)
+    assert f"mto report {work}" in console.file.getvalue().replace("\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -119,39 +119,16 @@ def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) 
         driver.wait()
 
 
-def test_a_run_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    stubborn = (
-        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        "open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", stubborn],
-        cwd=tmp_path,
+@contextlib.contextmanager
+def guarded(folder: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Python code under the guard, whose pipe the caller closes."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", code],
+        cwd=folder,
         stdin=subprocess.PIPE,
         start_new_session=True,
-    )
-    pid = tmp_path / "pid"
-    wait_for(lambda: pid.exists() and pid.read_text())
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(guard.GRACE + 20)
-    wait_for(lambda: not alive(int(pid.read_text())))
-
-
-def guarded(folder: Path, code: str) -> int:
-    """Run Python code under the guard with the pipe held open; return the exit status."""
-    reader, writer = os.pipe()
-    try:
-        return subprocess.run(
-            [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", code],
-            cwd=folder,
-            stdin=reader,
-            start_new_session=True,
-            check=False,
-        ).returncode
-    finally:
-        os.close(reader)
-        os.close(writer)
+    ) as process:
+        yield process
 
 
 @pytest.mark.parametrize(
@@ -159,59 +136,48 @@ def guarded(folder: Path, code: str) -> int:
     [("exit(0)", 0), ("exit(9)", 9), ("import os; os.kill(os.getpid(), 9)", 128 + 9)],
 )
 def test_guard_passes_the_exit_status_on(tmp_path: Path, code: str, status: int) -> None:
-    assert guarded(tmp_path, code) == status
+    with guarded(tmp_path, code) as process:
+        assert process.wait(60) == status
 
 
-def test_guard_ends_what_a_finished_run_left_behind(tmp_path: Path) -> None:
-    leave = (
-        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', "
-        "'import time; time.sleep(600)']); open('pid', 'w').write(str(p.pid))"
-    )
-    assert guarded(tmp_path, leave) == 0
-    wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
-
-
-TORCHRUN = """
-import os, pathlib, signal, subprocess, sys, time
+# A process that does not obey SIGTERM, with or without a session of its own as torchrun's workers.
+START = """
+import os, pathlib, subprocess, sys, time
 worker = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: open('told', 'w')); \\
 open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", worker], start_new_session={session})
 while not pathlib.Path("pid").exists():
     time.sleep(0.01)
 """
 
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "os.kill(os.getpid(), 9)", "exit(0)"])
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the group is ended")
-def test_guard_ends_workers_with_sessions_of_their_own(tmp_path: Path, end: str) -> None:
-    """As torchrun starts them: by the pipe's end, the agent's death, and the agent's own end."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", TORCHRUN + end],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    pid = tmp_path / "pid"
-    wait_for(pid.exists)
-    worker = int(pid.read_text())
-    assert process.stdin is not None
-    try:
-        assert os.getpgid(worker) != process.pid
-        if "sleep" in end:
-            process.stdin.close()
-        process.wait(guard.GRACE + 20)
-        assert (tmp_path / "told").exists(), "by SIGTERM, which it does not obey"
-        assert not alive(worker), "nothing outlives the guard"
-    finally:
-        process.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
-
-
-def test_arms_get_the_same_threads_and_leave_the_checkout_clean() -> None:
-    env = environment(3)
-    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "3"
-    assert env["PYTHONDONTWRITEBYTECODE"] == "1"
+@pytest.mark.parametrize(
+    "session",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only the group is ended"),
+        ),
+    ],
+)
+def test_guard_ends_all_that_a_run_started(tmp_path: Path, end: str, session: bool) -> None:
+    """By the pipe's end, by the run's death, and by the run's own end."""
+    with guarded(tmp_path, START.format(session=session) + end) as process:
+        pid = tmp_path / "pid"
+        wait_for(pid.exists)
+        worker = int(pid.read_text())
+        assert process.stdin is not None
+        try:
+            if "sleep" in end:
+                process.stdin.close()
+            process.wait(guard.GRACE + 20)
+            assert (tmp_path / "told").exists(), "by SIGTERM, which it does not obey"
+            wait_for(lambda: not alive(worker))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -224,3 +190,10 @@ def _descendants(pid: int) -> list[int]:
             found += children
             todo += children
     return found
+
+
+def test_runs_get_equal_threads_and_nothing_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTO_SETTINGS", "{}")
+    env = environment(3)
+    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "3"
+    assert "MTO_SETTINGS" not in env

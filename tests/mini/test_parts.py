@@ -244,3 +244,29 @@ def test_evaluation_leaves_the_generators_and_the_mode_alone(
     assert states[1:] == (random.getstate(), str(np.random.get_state()))
     assert model.training
     assert scores == mini.evaluate.evaluate(model, train, val, img_size=12)  # no drop path
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_saved_images(
+    mini: SimpleNamespace, tiny_data: Path, tmp_path: Path, norm_pix_loss: bool
+) -> None:
+    """Columns: masked input, reconstruction, target; they differ in masked patches alone."""
+    model = make(mini, "MAE", norm_pix_loss=norm_pix_loss, drop_path=0.5).train()
+    val = mini.data.Images(tiny_data / "val")
+    mask = np.arange(16).reshape(1, -1).repeat(6, 0) < 12  # its first three rows of patches
+    batches = SimpleNamespace(img_size=12, draw_masks=lambda rng: mask)
+    state = torch.get_rng_state()
+    mini.evaluate.save_images(tmp_path / "images.png", model, val, batches)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    pixels = np.asarray(Image.open(tmp_path / "images.png"))
+    assert pixels.shape == (4 * 12, 3 * 12, 3)
+    first, last = pixels[:12], pixels[36:]
+    for rows, index in ((first, 0), (last, len(val) - 1)):
+        masked, made, target = np.split(rows, 3, axis=1)
+        box = mini.data.centre_box(val[index])
+        assert np.array_equal(target, mini.data.to_array(val[index], box, 12))
+        assert np.array_equal(masked[9:], target[9:])
+        assert np.array_equal(made[9:], target[9:])
+        assert len(np.unique(masked[:9].reshape(-1, 3), axis=0)) == 1
+        assert not np.array_equal(made[:9], target[:9])

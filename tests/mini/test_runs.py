@@ -63,7 +63,8 @@ def test_log_and_checkpoint_hold_what_they_promise(recipe: Recipe, tmp_path: Pat
             assert all(0 <= line[name] <= 1 for name in ("knn", "probe", "probe10"))
     assert (recipe.processes[0].out).read_text() == (out / "log.jsonl").read_text()
     assert sorted(p.name for p in out.iterdir()) == [
-        *("checkpoint-000000.pth", "checkpoint-000007.pth", "checkpoint.pth", "log.jsonl")
+        *("checkpoint-000000.pth", "checkpoint-000007.pth", "checkpoint.pth", "images.png"),
+        "log.jsonl",
     ]
     for name, step in (("checkpoint-000000.pth", 0), ("checkpoint-000007.pth", 7)):
         assert read_checkpoint(out, name)["step"] == step

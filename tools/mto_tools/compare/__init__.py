@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Train a recipe with and without MTO from the same seeds, and report what that did."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mto_tools.compare.plan import Plan
+    from mto_tools.compare.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -26,15 +33,15 @@ def compare(
     style: Annotated[
         str | None, typer.Option(help="Style of the recipe, if it has several.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of every run.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 3,
+    steps: Annotated[int | None, typer.Option(min=2, help="Optimizer steps of every run.")] = None,
     preset: Annotated[str | None, typer.Option(help="MTO preset in place of the default.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set; default: the built-in one.")] = None,
     reports: Annotated[Path | None, typer.Option(help="Folder of the reports.")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Images of a step, for a recipe that counts epochs.")
+        int | None, typer.Option(min=1, help="Images of a step, for a recipe that counts epochs.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at the same time.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time.")] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on with other seeds when a run fails.")
     ] = False,
@@ -47,29 +54,109 @@ def compare(
     Prints the path of the report as the last line of stdout. Exit status 1: a run failed, or the
     two arms did not meet the same conditions.
     """
-    from mto_tools.compare.command import compare as run
-    from mto_tools.compare.options import Options
+    import torch
 
-    options = Options(
+    from mto_tools.compare import inputs
+    from mto_tools.compare import plan as planning
+    from mto_tools.compare.folder import open_folder
+    from mto_tools.compare.summary import number
+    from mto_tools.home import find_home
+    from mto_tools.upstreams.recipe import load_recipe
+    from mto_tools.upstreams.upstream import load_upstream
+
+    # What can be refused is refused before the first run starts, and before anything is written.
+    console = _console()
+    say = partial(console.print, markup=False)
+    home = find_home()
+    recipe = load_recipe(load_upstream(home, name))
+    gpu = torch.cuda.is_available()
+    choices = planning.resolve(
+        recipe,
+        name,
         style=style,
         preset=preset,
         seeds=seeds,
         steps=steps,
         jobs=jobs,
         batch=batch,
-        extra=extra or [],
-        data=data,
-        reports=reports,
-        keep_going=keep_going,
-        allow_edited=allow_edited,
+        extra=extra or (),
+        cores=planning.usable_cores(),
+        gpu=gpu,
     )
-    raise typer.Exit(run(name, options))
+    if data is not None:
+        data = data.expanduser().absolute()
+        inputs.check_data(recipe.data, data, name)
+    where, commits = inputs.ready(home, name, say, allow_edited=allow_edited)
+    data = data or inputs.default_data(home, where, recipe.data, name, say)
+    cwd = inputs.start_folder(recipe.data, data, where)
+    images = inputs.count_images(recipe.data, data, cwd, name)
+    choices = planning.in_whole_epochs(choices, images, name)
+    need_mb = 2 * seeds * planning.comparison(recipe, name).disk_mb_per_run + 50
+    folder = open_folder(reports or home / "reports", name, need_mb)
+    plan = planning.make_plan(
+        recipe,
+        choices,
+        upstream=name,
+        checkout=where,
+        out=folder,
+        data=data,
+        cwd=cwd,
+        gpu=gpu,
+        versions={**inputs.versions(("torch", "mto-core", *recipe.needs)), **commits},
+    )
+    epochs = f" ({number(plan.epochs, 'epoch')})" if plan.epochs else ""
+    console.print(
+        f"{name}, style {plan.style}: {number(seeds, 'seed')} x 2 arms x {plan.steps} steps"
+        f"{epochs}; {plan.jobs} at once, {number(plan.threads, 'thread')} each",
+    )
+    _say(train(plan, folder, console, keep_going=keep_going), folder, console)
+
+
+def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = False) -> Report:
+    """Run the plan in `folder` and write the report there."""
+    from mto_tools.compare.report import build, write_report
+    from mto_tools.compare.run import execute
+
+    plan.save(folder / "plan.json")
+    try:
+        execute(plan, folder, console, keep_going=keep_going)
+        found = build(plan, folder)
+        write_report(found, folder)
+    except BaseException:  # such as Ctrl-C, or a full disk
+        console.print(f"What is done stays in {folder}", markup=False)
+        console.print(f"A report on the seeds that are whole: mto report {folder}", markup=False)
+        raise
+    return found
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a report, or of an unfinished one.")],
 ) -> None:
     """Draw report.html again from report.json, or from the runs that an unfinished report has."""
-    from mto_tools.compare.command import redraw
+    from mto_tools.compare.plan import Plan
+    from mto_tools.compare.report import Report, build, write_report
 
-    raise typer.Exit(redraw(folder))
+    if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
+        found = Report.load(folder / "report.json")
+    else:
+        found = build(Plan.load(folder / "plan.json"), folder)
+    write_report(found, folder)
+    _say(found, folder, _console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _say(report: Report, folder: Path, console: Console) -> None:
+    """Print the finding, and the page's path to stdout; exit with its status."""
+    for check in report.checks:
+        if not check.passed:
+            console.print(f"not fair: {check.name}: {check.detail}", style="bold red", markup=False)
+    for name in report.failed:
+        console.print(f"failed, its seed is left out: {name}", style="bold red", markup=False)
+    console.print(report.sentence, style="bold", markup=False)
+    print((folder / "report.html").absolute())
+    raise typer.Exit(0 if report.fair and not report.failed else 1)

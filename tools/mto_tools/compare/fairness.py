@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 
-from mto_tools.compare.collect import Record
-from mto_tools.compare.plan import JsonModel, Plan
-from mto_tools.upstreams.recipe import Score
+from mto_tools.compare.folder import JsonModel
+from mto_tools.compare.plan import Plan
+from mto_tools.compare.record import TERMS, Record
 
 
 class Check(JsonModel):
@@ -20,104 +19,98 @@ class Check(JsonModel):
     detail: str
 
 
+_Test = Callable[[Record, Record, Plan], str]  # says what differs, "" for nothing
+
+
 def fairness(pairs: list[tuple[Record, Record]], plan: Plan) -> list[Check]:
     """Check that in every seed both arms met the same weights, data, masks and random numbers."""
-    data = _check("Same data in the same order", pairs, lambda b, m: _same(b.data, m.data, "data"))
-    same_scores = partial(_same_scores, scores=plan.scores)
-    return [
-        _check("Same first loss, bit for bit", pairs, _first_loss),
-        _check("Same initial weights", pairs, _first_state),
-        *([data] if plan.logs.data else []),
-        _check("Same random numbers", pairs, lambda b, m: _same(b.rng, m.rng, "RNG state")),
-        _check("Baseline without MTO", pairs, _no_weight),
-        _check("Both arms ran to the end", pairs, lambda b, m: _complete(b, m, plan)),
-        *([_check("Scored at the same steps", pairs, same_scores)] if plan.scores else []),
-        _check("Every loss is finite", pairs, _finite),
+    at_start, steps = "at step 1, before the first update", "at every logged step"
+    tests: list[tuple[str, _Test, str]] = [
+        ("Same first loss, bit for bit", _first_loss, at_start),
+        ("Same initial weights", _first_state, "token norms and H agree at all depths of step 1"),
+        ("Same random numbers", lambda b, m, _: _digests(b.rng, m.rng), f"digests agree {steps}"),
+        ("Baseline without MTO", _no_weight, f"all weights are 0 {steps}"),
+        ("Both arms ran to the end", _complete, f"to step {plan.last_logged} of {plan.steps}"),
+        ("Every loss is finite", _finite, "in both arms"),
     ]
+    if plan.logs.data:
+        name, detail = "Same data in the same order", f"digests agree {steps}"
+        tests.insert(2, (name, lambda b, m, _: _digests(b.data, m.data), detail))
+    if plan.scores:
+        tests.append(("Scored at the same steps", _same_scores, "every score"))
+    checks = []
+    for name, test, detail in tests:
+        found = {baseline.seed: test(baseline, mto, plan) for baseline, mto in pairs}
+        wrong = "; ".join(f"seed {seed}: {text}" for seed, text in found.items() if text)
+        detail = wrong or f"{detail}, in every seed"
+        checks.append(Check(name=name, passed=not wrong, detail=detail))
+    return checks
 
 
-_Result = tuple[bool, str]  # passed, detail
-
-
-def _check(
-    name: str, pairs: list[tuple[Record, Record]], test: Callable[[Record, Record], _Result]
-) -> Check:
-    results = [(baseline.seed, *test(baseline, mto)) for baseline, mto in pairs]
-    bad = [f"seed {seed}: {detail}" for seed, passed, detail in results if not passed]
-    if bad or not results:
-        return Check(name=name, passed=False, detail="; ".join(bad) or "nothing to check")
-    return Check(name=name, passed=True, detail=f"{results[0][2]}, in every seed")
-
-
-def _first_loss(baseline: Record, mto: Record) -> _Result:
-    first = [next(zip(r.loss.steps, r.loss.values, strict=True), None) for r in (baseline, mto)]
-    if first[0] is None or first[1] is None:
-        return False, "no L_ss was logged"
+def _first_loss(baseline: Record, mto: Record, plan: Plan) -> str:
+    first = [record.curve("loss").points()[:1] for record in (baseline, mto)]
     if first[0] != first[1]:
-        return False, " and ".join(
-            f"{value!r} at step {step}" for step, value in filter(None, first)
-        )
-    if first[0][0] != 1:
-        return False, f"first logged at step {first[0][0]}, after the weights have moved"
-    return True, "at step 1, before the first update"
+        return " and ".join(f"{loss!r} at step {step}" for points in first for step, loss in points)
+    if not first[0] or first[0][0][0] != 1:
+        return "not logged at step 1, before the weights have moved"
+    return ""
 
 
-def _first_state(baseline: Record, mto: Record) -> _Result:
+def _first_state(baseline: Record, mto: Record, plan: Plan) -> str:
     """Equal weights act equally: token norms and H at all depths of step 1."""
     for name in ("token_norm", "heterogeneity"):
-        a, b = getattr(baseline, name), getattr(mto, name)
-        if not a.steps or a.steps[0] != 1 or b.steps[:1] != a.steps[:1]:
-            return False, f"{name} was not logged at step 1"
+        a, b = (record.rows.get(name) for record in (baseline, mto))
+        if not a or not b or a.steps[0] != 1 or b.steps[0] != 1:
+            return f"{name} was not logged at step 1"
         if not np.array_equal(a.values[0], b.values[0], equal_nan=True):
-            return False, f"{name} differs at step 1"
-    return True, f"token norms and H agree at all {len(a.values[0])} depths of step 1"
+            return f"{name} differs at step 1"
+    return ""
 
 
-def _same(baseline: dict[int, str], mto: dict[int, str], what: str) -> _Result:
+def _digests(baseline: dict[int, str], mto: dict[int, str]) -> str:
     if not baseline or baseline.keys() != mto.keys():
-        return False, f"{what} logged at {len(baseline)} and {len(mto)} steps"
-    for step in sorted(baseline):
-        if baseline[step] != mto[step]:
-            return False, f"{what} differs from step {step} on: {baseline[step]} and {mto[step]}"
-    return True, f"digests agree at all {len(baseline)} logged steps"
+        return f"logged at {len(baseline)} and {len(mto)} steps"
+    bad = next((step for step in baseline if baseline[step] != mto[step]), None)
+    return "" if bad is None else f"differ from step {bad} on: {baseline[bad]} and {mto[bad]}"
 
 
-def _no_weight(baseline: Record, mto: Record) -> _Result:
+def _no_weight(baseline: Record, mto: Record, plan: Plan) -> str:
     """The baseline logs the weights that it trained with, wherever they were set."""
-    for term, weight in baseline.weights.items():
-        for step, value in zip(weight.steps, weight.values, strict=True):
+    for term in TERMS:
+        weights = baseline.curve(f"weights.{term}").points()
+        if not weights:
+            return f"the baseline logged no weight of {term}"
+        for step, value in weights:
             if value != 0:
-                return False, f"its {term} has weight {value:g} at step {step}"
-    if not all(weight.steps for weight in baseline.weights.values()) or not baseline.weights:
-        return False, "the baseline logged no weights"
-    return True, "all weights are 0 at every logged step"
+                return f"its {term} has weight {value:g} at step {step}"
+    return ""
 
 
-def _complete(baseline: Record, mto: Record, plan: Plan) -> _Result:
-    last = [max(r.loss.steps, default=0) for r in (baseline, mto)]
+def _complete(baseline: Record, mto: Record, plan: Plan) -> str:
+    last = [max(r.curve("loss").steps, default=0) for r in (baseline, mto)]
     if last[0] != last[1]:
-        return False, f"last logged steps {last[0]} and {last[1]} of {plan.steps}"
+        return f"last logged steps {last[0]} and {last[1]} of {plan.steps}"
     if last[0] < plan.last_logged:
-        return False, (
+        return (
             f"both arms ended alike at step {last[0]} of {plan.steps}: the images in "
             f"{plan.data} make fewer steps than were counted"
         )
-    return True, f"last logged step {last[0]} of {plan.steps}"
+    return ""
 
 
-def _same_scores(baseline: Record, mto: Record, scores: Sequence[Score]) -> _Result:
+def _same_scores(baseline: Record, mto: Record, plan: Plan) -> str:
     """Scores are logged after the loss: a run can lack the last one and yet look complete."""
-    for score in scores:
+    for score in plan.scores:
         a, b = (record.scores[score.key].steps for record in (baseline, mto))
         if a != b:
             last = " and ".join(str(steps[-1]) if steps else "none" for steps in (a, b))
-            return False, f"{score.label} at {len(a)} and {len(b)} steps, the last {last}"
-    return True, f"{scores[0].label} at all {len(mto.scores[scores[0].key].steps)} steps"
+            return f"{score.label} at {len(a)} and {len(b)} steps, the last {last}"
+    return ""
 
 
-def _finite(baseline: Record, mto: Record) -> _Result:
+def _finite(baseline: Record, mto: Record, plan: Plan) -> str:
     for record in (baseline, mto):
-        for step, value in zip(record.loss.steps, record.loss.values, strict=True):
+        for step, value in record.curve("loss").points():
             if not np.isfinite(value):
-                return False, f"{record.arm} has L_ss = {value} at step {step}"
-    return True, "in both arms"
+                return f"{record.arm} has L_ss = {value} at step {step}"
+    return ""

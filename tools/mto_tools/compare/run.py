@@ -10,13 +10,11 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
-from mto_tools.compare.folder import write
-from mto_tools.compare.options import JsonModel
+from mto_tools.compare.folder import JsonModel
 from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
 from mto_tools.launch.command import OF_ONE_RUN
@@ -36,16 +34,25 @@ class Ended(JsonModel):
 def read_end(run: Run, out: Path) -> Ended | None:
     """How the run in `out/runs` ended, if it did."""
     path = out / "runs" / run.name / ENDED
-    return Ended.model_validate_json(path.read_bytes()) if path.is_file() else None
+    return Ended.load(path) if path.is_file() else None
 
 
 @dataclass
 class _Child:
     run: Run
-    folder: Path
     process: Started
-    offset: int = 0  # bytes of mto.jsonl that were read
+    log: Path
     step: int = 0
+    loss: str = ""
+
+    def look(self) -> None:
+        """Read the last whole line of the log."""
+        if self.log.is_file():
+            *_, line, _ = [b"", *self.log.read_bytes().split(b"\n")]
+            with contextlib.suppress(json.JSONDecodeError):
+                found = json.loads(line)
+                self.step = found["step"]
+                self.loss = f"loss {found['loss']:.4f}" if found["loss"] is not None else ""
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -61,18 +68,13 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     The output of a run goes to `out/runs/ARM-SEED/output.txt`, its end to `ended.json` beside it.
     However this ends (Ctrl-C, an error, a signal), the guards leave no process.
 
-    Args:
-        plan: The runs, in order.
-        out: Folder that holds `runs/`.
-        console: Where progress goes.
-        keep_going: Go on with the other runs after one has failed.
-
     Raises:
         MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
     """
     waiting = deque(plan.runs)
     running: list[_Child] = []
-    with _progress(console) as progress:
+    loss = TextColumn("{task.fields[loss]}", style="cyan")
+    with Progress(*Progress.get_default_columns(), loss, console=console) as progress:
         tasks = {
             run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
             for run in plan.runs
@@ -81,28 +83,28 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
         try:
             while waiting or running:
                 while waiting and len(running) < plan.jobs:
-                    run = waiting.popleft()
-                    progress.reset(tasks[run.name])
-                    running.append(_start(run, plan, out))
+                    running.append(_start(waiting.popleft(), plan, out))
+                    progress.reset(tasks[running[-1].run.name])
                 time.sleep(POLL)
-                progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
                 for child in list(running):
                     code = child.process.returncode
-                    _show(child, progress, tasks, plan)
+                    child.look()
+                    task = tasks[child.run.name]
+                    progress.update(task, completed=child.step, loss=child.loss)
                     if code is None:
                         continue
                     running.remove(child)
                     end([child.process])
+                    progress.stop_task(task)
                     seconds = round(time.monotonic() - child.process.began, 2)
-                    ended = Ended(exit_code=code, seconds=seconds)
-                    write(child.folder / ENDED, ended.model_dump_json())
-                    progress.stop_task(tasks[child.run.name])
+                    Ended(exit_code=code, seconds=seconds).save(child.log.with_name(ENDED))
                     if code == 0:
                         continue
                     error = _failure(child, code, out)
                     if not keep_going:
                         raise error
                     console.print(f"failed: {error.message}", markup=False, highlight=False)
+                progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
         finally:
             end(child.process for child in running)
 
@@ -112,7 +114,7 @@ def _start(run: Run, plan: Plan, out: Path) -> _Child:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.txt"
     started = start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
-    return _Child(run, folder, started)
+    return _Child(run, started, folder / plan.logs.measures)
 
 
 def _failure(child: _Child, code: int, out: Path) -> MtoError:
@@ -132,35 +134,3 @@ def _failure(child: _Child, code: int, out: Path) -> MtoError:
 
 def _title(run: Run) -> str:
     return f"seed {run.seed} {run.arm}"
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<16}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[loss]}", style="cyan"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=console,
-        transient=False,
-    )
-
-
-def _show(child: _Child, progress: Progress, tasks: dict[str, Any], plan: Plan) -> None:
-    """Show the newest line of the run's mto.jsonl; the last one may be half written."""
-    path = child.folder / plan.logs.measures
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        file.seek(child.offset)
-        new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    child.offset += len(whole)
-    if whole:
-        with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(whole.splitlines()[-1])
-            child.step, loss = int(line.get("step", 0)), line.get("loss")
-            words = f"loss {loss:.4f}" if isinstance(loss, float) else ""
-            progress.update(tasks[child.run.name], completed=child.step, loss=words)

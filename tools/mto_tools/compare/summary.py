@@ -17,56 +17,42 @@ NOT_COMPARABLE = (
 
 def sentence(verdict: Verdict) -> str:
     """Say in one sentence whether MTO helped, by how much, and how sure that is."""
-    return f"{_finding(verdict)}{_left_out(verdict)}."
+    text = _finding(verdict)
+    if verdict.lost:  # seeds that MTO itself took out of the comparison
+        text += f"; {verdict.lost} of {number(verdict.planned, 'seed')} left out, as MTO failed"
+        text += " there: nothing is proven" * (verdict.finding is Finding.LEANS_BETTER)
+    return f"{text}."
 
 
 def _finding(verdict: Verdict) -> str:
     finding, result = verdict.finding, verdict.results[0]
     end, percent, label = result.end, result.score.percent, lower(result.score.label)
     seeds = number(len(end.differences), "seed")
+    ended = f"ended at {_levels(end, percent)}"
     if finding is Finding.UNDEFINED:
-        start = "Whether MTO helped cannot be said"
-        if not end.differences:
-            return f"{start}: no seed has a {label} in both arms"
         bad = sum(not math.isfinite(difference) for difference in end.differences)
-        return f"{start}: {label} is no finite number at the end of {bad} of {seeds}"
-    ended = "ended at " + _levels(end, percent)
+        return (
+            f"Whether MTO helped cannot be said: at the end {label} is no finite number in {bad} "
+            f"of {seeds} that logged it in both arms"
+        )
     if finding is Finding.NOT_COMPARABLE:
         return f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} (it {ended})"
-    if finding is Finding.ONE_SEED:
-        word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
-        which = "that is left" if verdict.planned > 1 else "that was run"
-        return (
-            f"MTO did {word} in the one seed {which}: {label} {ended} ({gap(end, percent)})"
-            f"{speed(result)}; one seed says nothing about the spread between seeds, so this "
-            "proves nothing"
-        )
-    if finding in (Finding.FASTER, Finding.SLOWER):
-        word = "helped" if finding is Finding.FASTER else "harmed"
-        return (
-            f"MTO {word} on the way, with no proven difference at the end: averaged over the run, "
-            f"{label} of {seeds} was {_levels(result.mean, percent)} "
-            f"({_evidence(result.mean, percent)}), "
-            f"while it {ended} ({_evidence(end, percent)}){speed(result)}"
-        )
+    word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
     start = {
         Finding.HELPED: "MTO helped",
         Finding.HARMED: "MTO did not help, it harmed",
+        Finding.FASTER: "MTO helped on the way, with no proven difference at the end",
+        Finding.SLOWER: "MTO harmed on the way, with no proven difference at the end",
         Finding.LEANS_BETTER: f"MTO may have helped, but {seeds} do not prove it",
         Finding.LEANS_WORSE: f"MTO did not help and may have harmed, but {seeds} do not prove it",
         Finding.NO_DIFFERENCE: f"MTO made no difference that {seeds} can show",
+        Finding.ONE_SEED: f"MTO did {word} in one seed, which proves nothing",
     }[finding]
-    return f"{start}: over {seeds} {label} {ended} ({_evidence(end, percent)}){speed(result)}"
-
-
-def _left_out(verdict: Verdict) -> str:
-    """Clause on the seeds that MTO itself took out of the comparison."""
-    if not verdict.lost:
-        return ""
-    verb = "is" if verdict.lost == 1 else "are"
-    lost = f"; {verdict.lost} of {number(verdict.planned, 'seed')} {verb} left out because the MTO"
-    proof = ", so nothing is proven" if verdict.finding is Finding.LEANS_BETTER else ""
-    return f"{lost} arm failed{proof}"
+    text = f"{start}: over {seeds} {label} {ended} ({_evidence(end, percent)})"
+    if finding in (Finding.FASTER, Finding.SLOWER):
+        mean = result.mean
+        text += f", and was on average {_levels(mean, percent)} ({_evidence(mean, percent)})"
+    return text + _reached(result)
 
 
 def _levels(pairs: Pairs, percent: bool) -> str:
@@ -75,17 +61,17 @@ def _levels(pairs: Pairs, percent: bool) -> str:
 
 def _evidence(pairs: Pairs, percent: bool) -> str:
     """Difference, interval and count; also the 97.5 % interval where that alone holds zero."""
-    text = f"{gap(pairs, percent)}, "
-    if pairs.interval_95 is None:
-        text += "no interval, as all seeds differ equally"
-    else:
-        text += f"95 % interval {span(pairs.interval_95, percent)}"
-    wide = pairs.interval_975
-    if wide and holds_zero(wide) and not holds_zero(pairs.interval_95):
-        text += f" but 97.5 % interval {span(wide, percent)}"
+    if len(pairs.differences) < 2:
+        return gap(pairs, percent)
+    interval = "no interval, as all seeds differ equally"
+    if pairs.interval_95:
+        interval = f"95 % interval {span(pairs.interval_95, percent)}"
+    if holds_zero(pairs.interval_975) and not holds_zero(pairs.interval_95):
+        interval += f" but 97.5 % interval {span(pairs.interval_975, percent)}"
     agree = max(pairs.better, pairs.worse)
     word = "worse" if pairs.worse > pairs.better else "better"
-    return f"{text}, {agree} of {len(pairs.differences)} seeds {word}"
+    count = f"{agree} of {len(pairs.differences)} seeds {word}"
+    return f"{gap(pairs, percent)}, {interval}, {count}"
 
 
 def secondary(verdict: Verdict) -> str:
@@ -98,9 +84,26 @@ def secondary(verdict: Verdict) -> str:
         return f"L_ss decides, as the recipe logs no score. It does not say how {tune}."
     if verdict.moving_target:
         return f"L_ss says nothing about that: {NOT_COMPARABLE}."
-    several = len(loss.end.differences) > 1
-    evidence = _evidence(loss.end, False) if several else gap(loss.end, False)
-    return f"L_ss ended at {_levels(loss.end, False)} ({evidence}){speed(loss)}."
+    evidence = _evidence(loss.end, False)
+    return f"L_ss ended at {_levels(loss.end, False)} ({evidence}){_reached(loss)}."
+
+
+def _reached(result: Result) -> str:
+    final = "loss" if result.score.key == LOSS.key else "score"
+    found = reach(result)
+    return f"; steps to the baseline's final {final}, MTO / baseline: {found}" if found else ""
+
+
+def reach(result: Result) -> str:
+    """MTO's steps to the baseline's final value over the baseline's own; "" where undefined."""
+    known = [share for share in result.shares if share is not None]
+    finite = [100 * share for share in known if math.isfinite(share)]
+    if not known or len(known) < len(result.shares):
+        return ""
+    if not finite:
+        return "not reached"
+    some = "" if len(finite) == len(known) else f" in {len(finite)} of {len(known)} seeds"
+    return f"{np.mean(finite):.0f} %{some}"
 
 
 def show(values: Sequence[float], percent: bool = False) -> str:
@@ -120,26 +123,9 @@ def gap(pairs: Pairs, percent: bool) -> str:
     return show_difference(pairs.mean, percent) + (" points" if percent else "")
 
 
-def span(ends: Interval, percent: bool) -> str:
+def span(ends: Interval | None, percent: bool) -> str:
     """An interval as text."""
-    low, high = (show_difference(value, percent) for value in ends)
-    return f"{low} to {high}"
-
-
-def speed(result: Result) -> str:
-    """Clause on the steps to the baseline's final value; empty where that is undefined."""
-    final = "the baseline's final " + ("loss" if result.score.key == LOSS.key else "score")
-    known = [share for share in result.shares if share is not None]
-    if not known or len(known) < len(result.shares):
-        return ""
-    finite = [share for share in known if math.isfinite(share)]
-    if not finite:
-        return f", and MTO never reached {final}"
-    if len(finite) < len(known):
-        return f", and MTO reached {final} in only {len(finite)} of {len(known)} seeds"
-    low, mean, high = (round(100 * f(finite)) for f in (min, np.mean, max))
-    spread = f" ({low} to {high})" if low < high else ""
-    return f", and MTO reached {final} in {mean} %{spread} of its steps"
+    return " to ".join(show_difference(end, percent) for end in ends) if ends else "–"
 
 
 def lower(label: str) -> str:

@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
+from operator import neg
 
 import numpy as np
 
-from mto_tools.compare.collect import Curve, Record
-from mto_tools.compare.curves import average, negative, rauc_or_none, share_of_steps, smooth
-from mto_tools.compare.plan import JsonModel
+from mto_tools.compare.folder import JsonModel
+from mto_tools.compare.record import Curve, Record
 from mto_tools.upstreams.recipe import Score
 
 CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
@@ -31,6 +31,7 @@ DECISION_CONFIDENCE = 1 - (1 - CONFIDENCE) / 2  # of each of the two decisions
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 Interval = tuple[float, float]
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
+RAUC_LEAST = 0.01  # of the baseline's whole rise that the range must hold on average
 
 
 class Finding(str, Enum):
@@ -108,7 +109,12 @@ def judge(
     planned: int = 0,
 ) -> Verdict:
     """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
-    results = [_result(score, pairs) for score in (*scores, LOSS)]
+    results = [
+        _result(score, [(b.scores[score.key], m.scores[score.key]) for b, m in pairs])
+        for score in scores
+    ]
+    losses = [(b.curve("loss").smooth(), m.curve("loss").smooth()) for b, m in pairs]
+    results.append(_result(LOSS, losses))
     finding = find(results[0].end, results[0].mean, results[0].score, failures=lost > 0)
     if moving_target and not scores:
         finding = Finding.NOT_COMPARABLE
@@ -117,16 +123,15 @@ def judge(
     )
 
 
-def _result(score: Score, pairs: list[tuple[Record, Record]]) -> Result:
-    curves = [(_curve(b, score), _curve(m, score)) for b, m in pairs]
+def _result(score: Score, curves: list[tuple[Curve, Curve]]) -> Result:
     curves = [(b, m) for b, m in curves if b.steps and m.steps]
     higher = score.higher_is_better
     stop = float(min((c.steps[-1] for pair in curves for c in pair), default=0))
-    rising = curves if higher else [(negative(b), negative(m)) for b, m in curves]
+    rising = curves if higher else [(b.map(neg), m.map(neg)) for b, m in curves]
     return Result(
         score=score,
         end=paired([(b.values[-1], m.values[-1]) for b, m in curves], higher),
-        mean=paired([(average(b), average(m)) for b, m in curves], higher),
+        mean=paired([(b.average(), m.average()) for b, m in curves], higher),
         shares=[share_of_steps(b, m, higher) for b, m in curves],
         rauc=[
             Rauc(start=s, stop=stop, values=[rauc_or_none(b, m, s, stop) for b, m in rising])
@@ -135,8 +140,27 @@ def _result(score: Score, pairs: list[tuple[Record, Record]]) -> Result:
     )
 
 
-def _curve(record: Record, score: Score) -> Curve:
-    return smooth(record.loss) if score is LOSS else record.scores[score.key]
+def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -> float | None:
+    """MTO's steps to the baseline's final value over the baseline's own; see `Result`."""
+    target = baseline.values[-1]
+    own = baseline.first_reach(target, higher_is_better)
+    if not own > baseline.steps[0]:  # it never got better than where it began
+        return None
+    return mto.first_reach(target, higher_is_better) / own
+
+
+def rauc_or_none(baseline: Curve, mto: Curve, start: float, stop: float) -> float | None:
+    """RAUC, or None where it says nothing: the baseline hardly rises, or too few points."""
+    from mto_core import rauc
+
+    # A ratio to next to nothing, or to a negative area, would mislead.
+    heights = np.interp(np.linspace(start, stop, 257), baseline.steps, baseline.values)
+    if not heights.mean() - heights[0] > RAUC_LEAST * np.ptp(baseline.values):
+        return None
+    try:
+        return rauc(baseline.points(), mto.points(), start, stop)
+    except ValueError:
+        return None
 
 
 def paired(values: Sequence[tuple[float, float]], higher_is_better: bool = True) -> Pairs:
@@ -160,11 +184,11 @@ def t_interval(values: Sequence[float], confidence: float) -> Interval | None:
     # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
     if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) <= 1e-12:
         return None
-    from scipy.stats import t  # type: ignore[import-untyped]  # a slow import, needed only here
+    from scipy.stats import t  # type: ignore[import-untyped]  # a slow import
 
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1))
-    half *= float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    low, high = t.interval(confidence, len(values) - 1, np.mean(values), error)
+    return float(low), float(high)
 
 
 def holds_zero(interval: Interval | None) -> bool:
@@ -173,13 +197,9 @@ def holds_zero(interval: Interval | None) -> bool:
 
 
 def find(end: Pairs, mean: Pairs, score: Score, *, failures: bool = False) -> Finding:
-    """Apply rules 1 to 3 to the deciding score.
+    """Apply rules 1 to 3 to the deciding score, at the `end` and as `mean` over the run.
 
-    Args:
-        end: At the end.
-        mean: Averaged over the run.
-        score: Which way is better.
-        failures: The MTO arm failed in other seeds, so that no gain in these proves anything.
+    With `failures` of the MTO arm in other seeds, no gain in these proves anything.
     """
     if not end.differences or not math.isfinite(end.mean):
         return Finding.UNDEFINED

@@ -112,12 +112,14 @@ class Logs(Table):
         affinity: Affinity maps of a step.
         train: The recipe's own JSON lines, with the field `step`: scores, checksums of the data.
         data: Their field with a checksum of the images of a step.
+        images: PNG with masked input, reconstruction and target of a few images, a row for each.
     """
 
     measures: str = "mto.jsonl"
     affinity: str = "mto-affinity-{step:06d}.npz"
     train: str = ""
     data: str = ""
+    images: str = ""
 
 
 class Score(Table):

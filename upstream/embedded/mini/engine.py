@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import data
-from evaluate import evaluate
+from evaluate import evaluate, save_images
 from models import MaskedImageModel
 from runtime import (
     REFUSED,
@@ -178,6 +178,8 @@ def train(
         if log is not None and val_set is not None and due:
             scores = evaluate(model, train_set, val_set, args.img_size)
             log.write({"step": step, **scores})
+            if step == args.steps:
+                save_images(output_dir / "images.png", model, val_set, batches)
         names = [f"checkpoint-{step:06d}.pth"] if step in args.save_steps else []
         if step % args.save_every == 0 or step == args.steps:
             names.append("checkpoint.pth")

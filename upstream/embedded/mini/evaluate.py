@@ -6,9 +6,11 @@ Draws from no global generator, so evaluating more or less often does not change
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import data
 from models import MaskedImageModel
@@ -91,3 +93,32 @@ def evaluate(
         "probe": probe(x, y, x_val, y_val),
         "probe10": sum(probe(x[i], y[i], x_val, y_val) for i in few) / DRAWS,
     }
+
+
+@torch.no_grad()
+def save_images(
+    path: Path, model: MaskedImageModel, val: data.Images, batches: data.MaskedBatches
+) -> None:
+    """Write a PNG of up to four images of val, a row for each, under masks fixed for all runs.
+
+    From left to right: masked input, reconstruction with the visible patches as they are, target.
+    """
+    mask = torch.from_numpy(batches.draw_masks(np.random.default_rng(0))[:4])
+    size, p, g = batches.img_size, model.patch_size, model.grid
+    chosen = [val[i] for i in np.linspace(0, len(val) - 1, len(mask)).astype(int)]
+    images = data.to_tensor([data.to_array(i, data.centre_box(i), size) for i in chosen])
+    was_training = model.training
+    model.eval()
+    device = model.cls_token.device
+    prediction = model.predict(images.to(device), mask.to(device)).float().cpu()
+    model.train(was_training)
+
+    target, hidden = model.patchify(images), mask.unsqueeze(-1)
+    if model.norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        prediction = prediction * (variance + 1e-6).sqrt() + mean
+    columns = [target.masked_fill(hidden, 0), torch.where(hidden, prediction, target), target]
+    cells = torch.stack(columns, dim=1).reshape(len(mask), 3, g, g, p, p, 3)
+    pixels = cells.permute(0, 2, 4, 1, 3, 5, 6).reshape(len(mask) * size, 3 * size, 3)
+    pixels = (pixels * torch.tensor(data.STD) + torch.tensor(data.MEAN)).clamp(0, 1) * 255
+    Image.fromarray(pixels.round().byte().numpy()).save(path)

@@ -1,17 +1,83 @@
-"""The data set of a comparison: the built-in one, or the user's, checked before it is used."""
+"""The sources of the numbers: the patched checkout, the data set, software and hardware."""
 
 from __future__ import annotations
 
+import platform
+import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from mto_tools.compare.run import environment
-from mto_tools.errors import MissingError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.digits import lay_out
+from mto_tools.patchset.apply import apply
+from mto_tools.patchset.git import Git
+from mto_tools.patchset.lock import open_upstream
 from mto_tools.patchset.locks import Say
+from mto_tools.patchset.status import EDITED, status
 from mto_tools.upstreams.recipe import Data
 from mto_tools.upstreams.templates import fill
+
+
+def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
+    """Apply the series of `name` where that is needed; `say` takes lines for the user.
+
+    Returns:
+        The checkout, and the commits that the numbers come from.
+
+    Raises:
+        RefusedError: The checkout was edited since the series was applied; not if `allow_edited`.
+        MissingError, CorruptError: The series cannot be applied.
+    """
+    upstream = open_upstream(home, name, say)
+    found = status(upstream, say)
+    edited = ", ".join(found.edited) or found.detail
+    if found.word != EDITED:
+        commit = apply(upstream, say).commit
+    elif allow_edited:
+        commit = f"{found.head}, edited: {edited}"
+    else:
+        stash = ["git", "-C", found.repo, "stash", "push", "--", *found.edited]
+        aside = f"{shlex.join(stash)}    (git stash pop brings them back), or "
+        raise RefusedError(
+            f"{found.repo} was edited since the series was applied: {edited[:300]}; "
+            "the report would not say what was run",
+            hint=f"{aside if found.edited else ''}mto compare {name} --allow-edited",
+        )
+    return Path(found.repo), {
+        "mto commit": _head(home),
+        f"{name} pin": upstream.pin,
+        f"{name} commit": commit,
+    }
+
+
+def _head(home: Path) -> str:
+    git = Git(home)
+    try:
+        if not git.is_toplevel():
+            return "unknown: not a git clone"
+    except MtoError as error:  # such as a clone that another user owns
+        return f"unknown: {error.message}"
+    edits = git.text("status", "--porcelain", "--untracked-files=no", convert=True)
+    return git.resolve("HEAD") + (" with local edits" if edits else "")
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of Python and of packages, and the hardware."""
+    import torch
+
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    gpus = torch.cuda.device_count()
+    return {
+        "python": platform.python_version(),
+        **{name: installed.get(name, "not installed") for name in packages},
+        "system": platform.platform(),
+        "GPU": f"{gpus} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
+        if gpus
+        else "none",
+    }
 
 
 def start_folder(spec: Data, data: Path, checkout: Path) -> Path:
@@ -24,15 +90,11 @@ def start_folder(spec: Data, data: Path, checkout: Path) -> Path:
 def check_data(spec: Data, data: Path, upstream: str) -> None:
     """Raise `MissingError` unless `data` is laid out as the recipe needs it."""
     folder = data / spec.images
-    mend = f"mto compare {upstream}    (uses the built-in data), or --data DIR of an ImageFolder"
-    if not data.is_dir():
-        raise MissingError(f"data folder {data} does not exist", hint=mend)
-    if not folder.is_dir():
-        raise MissingError(f"data folder {data} has no subfolder {spec.images}/", hint=mend)
-    if not spec.listing and not _image_folder(folder):
+    if not (folder.is_dir() if spec.listing else _image_folder(folder)):
+        images = "" if spec.listing else ", or has no CLASS/*.png, .jpg … that an ImageFolder reads"
         raise MissingError(
-            f"data folder {folder} holds no image that an ImageFolder reads: CLASS/*.png, .jpg, …",
-            hint=mend,
+            f"data folder {folder} does not exist{images}",
+            hint=f"mto compare {upstream}    (uses the built-in data), or --data DIR of images",
         )
 
 
