@@ -10,10 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ from mto_tools.patchset.merge import NEEDED, git_version
 from mto_tools.patchset.sources import find_source
 from mto_tools.patchset.status import ABSENT, APPLIED, PRISTINE, status
 from mto_tools.upstreams.recipe import load_recipe
-from mto_tools.upstreams.upstream import Upstream, load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream, upstream_names
 
 PATIENCE = 8.0
 """Seconds a source has for its answer."""
@@ -51,10 +51,6 @@ class Finding:
     found: str
     hint: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for `--json`."""
-        return asdict(self)
-
 
 def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Finding]:
     """Look at programs, packages, disk and upstreams; every finding comes as it is made.
@@ -64,9 +60,10 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
         names: The upstreams to look at.
         network: Ask sources that are not on this machine.
     """
-    yield _python()
+    free = shutil.disk_usage(home).free / 1e9
+    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
     yield _git(home)
-    yield _disk(home)
+    yield Finding("disk", "ok" if free > _ROOM else "note", f"{free:.1f} GB free at {home}")
     yield from _packages()
     yield _gpu()
     for name in names:
@@ -79,30 +76,17 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
             yield Finding(name, "missing", error.message, error.hint)
 
 
-def _python() -> Finding:
-    version = platform.python_version()
-    good = sys.version_info >= (3, 10)
-    return Finding("python", "ok" if good else "missing", f"{version}, {sys.executable}")
-
-
 def _git(home: Path) -> Finding:
     try:
         version = git_version(Git(home))
     except MtoError as error:
         return Finding("git", "missing", error.message, error.hint)
-    found = ".".join(map(str, version))
+    found, oldest, needed = (".".join(map(str, one)) for one in (version, OLDEST, NEEDED))
     if version < OLDEST:
-        return Finding("git", "missing", found, f"mto needs {'.'.join(map(str, OLDEST))} or newer")
+        return Finding("git", "missing", found, f"mto needs {oldest} or newer")
     if version < NEEDED:
-        wanted = ".".join(map(str, NEEDED))
-        return Finding("git", "note", found, f"mto upgrade needs {wanted}; the rest works")
+        return Finding("git", "note", found, f"mto upgrade needs {needed}; the rest works")
     return Finding("git", "ok", found)
-
-
-def _disk(home: Path) -> Finding:
-    free = shutil.disk_usage(home).free / 1e9
-    state = "ok" if free > _ROOM else "note"
-    return Finding("disk", state, f"{free:.1f} GB free at {home}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -112,12 +96,17 @@ def _packages() -> Iterator[Finding]:
         state = "ok" if found.ok else "missing"
         yield Finding(name, state, f"{found}{cuda}", "" if found.ok else found.install)
     for extra, use in (("tools", "mini and the recipes"), ("deepspeed", "the layer deepspeed")):
-        packages = [package(needed.name) for group, needed in required() if group == extra]
-        bad = [found for found in packages if not found.ok]
-        old = any(found.version for found in bad)
-        state = "missing" if old else "note" if bad else "ok"
-        hint = f"{bad[0].install}, for {use}" if bad else ""
-        yield Finding(extra, state, ", ".join(map(str, bad or packages)), hint)
+        names = [needed.name for group, needed in required() if group == extra]
+        yield _found(extra, names, f", for {use}")
+
+
+def _found(what: str, names: Iterable[str], use: str = "") -> Finding:
+    """Packages that must be in their versions; one that is absent is a note."""
+    packages = [package(name) for name in names]
+    bad = [found for found in packages if not found.ok]
+    state = "missing" if any(found.version for found in bad) else "note" if bad else "ok"
+    hint = "; ".join(dict.fromkeys(f"{found.install}{use}" for found in bad))
+    return Finding(what, state, ", ".join(map(str, bad or packages)), hint)
 
 
 def _needs(upstream: Upstream) -> Iterator[Finding]:
@@ -125,18 +114,14 @@ def _needs(upstream: Upstream) -> Iterator[Finding]:
     if not (upstream.folder / "recipe.toml").is_file():
         return
     recipe = load_recipe(upstream)
-    packages = [package(name) for name in recipe.needs]
-    bad = [found for found in packages if not found.ok]
-    modules = missing_modules(recipe, upstream.checkout)
-    words = [*map(str, bad), *(f"no module {name}" for name in modules)]
-    what = f"{upstream.name} packages"
-    if not words:
-        yield Finding(what, "ok", ", ".join(map(str, packages)))
-        return
-    old = any(found.version for found in bad)
-    hint = "; ".join(dict.fromkeys(found.install for found in bad))
-    state = "missing" if old or upstream.checkout.is_dir() else "note"
-    yield Finding(what, state, ", ".join(words), hint or "install the package that has it")
+    found = _found(f"{upstream.name} packages", recipe.needs)
+    if modules := missing_modules(recipe, upstream.checkout):
+        bad = [found.found] if found.state != "ok" else []
+        words = [*bad, *(f"no module {name}" for name in modules)]
+        hint = found.hint or "install the package that has it"
+        found = replace(found, state="note", found=", ".join(words), hint=hint)
+    absent = found.state == "note" and upstream.checkout.is_dir()
+    yield replace(found, state="missing") if absent else found
 
 
 def _cuda() -> str:
@@ -151,13 +136,10 @@ def _gpu() -> Finding:
     """Ask the driver, not torch, whose import takes seconds."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        run = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        return Finding("gpu", "ok", "; ".join(run.stdout.strip().splitlines()))
+    except (OSError, subprocess.SubprocessError):
         return Finding("gpu", "note", "none seen", "mini and the tests run on the CPU, too")
-    found = "; ".join(line.strip() for line in run.stdout.splitlines())
-    if run.returncode or not found:
-        return Finding("gpu", "note", "none seen", "mini and the tests run on the CPU, too")
-    return Finding("gpu", "ok", found)
 
 
 def _source(upstream: Upstream, network: bool) -> Finding:
@@ -168,29 +150,22 @@ def _source(upstream: Upstream, network: bool) -> Finding:
         source = find_source(upstream)
     except MtoError as error:
         return Finding(what, "missing", error.message, error.hint)
-    place = f"{_public(source.value)} ({_short(source.origin, upstream)})"
+    place = f"{_public(source.value)} ({source.origin.removeprefix(f'{upstream.home}/')})"
     if source.kind != "url":
         return Finding(what, "ok", place)
     if not network:
         return Finding(what, "note", f"{place}, not asked")
     command = ["git", "ls-remote", "--exit-code", "--quiet", source.value, "HEAD"]
+    how = {"capture_output": True, "text": True, "timeout": PATIENCE, "stdin": subprocess.DEVNULL}
     try:
         with clean_environment():
-            run = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-            )
+            quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+            subprocess.run(command, check=True, env=quiet, **how)  # type: ignore[call-overload]
+        return Finding(what, "ok", place)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())[-120:]
     except (FileNotFoundError, subprocess.TimeoutExpired):
         reason = f"no answer within {PATIENCE:.0f} s"
-    else:
-        if run.returncode == 0:
-            return Finding(what, "ok", place)
-        reason = " ".join(run.stderr.split())[-120:]
     hint = f"mto checkout {upstream.name} --source PATH takes a mirror, clone or bundle"
     # With a complete clone nobody needs the source.
     state = "note" if _has_pin(upstream) else "missing"
@@ -224,10 +199,6 @@ def _has_pin(upstream: Upstream) -> bool:
     return folder.is_dir() and bool(Git(folder).resolve(f"{upstream.pin}^{{commit}}"))
 
 
-def _short(origin: str, upstream: Upstream) -> str:
-    return origin.removeprefix(f"{upstream.home}/")
-
-
 def _public(text: str) -> str:
     """Leave out a password in a URL."""
     return re.sub(r"://[^/@\s]+@", "://", text)
@@ -255,10 +226,9 @@ def _command(
     from rich.text import Text
 
     home = find_home()
-    known = sorted(path.parent.name for path in (home / "patches").glob("*/upstream.toml"))
     console, found = Console(highlight=False), []
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
-    for finding in doctor(home, names or known, network=not offline):
+    for finding in doctor(home, names or upstream_names(home), network=not offline):
         found.append(finding)
         if not as_json:
             state = (f"{finding.state:8}", colours[finding.state])
@@ -268,7 +238,7 @@ def _command(
                 console.print(Text(f"{'':26}{finding.hint}", "dim"), soft_wrap=True)
     missing = [finding.what for finding in found if finding.state == "missing"]
     if as_json:
-        findings = [finding.as_dict() for finding in found]
+        findings = [asdict(finding) for finding in found]
         print(json.dumps({"ok": not missing, "findings": findings}, indent=2))
     if missing:
         raise MissingError(f"to be mended: {', '.join(missing)}", hint="the lines above say how")
