@@ -20,7 +20,7 @@ import typer
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.launch.needs import missing_modules, package, required
-from mto_tools.patchset.git import OLDEST, Git, clean_environment
+from mto_tools.patchset.git import OLDEST, Git, clean_environment, hide
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.merge import NEEDED, git_version
@@ -90,45 +90,50 @@ def _git(home: Path) -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in ("torch", "einops"):
-        found = package(name)
-        cuda = _cuda() if name == "torch" and found.version else ""
-        state = "ok" if found.ok else "missing"
-        yield Finding(name, state, f"{found}{cuda}", "" if found.ok else found.install)
+    torch = _found("torch", ["torch"], needed=True)
+    yield replace(torch, found=f"{torch.found}{_cuda()}")
+    yield _found("einops", ["einops"], needed=True)
     for extra, use in (("tools", "mini and the recipes"), ("deepspeed", "the layer deepspeed")):
         names = [needed.name for group, needed in required() if group == extra]
-        yield _found(extra, names, f", for {use}")
-
-
-def _found(what: str, names: Iterable[str], use: str = "") -> Finding:
-    """Packages that must be in their versions; one that is absent is a note."""
-    packages = [package(name) for name in names]
-    bad = [found for found in packages if not found.ok]
-    state = "missing" if any(found.version for found in bad) else "note" if bad else "ok"
-    hint = "; ".join(dict.fromkeys(f"{found.install}{use}" for found in bad))
-    return Finding(what, state, ", ".join(map(str, bad or packages)), hint)
+        yield _found(extra, names, use=f", for {use}")
 
 
 def _needs(upstream: Upstream) -> Iterator[Finding]:
     """Packages of the recipe; they must be there once it is checked out."""
-    if not (upstream.folder / "recipe.toml").is_file():
-        return
-    recipe = load_recipe(upstream)
-    found = _found(f"{upstream.name} packages", recipe.needs)
-    if modules := missing_modules(recipe, upstream.checkout):
-        bad = [found.found] if found.state != "ok" else []
-        words = [*bad, *(f"no module {name}" for name in modules)]
-        hint = found.hint or "install the package that has it"
-        found = replace(found, state="note", found=", ".join(words), hint=hint)
-    absent = found.state == "note" and upstream.checkout.is_dir()
-    yield replace(found, state="missing") if absent else found
+    if (upstream.folder / "recipe.toml").is_file():
+        recipe = load_recipe(upstream)
+        modules = missing_modules(recipe, upstream.checkout)
+        needed = upstream.checkout.is_dir()
+        yield _found(f"{upstream.name} packages", recipe.needs, modules=modules, needed=needed)
+
+
+def _found(
+    what: str,
+    names: Iterable[str],
+    *,
+    use: str = "",
+    modules: Iterable[str] = (),
+    needed: bool = False,
+) -> Finding:
+    """Packages in their versions, and modules that are absent."""
+    packages = [package(name) for name in names]
+    bad = [found for found in packages if not found.ok]
+    words = [*map(str, bad), *(f"no module {name}" for name in modules)]
+    if not words:
+        return Finding(what, "ok", ", ".join(map(str, packages)))
+    old = any(found.version for found in bad)
+    hint = "; ".join(dict.fromkeys(f"{found.install}{use}" for found in bad))
+    state = "missing" if old or needed else "note"
+    return Finding(what, state, ", ".join(words), hint or "install the package that has it")
 
 
 def _cuda() -> str:
     """What torch was built for, read from its files: importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
-    file = Path(spec.origin or "").with_name("version.py") if spec else Path()
-    match = re.search(r"^cuda.*= '([\d.]+)'", file.read_text() if file.is_file() else "", re.M)
+    if spec is None or spec.origin is None:
+        return ""
+    text = Path(spec.origin).with_name("version.py").read_text()
+    match = re.search(r"^cuda.*= '([\d.]+)'", text, re.M)
     return f", built for CUDA {match[1]}" if match else ", built for the CPU"
 
 
@@ -150,7 +155,7 @@ def _source(upstream: Upstream, network: bool) -> Finding:
         source = find_source(upstream)
     except MtoError as error:
         return Finding(what, "missing", error.message, error.hint)
-    place = f"{_public(source.value)} ({source.origin.removeprefix(f'{upstream.home}/')})"
+    place = f"{hide(source.value)} ({source.origin.removeprefix(f'{upstream.home}/')})"
     if source.kind != "url":
         return Finding(what, "ok", place)
     if not network:
@@ -169,7 +174,7 @@ def _source(upstream: Upstream, network: bool) -> Finding:
     hint = f"mto checkout {upstream.name} --source PATH takes a mirror, clone or bundle"
     # With a complete clone nobody needs the source.
     state = "note" if _has_pin(upstream) else "missing"
-    return Finding(what, state, f"{place} does not answer: {_public(reason)}", hint)
+    return Finding(what, state, f"{place} does not answer: {hide(reason)}", hint)
 
 
 def _series(upstream: Upstream) -> Finding:
@@ -186,10 +191,9 @@ def _series(upstream: Upstream) -> Finding:
         hint = f"mto checkout {upstream.name}; mto apply {upstream.name}"
         return Finding(what, "note", f"{size}; not checked out", hint)
     place = status(upstream, lambda line: None)
-    if place.word == APPLIED:
-        return Finding(what, "ok", f"{size}; applied")
-    if place.word in (PRISTINE, ABSENT):
-        return Finding(what, "ok", f"{size}; checked out, ready to apply")
+    good = {APPLIED: "applied"} | dict.fromkeys((PRISTINE, ABSENT), "checked out, ready to apply")
+    if place.word in good:
+        return Finding(what, "ok", f"{size}; {good[place.word]}")
     detail = f"{size}; {place.word}: {place.detail}"
     return Finding(what, "note", detail, f"mto status {upstream.name}")
 
@@ -197,11 +201,6 @@ def _series(upstream: Upstream) -> Finding:
 def _has_pin(upstream: Upstream) -> bool:
     folder = upstream.checkout
     return folder.is_dir() and bool(Git(folder).resolve(f"{upstream.pin}^{{commit}}"))
-
-
-def _public(text: str) -> str:
-    """Leave out a password in a URL."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
+_FACTORIES = (
+    "tensor as_tensor zeros ones empty full arange linspace eye rand randn randint randperm"
+)
 _NOTHING = "set_device synchronize empty_cache reset_peak_memory_stats reset_max_memory_allocated"
 _ZERO = "max_memory_allocated memory_allocated max_memory_reserved memory_reserved current_device"
 
@@ -19,23 +24,13 @@ def pretend_cuda(precision: str = "float32") -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
-    from torch.overrides import TorchFunctionMode
 
-    def cpu(value: Any) -> Any:
-        if isinstance(value, str) and value.split(":")[0] == "cuda":
-            return "cpu"
-        typed = isinstance(value, torch.device) and value.type == "cuda"
-        return torch.device("cpu") if typed else value
-
-    class OnCpu(TorchFunctionMode):
-        """Every function of torch reads a CUDA device among its arguments as the CPU."""
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if function is torch.Tensor.cuda:
-                return args[0]
-            return function(*map(cpu, args), **{k: cpu(v) for k, v in (kwargs or {}).items()})
-
-    OnCpu().__enter__()
+    torch.Tensor.cuda = _same  # type: ignore[method-assign]
+    torch.nn.Module.cuda = _same  # type: ignore[method-assign]
+    torch.Tensor.to = _on_cpu(torch.Tensor.to)  # type: ignore[method-assign]
+    torch.nn.Module.to = _on_cpu(torch.nn.Module.to)  # type: ignore[method-assign]
+    for name in _FACTORIES.split():
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
     for name in _NOTHING.split():
         setattr(torch.cuda, name, lambda *_, **__: None)
     for name in _ZERO.split():
@@ -49,6 +44,26 @@ def pretend_cuda(precision: str = "float32") -> None:
         torch.set_autocast_cache_enabled(False)  # nothing leaves the context: casts would go stale
 
 
+def _same(self: Any, *_: Any, **__: Any) -> Any:
+    return self
+
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Read a CUDA device among the arguments as the CPU."""
+    import torch
+
+    def device(value: Any) -> Any:
+        named = isinstance(value, str) and value.split(":")[0] == "cuda"
+        typed = isinstance(value, torch.device) and value.type == "cuda"
+        return torch.device("cpu") if named or typed else value
+
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        return function(*map(device, args), **{k: device(v) for k, v in more.items()})
+
+    return call
+
+
 def _gloo() -> None:
     """Use gloo for NCCL, and no device for DistributedDataParallel."""
     import torch.distributed as dist
@@ -56,11 +71,14 @@ def _gloo() -> None:
 
     init_group, init_parallel = dist.init_process_group, Parallel.__init__
 
+    @functools.wraps(init_group)
     def init_process_group(backend: str | None = None, *args: Any, **more: Any) -> None:
         init_group("gloo", *args, **more)
 
+    @functools.wraps(init_parallel)
     def init(self: Any, module: Any, *_: Any, **more: Any) -> None:
-        init_parallel(self, module, **{**more, "device_ids": None, "output_device": None})
+        more.update(device_ids=None, output_device=None)
+        init_parallel(self, module, **more)
 
     dist.init_process_group = init_process_group
     Parallel.__init__ = init  # type: ignore[method-assign]
