@@ -161,14 +161,6 @@ class Forked:
             self.connection.close()
         return self.code
 
-    def is_running(self) -> bool:
-        """Whether the process has not ended."""
-        import select
-
-        if self.code is None and select.select([self.connection], [], [], 0)[0]:
-            self.wait()
-        return self.code is None
-
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process group; harmless after its end."""
         if self.code is None:

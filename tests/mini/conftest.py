@@ -41,12 +41,6 @@ class Process:
     def wait(self) -> int:
         return self.forked.wait()
 
-    def kill(self) -> None:
-        self.forked.kill()
-
-    def is_running(self) -> bool:
-        return self.forked.is_running()
-
     @property
     def stderr(self) -> str:
         return self.err.read_text()
@@ -62,27 +56,18 @@ class Recipe:
     server: ForkServer
     processes: list[Process] = field(default_factory=list)
 
-    def start(
-        self,
-        *argv: str | Path,
-        script: str = "main_pretrain.py",
-        env: dict[str, str] | None = None,
-        file_size: int = 0,
-    ) -> Process:
+    def start(self, *argv: str | Path, script: str = "main_pretrain.py", **how: Any) -> Process:
+        """Start a script; `how` goes to `ForkServer.start`."""
         n = len(self.processes)
         out, err = self.tmp / f"{n}.out", self.tmp / f"{n}.err"
-        forked = self.server.start(
-            self.folder / script, *argv, out=out, err=err, env=env, file_size=file_size
-        )
+        forked = self.server.start(self.folder / script, *argv, out=out, err=err, **how)
         process = Process(forked, out, err)
         self.processes.append(process)
         return process
 
-    def start_tiny(self, output_dir: Path, *argv: str | Path, **kwargs: Any) -> Process:
+    def start_tiny(self, output_dir: Path, *argv: str | Path, **how: Any) -> Process:
         """Start a tiny run; later arguments win over the defaults."""
-        return self.start(
-            *("--data_path", self.data, "--output_dir", output_dir, *TINY, *argv), **kwargs
-        )
+        return self.start("--data_path", self.data, "--output_dir", output_dir, *TINY, *argv, **how)
 
     def start_ranks(self, output_dir: Path, *argv: str | Path) -> list[Process]:
         """Start two ranks of one tiny run, with the variables that torchrun sets."""
@@ -130,7 +115,7 @@ def recipe(tmp_path: Path, tiny_data: Path, mini_server: ForkServer) -> Iterator
     recipe = Recipe(folder, tiny_data, logs, mini_server)
     yield recipe
     for process in recipe.processes:
-        process.kill()
+        process.forked.kill()
         process.wait()
 
 

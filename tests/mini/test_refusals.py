@@ -30,30 +30,23 @@ def own_data(recipe: Recipe, tmp_path: Path) -> Path:
     return recipe.data
 
 
-def test_no_data_folder(recipe: Recipe, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run = recipe.start_tiny(out, "--data_path", tmp_path / "nowhere")
-    assert_stopped(run, MISSING, str(tmp_path / "nowhere" / "train"), "--data_path")
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("with_class", [False, True])
-def test_no_image(recipe: Recipe, tmp_path: Path, with_class: bool) -> None:
-    train = tmp_path / "empty" / "train"
-    (train / "class0" if with_class else train).mkdir(parents=True)
+@pytest.mark.parametrize("folder", ["", "train", "train/class0"])
+def test_no_data(recipe: Recipe, tmp_path: Path, folder: str) -> None:
+    if folder:
+        (tmp_path / "empty" / folder).mkdir(parents=True)
     run = recipe.start_tiny(tmp_path / "out", "--data_path", tmp_path / "empty")
-    assert_stopped(run, MISSING, str(train), "<class>/<image>")
+    assert_stopped(run, MISSING, str(tmp_path / "empty" / "train"), "<class>/<image>")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("spoil", ["truncated", "text"])
-@pytest.mark.parametrize("flags", [(), ("--cache_mb", "0"), ("--cache_mb", "0", "--workers", "1")])
+@pytest.mark.parametrize(
+    ("content", "flags"), [(60, ()), (4, ("--cache_mb", "0")), (60, ("--workers", "1"))]
+)
 def test_broken_image(
-    recipe: Recipe, tmp_path: Path, own_data: Path, spoil: str, flags: tuple[str, ...]
+    recipe: Recipe, tmp_path: Path, own_data: Path, content: int, flags: tuple[str, ...]
 ) -> None:
     broken = own_data / "train" / "class1" / "3.png"
-    content = broken.read_bytes()
-    broken.write_bytes(content[:60] if spoil == "truncated" else b"not an image")
+    broken.write_bytes(broken.read_bytes()[:content])
     run = recipe.start_tiny(tmp_path / "out", *flags)
     assert_stopped(run, CORRUPT, str(broken), "replace it")
 
@@ -118,80 +111,36 @@ def test_log_cut_in_the_middle_of_a_line(recipe: Recipe, tmp_path: Path) -> None
     assert_same_run(whole, recipe.train(out))
 
 
-@pytest.fixture
-def finished(recipe: Recipe, tmp_path: Path) -> dict[Path, bytes]:
-    """The files of a finished run in tmp_path/out."""
+def test_a_checkpoint_that_is_not_of_this_run(
+    recipe: Recipe, tmp_path: Path, own_data: Path
+) -> None:
+    """Each is refused, and every file stays as it is."""
     out = recipe.train(tmp_path / "out")
-    return {path: path.read_bytes() for path in out.iterdir()}
+    checkpoint, image = out / "checkpoint.pth", own_data / "train" / "class1" / "3.png"
+    content, pixels = checkpoint.read_bytes(), image.read_bytes()
 
+    def refused(code: int, *parts: str, flags: tuple[str, ...] = ()) -> None:
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        assert_stopped(recipe.start_tiny(out, *flags), code, str(out), *parts, "--output_dir")
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
 
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (("--style", "simmim"), ("--style simmim", "found mae")),
-        (("--embed_dim", "32"), ("--embed_dim 32", "found 16")),
-        (("--seed", "1"), ("--seed 1", "found 0")),
-        (("--steps", "24"), ("--steps 24", "found 12")),
-        (("--amp", "bf16"), ("--amp bf16", "found none")),
-    ],
-)
-def test_checkpoint_of_another_run(
-    recipe: Recipe,
-    tmp_path: Path,
-    finished: dict[Path, bytes],
-    flags: tuple[str, ...],
-    parts: tuple[str, ...],
-) -> None:
-    run = recipe.start_tiny(tmp_path / "out", *flags)
-    checkpoint = str(tmp_path / "out" / "checkpoint.pth")
-    assert_stopped(run, CORRUPT, checkpoint, *parts, "another --output_dir")
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == finished
-
-
-def test_checkpoint_of_other_data(
-    recipe: Recipe, tmp_path: Path, finished: dict[Path, bytes], own_data: Path
-) -> None:
-    (own_data / "train" / "class1" / "3.png").unlink()
-    run = recipe.start_tiny(tmp_path / "out")
-    assert_stopped(run, CORRUPT, "expected 29 images", "found 30 images")
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == finished
-
-
-def test_checkpoint_that_is_none(
-    recipe: Recipe, tmp_path: Path, finished: dict[Path, bytes]
-) -> None:
-    checkpoint = tmp_path / "out" / "checkpoint.pth"
-    state = read_checkpoint(tmp_path / "out")
-    state["model"]["cls_token"] = torch.zeros(1, 1, 3)
-    torch.save(state, tmp_path / "reshaped")
-    torch.save({"model": {}}, tmp_path / "foreign")
-    reshaped, foreign = ((tmp_path / name).read_bytes() for name in ("reshaped", "foreign"))
-    for content, part in (
-        (finished[checkpoint][:1000], "not a checkpoint of this recipe"),
-        (b"", "not a checkpoint of this recipe"),
-        (foreign, "not a checkpoint of this recipe"),
-        (reshaped, "expected cls_token [1, 1, 16], found [1, 1, 3]"),
+    for option, value, found in (
+        ("--style", "simmim", "found mae"),
+        ("--embed_dim", "32", "found 16"),
+        ("--seed", "1", "found 0"),
+        ("--steps", "24", "found 12"),
+        ("--amp", "bf16", "found none"),
     ):
-        checkpoint.write_bytes(content)
-        run = recipe.start_tiny(tmp_path / "out")
-        assert_stopped(run, CORRUPT, str(checkpoint), part, "another --output_dir")
-        assert checkpoint.read_bytes() == content
-
-
-def test_no_resume(recipe: Recipe, tmp_path: Path, finished: dict[Path, bytes]) -> None:
-    run = recipe.start_tiny(tmp_path / "out", "--no_resume")
-    assert_stopped(run, REFUSED, str(tmp_path / "out" / "checkpoint.pth"), "--output_dir")
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == finished
-
-
-def test_log_without_checkpoint(
-    recipe: Recipe, tmp_path: Path, finished: dict[Path, bytes]
-) -> None:
-    (tmp_path / "out" / "checkpoint.pth").unlink()
-    run = recipe.start_tiny(tmp_path / "out")
-    assert_stopped(run, REFUSED, str(tmp_path / "out"), "log.jsonl")
-    log = tmp_path / "out" / "log.jsonl"
-    assert log.read_bytes() == finished[log]
+        refused(CORRUPT, f"{option} {value}", found, flags=(option, value))
+    image.unlink()
+    refused(CORRUPT, "29 images", "found 30 images")
+    image.write_bytes(pixels)
+    torch.save({"model": {}}, tmp_path / "foreign")
+    for other in (content[:1000], b"", (tmp_path / "foreign").read_bytes()):
+        checkpoint.write_bytes(other)
+        refused(CORRUPT, "not a checkpoint of this recipe")
+    checkpoint.unlink()
+    refused(REFUSED, "log.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -200,14 +149,16 @@ def test_log_without_checkpoint(
         (("--batch_size", "9", "--accum_steps", "2"), "total batch"),
         (("--patch_size", "3"), "no multiple of --patch_size"),
         (("--mask_cell", "3"), "--mask_cell 3"),
-        (("--steps", "0"), "--steps 0"),
-        (("--save_steps", "1;2"), "0,450,900"),
+        (("--steps", "0"), "--steps"),
+        (("--save_steps", "1;2"), "--save_steps"),
     ],
 )
 def test_settings_that_cannot_work(
     recipe: Recipe, tmp_path: Path, flags: tuple[str, ...], part: str
 ) -> None:
-    assert_stopped(recipe.start_tiny(tmp_path / "out", *flags), 2, part)
+    run = recipe.start_tiny(tmp_path / "out", *flags)
+    assert run.wait() == 2
+    assert part in run.stderr
     assert not (tmp_path / "out").exists()
 
 

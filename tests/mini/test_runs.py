@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import (
-    TINY,
-    Process,
-    Recipe,
-    assert_same_run,
-    read_checkpoint,
-    read_log,
-)
+from .conftest import TINY, Recipe, assert_same_run, read_checkpoint, read_log
 
 STYLES = ("simmim", "mae")
-KILL_AT = Path(__file__).parents[1] / "kill_at.py"
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -82,37 +73,28 @@ def test_a_finished_run_stays_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_killed_at_any_moment_and_resumed(recipe: Recipe, tmp_path: Path, style: str) -> None:
+def test_killed_at_any_change_of_a_file_and_resumed(
+    recipe: Recipe, tmp_path: Path, style: str
+) -> None:
+    """A checkpoint is two changes, a file beside it and a rename; the log is one, when opened."""
     flags = (
-        *("--style", style, "--drop_path", "0.2", "--steps", "60", "--log_every", "4"),
+        *("--style", style, "--drop_path", "0.2", "--steps", "30", "--log_every", "4"),
         *("--eval_every", "7", "--save_every", "3"),  # saves fall between lines of the log
     )
-
-    def start(out: Path, event: int, function: str) -> Process:
-        script = recipe.folder / "main_pretrain.py"
-        words = (str(event), recipe.folder, function, script)
-        given = ("--data_path", recipe.data, "--output_dir", out, *TINY, *flags)
-        return recipe.start(*words, *given, script=KILL_AT)
-
-    events = {}
-    for function in ("", "write_atomically"):
-        process = start(tmp_path / f"whole{function}", 0, function)
-        assert process.wait() == 0, process.stderr
-        events[function] = int(process.out.read_text().split()[-1])
-
-    out = tmp_path / "killed"
-    draw = random.Random(f"kills {style}")
-    torn = 0
+    whole = recipe.train(tmp_path / "whole", *flags)
+    out = tmp_path / "runs" / "killed"
+    out.mkdir(parents=True)
     found: list[int] = []  # the step of the checkpoint that each kill left behind
-    for function in ("", "write_atomically") * 4:
-        share = events[function] // 10
-        process = start(out, draw.randint(share // 2, share), function)
+    torn = 0
+    for changes in (1, 2, 3, 6, 5, 4, 7):
+        process = recipe.start_tiny(out, *flags, cwd=out.parent, die_before=changes)
         assert process.wait() == -9, process.stderr
         torn += (out / "checkpoint.pth.tmp").exists()
-        found.append(read_checkpoint(out)["step"] if (out / "checkpoint.pth").exists() else 0)
-    assert len({step for step in found if step}) >= 3, found
-    assert torn >= 1, "no kill fell into the writing of a checkpoint"
-    assert_same_run(tmp_path / "whole", recipe.train(out, *flags))
+        found.append(read_checkpoint(out)["step"] if (out / "checkpoint.pth").exists() else -1)
+    assert found[:2] == [-1, -1]
+    assert len(set(found)) >= 4, found
+    assert torn >= 2, "no kill fell between the two"
+    assert_same_run(whole, recipe.train(out, *flags))
 
 
 def test_resumed_with_another_period_of_the_log(recipe: Recipe, tmp_path: Path) -> None:

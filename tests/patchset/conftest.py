@@ -179,7 +179,7 @@ def make_workspace(root: Path, files: dict[str, str], series: dict[str, bytes]) 
     (home / "patches" / "toy").mkdir(parents=True)
     (home / "patches" / "toy" / "upstream.toml").write_text(
         f'name = "toy"\nrepository = "some/toy"\nurl = "{origin}"\npin = "{pin}"\n'
-        'pin_date = "2022-01-01"\nentry = ["main.py"]\nlicence = { spdx = "MIT" }\n'
+        'pin_date = "2022-01-01"\nlicence = { spdx = "MIT" }\n'
     )
     work = Workspace(home, origin, pin, {"MTO_HOME": str(home)})
     if series:

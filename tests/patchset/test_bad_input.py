@@ -205,13 +205,12 @@ BASE = {
         ("pin_date", '"last year"', "pin_date is 'last year'"),
         ("name", '"other"', "the folder is 'toy'"),
         ("licence", '"MIT"', "licence is 'MIT'"),
-        ("licence", '{ name = "MIT" }', "licence.spdx"),
+        ("licence", '{ name = "MIT" }', "licence.name"),
         ("url", None, "'url'"),
         ("repository", '"toy"', "repository is 'toy'"),
         ("source", '"ftp"', "source is 'ftp'"),
         ("source", '"embedded"', "'path'"),
-        ("entry", '"main.py"', "entry is 'main.py'"),
-        ("entry", "[1]", "entry.0 is 1"),
+        ("url", "[1]", "url is [1]"),
         ("note", '"unclosed', "not TOML"),
         ("url", "1\nurl = 2", "not TOML"),
     ],
@@ -233,7 +232,7 @@ def test_upstream_names(work: Workspace) -> None:
         with pytest.raises(MissingError, match="there is no upstream"):
             load_upstream(work.home, name)
     (work.patches / "recipe.toml").write_text("anything = 1\n")
-    assert work.toy.entry == ["main.py"]
+    assert work.toy.name == "toy"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mto_tools.launch.command import Launch
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import all_upstreams
 
@@ -97,3 +100,49 @@ def test_pre_training_has_the_recipe_s_batch_rate_and_length(name: str, words: l
         if not any(f"{{{one}}}" in value for one in OURS) and option != "--opts":
             assert given.get(option) == value.format(**values), option
     assert facts.mto in " ".join(words)
+
+
+PARSE_ONLY = """
+import argparse, sys
+from pathlib import Path
+parse = argparse.ArgumentParser.parse_known_args
+def parsed(self, *given, **more):
+    args, rest = parse(self, *given, **more)
+    gone = [x for x in vars(args).values() if str(x).endswith(".yaml") and not Path(x).is_file()]
+    sys.exit(f"unknown: {rest + gone}" if rest + gone else 0)
+argparse.ArgumentParser.parse_known_args = parsed
+"""
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A house with the four upstreams patched."""
+    if "MTO_UPSTREAM_URL" not in os.environ:
+        pytest.skip("no source of the upstreams: set MTO_UPSTREAM_URL to a mirror or a template")
+    home = tmp_path_factory.mktemp("home")
+    for name in ("patches", "mto_core"):
+        (home / name).symlink_to(HOME / name)
+    names = [name for name in RECIPES if name != "mini"]
+    command = [sys.executable, "-m", "mto_tools.cli", "apply", *names]
+    subprocess.run(command, env={**os.environ, "MTO_HOME": str(home)}, check=True)
+    (home / "parse.py").write_text(PARSE_ONLY)
+    return home
+
+
+@pytest.mark.parametrize(("name", "script", "words"), commands())
+def test_the_script_takes_the_command_as_written(
+    clones: Path, name: str, script: str, words: list[str]
+) -> None:
+    file = clones / "upstream" / name / (script or RECIPES[name].pretrain)
+    given = [word.replace("$MTO", str(clones)) for word in words]
+    how = Launch(name, RECIPES[name], file, given, before=[clones / "parse.py"])
+    argv = how.argv()
+    worker = argv[argv.index("mto_tools.launch.worker") :]  # without torchrun
+    done = subprocess.run(
+        [sys.executable, "-m", *worker],
+        env={**os.environ, "RANK": "0", "LOCAL_RANK": "0"},
+        capture_output=True,
+        text=True,
+        cwd=clones,
+    )
+    assert done.returncode == 0, done.stderr[-1000:]

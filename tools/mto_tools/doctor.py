@@ -10,24 +10,24 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
 from mto_tools.launch.needs import missing_modules, package, required
-from mto_tools.patchset.git import OLDEST, Git, clean_environment
+from mto_tools.patchset.git import OLDEST, Git, clean_environment, hide
 from mto_tools.patchset.lint import lint
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.replay import NEEDED, git_version
 from mto_tools.patchset.sources import find_source
 from mto_tools.patchset.status import ABSENT, APPLIED, PRISTINE, status
 from mto_tools.upstreams.recipe import load_recipe
-from mto_tools.upstreams.upstream import Upstream, load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream, upstream_names
 
 PATIENCE = 8.0
 """Seconds a source has for its answer."""
@@ -51,10 +51,6 @@ class Finding:
     found: str
     hint: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for `--json`."""
-        return asdict(self)
-
 
 def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Finding]:
     """Look at programs, packages, disk and upstreams; every finding comes as it is made.
@@ -64,9 +60,10 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
         names: The upstreams to look at.
         network: Ask sources that are not on this machine.
     """
-    yield _python()
+    free = shutil.disk_usage(home).free / 1e9
+    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
     yield _git(home)
-    yield _disk(home)
+    yield Finding("disk", "ok" if free > _ROOM else "note", f"{free:.1f} GB free at {home}")
     yield from _packages()
     yield _gpu()
     for name in names:
@@ -79,71 +76,64 @@ def doctor(home: Path, names: list[str], *, network: bool = True) -> Iterator[Fi
             yield Finding(name, "missing", error.message, error.hint)
 
 
-def _python() -> Finding:
-    version = platform.python_version()
-    good = sys.version_info >= (3, 10)
-    return Finding("python", "ok" if good else "missing", f"{version}, {sys.executable}")
-
-
 def _git(home: Path) -> Finding:
     try:
         version = git_version(Git(home))
     except MtoError as error:
         return Finding("git", "missing", error.message, error.hint)
-    found = ".".join(map(str, version))
+    found, oldest, needed = (".".join(map(str, one)) for one in (version, OLDEST, NEEDED))
     if version < OLDEST:
-        return Finding("git", "missing", found, f"mto needs {'.'.join(map(str, OLDEST))} or newer")
+        return Finding("git", "missing", found, f"mto needs {oldest} or newer")
     if version < NEEDED:
-        wanted = ".".join(map(str, NEEDED))
-        return Finding("git", "note", found, f"mto upgrade needs {wanted}; the rest works")
+        return Finding("git", "note", found, f"mto upgrade needs {needed}; the rest works")
     return Finding("git", "ok", found)
 
 
-def _disk(home: Path) -> Finding:
-    free = shutil.disk_usage(home).free / 1e9
-    state = "ok" if free > _ROOM else "note"
-    return Finding("disk", state, f"{free:.1f} GB free at {home}")
-
-
 def _packages() -> Iterator[Finding]:
-    for name in ("torch", "einops"):
-        found = package(name)
-        cuda = _cuda() if name == "torch" and found.version else ""
-        state = "ok" if found.ok else "missing"
-        yield Finding(name, state, f"{found}{cuda}", "" if found.ok else found.install)
+    torch = _found("torch", ["torch"], needed=True)
+    yield replace(torch, found=f"{torch.found}{_cuda()}")
+    yield _found("einops", ["einops"], needed=True)
     for extra, use in (("tools", "mini and the recipes"), ("deepspeed", "the layer deepspeed")):
-        packages = [package(needed.name) for group, needed in required() if group == extra]
-        bad = [found for found in packages if not found.ok]
-        old = any(found.version for found in bad)
-        state = "missing" if old else "note" if bad else "ok"
-        hint = f"{bad[0].install}, for {use}" if bad else ""
-        yield Finding(extra, state, ", ".join(map(str, bad or packages)), hint)
+        names = [needed.name for group, needed in required() if group == extra]
+        yield _found(extra, names, use=f", for {use}")
 
 
 def _needs(upstream: Upstream) -> Iterator[Finding]:
     """Packages of the recipe; they must be there once it is checked out."""
-    if not (upstream.folder / "recipe.toml").is_file():
-        return
-    recipe = load_recipe(upstream)
-    packages = [package(name) for name in recipe.needs]
+    if (upstream.folder / "recipe.toml").is_file():
+        recipe = load_recipe(upstream)
+        modules = missing_modules(recipe, upstream.checkout)
+        needed = upstream.checkout.is_dir()
+        yield _found(f"{upstream.name} packages", recipe.needs, modules=modules, needed=needed)
+
+
+def _found(
+    what: str,
+    names: Iterable[str],
+    *,
+    use: str = "",
+    modules: Iterable[str] = (),
+    needed: bool = False,
+) -> Finding:
+    """Packages in their versions, and modules that are absent."""
+    packages = [package(name) for name in names]
     bad = [found for found in packages if not found.ok]
-    modules = missing_modules(recipe, upstream.checkout)
     words = [*map(str, bad), *(f"no module {name}" for name in modules)]
-    what = f"{upstream.name} packages"
     if not words:
-        yield Finding(what, "ok", ", ".join(map(str, packages)))
-        return
+        return Finding(what, "ok", ", ".join(map(str, packages)))
     old = any(found.version for found in bad)
-    hint = "; ".join(dict.fromkeys(found.install for found in bad))
-    state = "missing" if old or upstream.checkout.is_dir() else "note"
-    yield Finding(what, state, ", ".join(words), hint or "install the package that has it")
+    hint = "; ".join(dict.fromkeys(f"{found.install}{use}" for found in bad))
+    state = "missing" if old or needed else "note"
+    return Finding(what, state, ", ".join(words), hint or "install the package that has it")
 
 
 def _cuda() -> str:
     """What torch was built for, read from its files: importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
-    file = Path(spec.origin or "").with_name("version.py") if spec else Path()
-    match = re.search(r"^cuda.*= '([\d.]+)'", file.read_text() if file.is_file() else "", re.M)
+    if spec is None or spec.origin is None:
+        return ""
+    text = Path(spec.origin).with_name("version.py").read_text()
+    match = re.search(r"^cuda.*= '([\d.]+)'", text, re.M)
     return f", built for CUDA {match[1]}" if match else ", built for the CPU"
 
 
@@ -151,13 +141,10 @@ def _gpu() -> Finding:
     """Ask the driver, not torch, whose import takes seconds."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        run = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        return Finding("gpu", "ok", "; ".join(run.stdout.strip().splitlines()))
+    except (OSError, subprocess.SubprocessError):
         return Finding("gpu", "note", "none seen", "mini and the tests run on the CPU, too")
-    found = "; ".join(line.strip() for line in run.stdout.splitlines())
-    if run.returncode or not found:
-        return Finding("gpu", "note", "none seen", "mini and the tests run on the CPU, too")
-    return Finding("gpu", "ok", found)
 
 
 def _source(upstream: Upstream, network: bool) -> Finding:
@@ -168,33 +155,26 @@ def _source(upstream: Upstream, network: bool) -> Finding:
         source = find_source(upstream)
     except MtoError as error:
         return Finding(what, "missing", error.message, error.hint)
-    place = f"{_public(source.value)} ({_short(source.origin, upstream)})"
+    place = f"{hide(source.value)} ({source.origin.removeprefix(f'{upstream.home}/')})"
     if source.kind != "url":
         return Finding(what, "ok", place)
     if not network:
         return Finding(what, "note", f"{place}, not asked")
     command = ["git", "ls-remote", "--exit-code", "--quiet", source.value, "HEAD"]
+    how = {"capture_output": True, "text": True, "timeout": PATIENCE, "stdin": subprocess.DEVNULL}
     try:
         with clean_environment():
-            run = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-            )
+            quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+            subprocess.run(command, check=True, env=quiet, **how)  # type: ignore[call-overload]
+        return Finding(what, "ok", place)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())[-120:]
     except (FileNotFoundError, subprocess.TimeoutExpired):
         reason = f"no answer within {PATIENCE:.0f} s"
-    else:
-        if run.returncode == 0:
-            return Finding(what, "ok", place)
-        reason = " ".join(run.stderr.split())[-120:]
     hint = f"mto checkout {upstream.name} --source PATH takes a mirror, clone or bundle"
     # With a complete clone nobody needs the source.
     state = "note" if _has_pin(upstream) else "missing"
-    return Finding(what, state, f"{place} does not answer: {_public(reason)}", hint)
+    return Finding(what, state, f"{place} does not answer: {hide(reason)}", hint)
 
 
 def _series(upstream: Upstream) -> Finding:
@@ -211,10 +191,9 @@ def _series(upstream: Upstream) -> Finding:
         hint = f"mto checkout {upstream.name}; mto apply {upstream.name}"
         return Finding(what, "note", f"{size}; not checked out", hint)
     place = status(upstream, lambda line: None)
-    if place.word == APPLIED:
-        return Finding(what, "ok", f"{size}; applied")
-    if place.word in (PRISTINE, ABSENT):
-        return Finding(what, "ok", f"{size}; checked out, ready to apply")
+    good = {APPLIED: "applied"} | dict.fromkeys((PRISTINE, ABSENT), "checked out, ready to apply")
+    if place.word in good:
+        return Finding(what, "ok", f"{size}; {good[place.word]}")
     detail = f"{size}; {place.word}: {place.detail}"
     return Finding(what, "note", detail, f"mto status {upstream.name}")
 
@@ -222,15 +201,6 @@ def _series(upstream: Upstream) -> Finding:
 def _has_pin(upstream: Upstream) -> bool:
     folder = upstream.checkout
     return folder.is_dir() and bool(Git(folder).resolve(f"{upstream.pin}^{{commit}}"))
-
-
-def _short(origin: str, upstream: Upstream) -> str:
-    return origin.removeprefix(f"{upstream.home}/")
-
-
-def _public(text: str) -> str:
-    """Leave out a password in a URL."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def register(app: typer.Typer) -> None:
@@ -255,10 +225,9 @@ def _command(
     from rich.text import Text
 
     home = find_home()
-    known = sorted(path.parent.name for path in (home / "patches").glob("*/upstream.toml"))
     console, found = Console(highlight=False), []
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
-    for finding in doctor(home, names or known, network=not offline):
+    for finding in doctor(home, names or upstream_names(home), network=not offline):
         found.append(finding)
         if not as_json:
             state = (f"{finding.state:8}", colours[finding.state])
@@ -268,7 +237,7 @@ def _command(
                 console.print(Text(f"{'':26}{finding.hint}", "dim"), soft_wrap=True)
     missing = [finding.what for finding in found if finding.state == "missing"]
     if as_json:
-        findings = [finding.as_dict() for finding in found]
+        findings = [asdict(finding) for finding in found]
         print(json.dumps({"ok": not missing, "findings": findings}, indent=2))
     if missing:
         raise MissingError(f"to be mended: {', '.join(missing)}", hint="the lines above say how")

@@ -15,9 +15,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-Style = Annotated[
-    str | None, typer.Option(help="model of the recipe; by default its first", show_default=False)
-]
+Name = Annotated[str, typer.Argument(help="the upstream", metavar="NAME")]
 Nproc = Annotated[int, typer.Option(min=1, help="processes on this machine, one per GPU")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")]
 Repo = Annotated[
@@ -45,8 +43,12 @@ class _Run(TyperCommand):
             raise
 
 
+def _torchrun(name: str) -> Any:
+    return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help="as torchrun's")
+
+
 def run(
-    name: Annotated[str, typer.Argument(help="the upstream", metavar="NAME")],
+    name: Name,
     arguments: Annotated[
         list[str] | None, typer.Argument(help="after --: what the script gets", metavar="-- ARGS")
     ] = None,
@@ -54,15 +56,13 @@ def run(
         str, typer.Option(help="one of its scripts; by default the one that pre-trains")
     ] = "",
     nproc: Nproc = 1,
-    nnodes: Annotated[str, typer.Option("--nnodes", help="machines, or MIN:MAX")] = "1",
-    node_rank: Annotated[int | None, typer.Option("--node_rank", "--node-rank")] = None,
-    rdzv_id: Annotated[str | None, typer.Option("--rdzv_id", "--rdzv-id")] = None,
-    rdzv_backend: Annotated[str | None, typer.Option("--rdzv_backend", "--rdzv-backend")] = None,
-    rdzv_endpoint: Annotated[
-        str | None, typer.Option("--rdzv_endpoint", "--rdzv-endpoint", help="HOST:PORT")
-    ] = None,
-    master_addr: Annotated[str | None, typer.Option("--master_addr", "--master-addr")] = None,
-    master_port: Annotated[int | None, typer.Option("--master_port", "--master-port")] = None,
+    nnodes: Annotated[str | None, typer.Option("--nnodes", help="machines, or MIN:MAX")] = None,
+    node_rank: Annotated[int | None, _torchrun("node_rank")] = None,
+    rdzv_id: Annotated[str | None, _torchrun("rdzv_id")] = None,
+    rdzv_backend: Annotated[str | None, _torchrun("rdzv_backend")] = None,
+    rdzv_endpoint: Annotated[str | None, _torchrun("rdzv_endpoint")] = None,
+    master_addr: Annotated[str | None, _torchrun("master_addr")] = None,
+    master_port: Annotated[int | None, _torchrun("master_port")] = None,
     cpu: Cpu = False,
     precision: Annotated[str, typer.Option(help="with --cpu: float32 or bfloat16")] = "float32",
     compat: Annotated[
@@ -78,21 +78,24 @@ def run(
     Example: mto run mae --nproc 8 -- --model mae_vit_base_patch16 --data_path /imagenet --mto
     """
     from mto_tools.home import find_home
-    from mto_tools.launch.command import Launch, Rendezvous
+    from mto_tools.launch.command import Launch
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
     upstream = load_upstream(find_home(), name)
     recipe = load_recipe(upstream)
+    meet = {
+        **{"nnodes": nnodes, "node_rank": node_rank, "rdzv_id": rdzv_id},
+        **{"rdzv_backend": rdzv_backend, "rdzv_endpoint": rdzv_endpoint},
+        **{"master_addr": master_addr, "master_port": master_port},
+    }
     launch = Launch(
         name=name,
         recipe=recipe,
         script=((repo or upstream.checkout) / (script or recipe.pretrain)).resolve(),
         arguments=arguments or [],
         processes=nproc,
-        rendezvous=Rendezvous(
-            nnodes, node_rank, rdzv_id, rdzv_backend, rdzv_endpoint, master_addr, master_port
-        ),
+        torchrun=[f"--{key}={value}" for key, value in meet.items() if value is not None],
         cpu=cpu,
         precision=precision,
         unpatched=compat,
@@ -104,8 +107,10 @@ def run(
 
 
 def smoke(
-    name: Annotated[str, typer.Argument(help="the upstream", metavar="NAME")],
-    style: Style = None,
+    name: Name,
+    style: Annotated[
+        str | None, typer.Option(help="model of the recipe; by default its first")
+    ] = None,
     cpu: Cpu = False,
     nproc: Nproc = 1,
     steps: Annotated[int, typer.Option(help="steps of each run")] = 4,

@@ -16,35 +16,6 @@ OF_ONE_RUN = ("MTO_SETTINGS", "MTO_DEEPSPEED_CONFIG")
 
 
 @dataclass(frozen=True)
-class Rendezvous:
-    """How the machines of one run meet; names and meaning are those of torchrun.
-
-    Attributes:
-        nnodes: Number of machines, or "MIN:MAX".
-        node_rank: Number of this one.
-        rdzv_id: Name of the run.
-        rdzv_backend: "c10d", "etcd" …
-        rdzv_endpoint: "HOST:PORT" of the first machine.
-        master_addr: Host of the first machine, for the static backend.
-        master_port: Its port.
-    """
-
-    nnodes: str = "1"
-    node_rank: int | None = None
-    rdzv_id: str | None = None
-    rdzv_backend: str | None = None
-    rdzv_endpoint: str | None = None
-    master_addr: str | None = None
-    master_port: int | None = None
-
-    def options(self) -> list[str]:
-        """Options for torchrun."""
-        if self == Rendezvous():
-            return ["--standalone"]
-        return [f"--{name}={value}" for name, value in vars(self).items() if value is not None]
-
-
-@dataclass(frozen=True)
 class Launch:
     """How to start a script.
 
@@ -54,7 +25,7 @@ class Launch:
         script: The script's path.
         arguments: What the script itself gets.
         processes: Processes on this machine, one per GPU.
-        rendezvous: Other machines.
+        torchrun: Options for torchrun, by which it meets other machines.
         cpu: Run a CUDA-only script on the CPU.
         precision: On the CPU, "float32" or "bfloat16".
         unpatched: No patch has touched the script: activate the recipe's shims from outside.
@@ -67,7 +38,7 @@ class Launch:
     script: Path
     arguments: Sequence[str] = ()
     processes: int = 1
-    rendezvous: Rendezvous = Rendezvous()
+    torchrun: Sequence[str] = ()
     cpu: bool = False
     precision: str = "float32"
     unpatched: bool = False
@@ -77,20 +48,14 @@ class Launch:
     @property
     def plain(self) -> bool:
         """One process, which no torchrun starts."""
-        alone = self.processes == 1 and self.rendezvous == Rendezvous()
-        return alone and not self.recipe.always_distributed
+        return self.processes == 1 and not self.torchrun and not self.recipe.always_distributed
 
     def argv(self) -> list[str]:
         """The command, starting with the Python that runs now."""
-        worker = self._worker()
         start = [sys.executable]
         if not self.plain:
-            start += ["-m", "torch.distributed.run", *self.rendezvous.options()]
+            start += ["-m", "torch.distributed.run", *(self.torchrun or ["--standalone"])]
             start += [f"--nproc_per_node={self.processes}"]
-        module = ["-m", "mto_tools.launch.worker", *worker] if worker else []
-        return [*start, *module, str(self.script), *self.arguments]
-
-    def _worker(self) -> list[str]:
         options = [f"--before={file}" for file in self.before]
         if self.cpu and self.recipe.cuda_only:
             options += ["--cpu", f"--precision={self.precision}"]
@@ -98,7 +63,9 @@ class Launch:
             options += [f"--seed={self.seed}"]
         if self.unpatched:
             options += [f"--compat={shim}" for shim in self.recipe.compat]
-        return options
+        if options:
+            start += ["-m", "mto_tools.launch.worker", *options]
+        return [*start, str(self.script), *self.arguments]
 
     def check(self) -> None:
         """Look before a start.

@@ -10,16 +10,10 @@ from mto_tools.upstreams.recipe import Data
 CLASSES = 8
 
 
-def image_folder(root: Path, per_class: int, validation: int = 1) -> Path:
+def image_folder(root: Path, per_class: int, validation: int = 1) -> None:
     """Write `root/train/CLASS/*.png` and `root/val/CLASS/*.png`: 64 by 64 pixels, RGB, 8 classes.
 
-    Args:
-        root: Folder to fill; what is there already is kept.
-        per_class: Training images of each class.
-        validation: Validation images of each class.
-
-    Returns:
-        `root`.
+    `per_class` and `validation` count images of each class; files that are there already stay.
     """
     import numpy as np
     from PIL import Image
@@ -34,20 +28,10 @@ def image_folder(root: Path, per_class: int, validation: int = 1) -> Path:
             pixels = (digits.images[index] * (255 / 16)).astype(np.uint8)
             image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
             image.convert("RGB").save(folder / f"{index:04d}.png")
-    return root
 
 
 def lay_out(data: Data, root: Path, per_class: int) -> Path:
-    """Write digits and the lists that a recipe reads; relative ones into the folder of `root`.
-
-    Args:
-        data: How the recipe reads images.
-        root: Folder to fill.
-        per_class: Training images of each class.
-
-    Returns:
-        `root`.
-    """
+    """Write digits into `root`, relative lists of a recipe beside it; return `root`."""
     image_folder(root, per_class)
     for phase in ("train", "val") if data.listing else ():
         names = sorted(file.relative_to(root / phase) for file in (root / phase).glob("*/*.png"))

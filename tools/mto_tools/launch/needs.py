@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from mto_tools.upstreams.recipe import Recipe
 
-OURS = "mto-core"
+OURS = {"mto_core", "mto_tools"}
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
@@ -61,13 +61,10 @@ def package(name: str) -> Package:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    wanted = [
-        one for one in required() if canonicalize_name(one[1].name) == canonicalize_name(name)
-    ]
-    if not wanted:
-        return Package(name, version)
-    extra, requirement = wanted[0]
-    return Package(name, version, str(requirement.specifier), extra)
+    for extra, requirement in required():
+        if canonicalize_name(requirement.name) == canonicalize_name(name):
+            return Package(name, version, str(requirement.specifier), extra)
+    return Package(name, version)
 
 
 def required() -> list[tuple[str, Requirement]]:
@@ -79,60 +76,42 @@ def required() -> list[tuple[str, Requirement]]:
         project = tomlkit.parse(PYPROJECT.read_text("utf-8")).unwrap()["project"]
         groups = {"": project["dependencies"], **project["optional-dependencies"]}
         return [(extra, Requirement(text)) for extra, group in groups.items() for text in group]
-    found = []
-    for text in importlib.metadata.requires(OURS) or ():
-        requirement = Requirement(text)
-        extra = re.search(r"extra == [\"']([\w-]+)", str(requirement.marker or ""))
-        found.append((extra[1] if extra else "", requirement))
-    return found
+    found = map(Requirement, importlib.metadata.requires("mto-core") or ())
+    extras = [(re.search(r"extra == [\"']([\w-]+)", str(one.marker)), one) for one in found]
+    return [(extra[1] if extra else "", one) for extra, one in extras]
 
 
 def missing_modules(recipe: Recipe, checkout: Path) -> list[str]:
     """Modules that the scripts in a checkout import, and that this Python does not find."""
+    scripts = [checkout / script for script in recipe.scripts if (checkout / script).is_file()]
+    found = {module for script in scripts for module in imports(script)}
     known = {"torch", *recipe.provided}
-    found = {module for script in recipe.scripts for module in imports(checkout / script, checkout)}
     return sorted(name for name in found - known if importlib.util.find_spec(name) is None)
 
 
-def imports(script: Path, root: Path) -> set[str]:
-    """Names of the modules that a script of `root` imports, itself or through its own modules.
+def imports(script: Path) -> set[str]:
+    """Names of the modules that a script imports, itself or through modules beside it.
 
     Imports that may fail, in a `try` or a function, do not count, nor does the standard library.
+    Of a package beside it, all files count.
     """
     found: set[str] = set()
-    seen: set[Path] = set()
-    todo = [script]
-    while todo:
-        file = todo.pop()
-        if file in seen or not file.is_file():
-            continue
-        seen.add(file)
-        for name, level in _imported(ast.parse(file.read_bytes())):
-            parts = [part for part in name.split(".") if part]
-            folder = file.parents[level - 1] if level else root
-            own = [*_files(folder, parts)]
-            if own or level:
-                todo += own
-            elif parts[0] not in sys.stdlib_module_names:
-                found.add(parts[0])
-    return found - {"mto_core", "mto_tools"}
+    files = [script]
+    for file in files:  # grows
+        for name in _imported(ast.parse(file.read_bytes())):
+            own = [script.with_name(f"{name}.py"), *script.with_name(name).rglob("*.py")]
+            own = [one for one in own if one.is_file()]
+            files += [one for one in own if one not in files]
+            found |= set() if own else {name}
+    return found - OURS - sys.stdlib_module_names
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Dotted names with their level; `from a import b` gives `a.b`, which may be a module."""
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """First words of dotted names."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, 0) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            yield from ((f"{base}.{alias.name}", node.level) for alias in node.names)
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module).partition(".")[0]
         elif not isinstance(node, (ast.Try, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield from _imported(node)
-
-
-def _files(folder: Path, parts: list[str]) -> Iterator[Path]:
-    """Files of a package's own that importing a dotted name runs."""
-    for length in range(1, len(parts) + 1):
-        place = folder.joinpath(*parts[:length])
-        files = [place.with_name(f"{place.name}.py"), place / "__init__.py"]
-        yield from (file for file in files if file.is_file())

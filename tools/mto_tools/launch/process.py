@@ -45,8 +45,10 @@ class Started:
             end([self])
 
     def cause(self, lines: int = 15) -> str:
-        """The last lines it printed, up to torchrun's own report."""
-        return cause(self.log, lines)
+        """The last lines it printed, before torchrun's own report, which has no cause in it."""
+        text = self.log.read_text("utf-8", "replace").strip().splitlines()
+        footer = (number for number, line in enumerate(text) if _TORCHRUN.search(line))
+        return "\n".join(text[: next(footer, None) or None][-lines:])
 
 
 def start(
@@ -80,13 +82,3 @@ def end(started: Iterable[Started]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(one.process.pid, signal.SIGKILL)
             one.process.wait()
-
-
-def cause(log: Path, lines: int = 15) -> str:
-    """The lines of a log that tell why a run failed.
-
-    torchrun adds its own traceback and a table of ranks, which say nothing of the cause.
-    """
-    text = log.read_text("utf-8", "replace").strip().splitlines()
-    footer = (number for number, line in enumerate(text) if _TORCHRUN.search(line))
-    return "\n".join(text[: next(footer, None) or None][-lines:])

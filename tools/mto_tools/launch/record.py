@@ -2,7 +2,7 @@
 
 `MTO_RECORD` names the file; ranks other than 0 append `.RANK`. One JSON object per line:
 `{"loss": hexadecimal float, "rng": checksum of all generators}` for each backward pass,
-`{"grads": checksum, "mask_token": [checksum]}` for each optimizer step. Parameters are known by the
+`{"grads": checksum, "mask_token": checksums}` for each optimizer step. Parameters are known by the
 name they were registered under.
 """
 
@@ -44,7 +44,7 @@ def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
     norms = torch.stack([g.detach().double().pow(2).sum().cpu() for g in grads if g is not None])
     tokens = [p.grad for p in _mask_tokens if p.grad is not None]
-    _write({"grads": _checksum(norms), "mask_token": [_checksum(grad) for grad in tokens]})
+    _write({"grads": _checksum(norms), "mask_token": "".join(map(_checksum, tokens))})
 
 
 def _registered(module: nn.Module, name: str, parameter: Any) -> None:

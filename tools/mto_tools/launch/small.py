@@ -24,14 +24,14 @@ class Run:
 
     Attributes:
         out: The folder.
-        losses: The loss of each backward pass on rank 0, as a hexadecimal float.
+        loss: The loss of each backward pass on rank 0, as a hexadecimal float.
         rng: The state of all generators at each backward pass, as a checksum.
         grads: Checksums of all gradients at each optimizer step.
         mask_token: Checksums of the mask token's gradient at each optimizer step.
     """
 
     out: Path
-    losses: list[str]
+    loss: list[str]
     rng: list[str]
     grads: list[str]
     mask_token: list[str]
@@ -68,10 +68,6 @@ class Runner:
         per_class = max(1, steps * BATCH * self.processes // CLASSES)
         return lay_out(self.recipe.data, self.work / f"data{per_class}", per_class)
 
-    def mto(self, options: Mapping[str, object]) -> list[str]:
-        """Arguments that switch MTO on, with options such as `{"sparsity": 0.1}`."""
-        return self.recipe.options.mto(options)
-
     def log(self, out: Path) -> list[dict[str, object]]:
         """The lines of MTO's log in an output folder."""
         return [json.loads(x) for x in (out / self.recipe.logs.measures).read_text().splitlines()]
@@ -80,45 +76,15 @@ class Runner:
         """The checkpoint of an epoch, counted from 0, of so many steps each."""
         return out / self.recipe.checkpoint.format(epoch=epoch, step=(epoch + 1) * steps)
 
-    def resume(self, out: Path, epoch: int) -> list[str]:
-        """Arguments that go on from the checkpoint of an epoch in an earlier run's folder."""
-        words = self.recipe.resume.split()
-        return [word.format(folder=out, epoch=epoch) for word in words]
-
     def arguments(self, checkout: Path, out: Path, steps: int, epochs: int) -> list[str]:
         """Arguments of a pre-training run; a recipe that counts steps always runs two epochs."""
-        words = f"{self.recipe.arguments} {self.recipe.smoke}"
         return self.recipe.words(
-            words,
+            f"{self.recipe.arguments} {self.recipe.smoke}",
             self.style,
-            batch=BATCH,
-            total=BATCH * self.processes,
-            checkout=checkout,
-            data=self.data(steps),
-            out=out,
-            epochs=epochs,
-            steps=2 * steps,
-            middle=steps,
-            warmup=1,
-            save=1,
-            seed=0,
-            workers=self.workers,
-            log_every=1,
-            eval_every=2 * steps,
-        )
-
-    def other(
-        self, script: str, checkout: Path, data: Path, out: Path, checkpoint: Path
-    ) -> list[str]:
-        """Arguments of another script of the recipe."""
-        return self.recipe.words(
-            self.recipe.others[script],
-            self.style,
-            checkout=checkout,
-            data=data,
-            out=out,
-            checkpoint=checkpoint,
-            classes=CLASSES,
+            **{"checkout": checkout, "data": self.data(steps), "out": out, "seed": 0},
+            **{"batch": BATCH, "total": BATCH * self.processes, "workers": self.workers},
+            **{"epochs": epochs, "steps": 2 * steps, "middle": steps, "eval_every": 2 * steps},
+            **{"warmup": 1, "save": 1, "log_every": 1},
         )
 
     def pretrain(
@@ -150,14 +116,13 @@ class Runner:
         Raises:
             MtoError: The script failed; the message has the end of its log.
         """
-        out = self.work / name
+        out, record = self.work / name, self.work / f"{name}.record"
         given = [*self.arguments(checkout, out, steps, epochs), *arguments]
         if resume:
-            given += self.resume(resume, 0)
+            given += [word.format(folder=resume, epoch=0) for word in self.recipe.resume.split()]
             if self.recipe.resume_from:
                 out.mkdir(parents=True)
                 shutil.copy(self.checkpoint(resume, 0, steps), out / self.recipe.resume_from)
-        record = self.work / f"{name}.record"
         self.start(
             name,
             checkout / self.recipe.pretrain,
@@ -167,13 +132,8 @@ class Runner:
             environment={"MTO_RECORD": str(record), **(environment or {})},
         )
         lines = [json.loads(line) for line in record.read_text().splitlines()]
-        return Run(
-            out=out,
-            losses=[line["loss"] for line in lines if "loss" in line],
-            rng=[line["rng"] for line in lines if "rng" in line],
-            grads=[line["grads"] for line in lines if "grads" in line],
-            mask_token=["".join(line["mask_token"]) for line in lines if "mask_token" in line],
-        )
+        keys = ("loss", "rng", "grads", "mask_token")
+        return Run(out, *([line[key] for line in lines if key in line] for key in keys))
 
     def start(
         self,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
-import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mto_tools.errors import MissingError, RefusedError
 from mto_tools.launch.small import BATCH, Runner
+from mto_tools.patchset.git import Git
 
 CODE = (".py", ".yaml", ".yml", ".json")
 Say = Callable[[str], None]
@@ -18,55 +22,46 @@ def unpatched(checkout: Path, pin: str, folder: Path) -> Path:
     """Write the code files of the pinned commit to `folder`, beside the checkout, not into it.
 
     Raises:
-        MissingError: `checkout` is no clone that has the commit.
+        MtoError: `checkout` is no clone that has the commit.
     """
-    git = ["git", "-C", str(checkout)]
-    listed = subprocess.run(
-        [*git, "ls-tree", "-r", "--name-only", pin], capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        raise MissingError(
-            f"{checkout}: no clone with commit {pin}", hint=f"make apply-{checkout.name}"
-        )
-    paths = [path for path in listed.stdout.splitlines() if path.endswith(CODE)]
-    folder.mkdir(parents=True, exist_ok=True)
-    packed = subprocess.run(
-        [*git, "archive", "--format=tar", pin, "--", *paths], capture_output=True, check=True
-    )
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
+    if not checkout.is_dir():
+        raise MissingError(f"{checkout} is not there", hint=f"make apply-{checkout.name}")
+    git = Git(checkout)
+    listed = git.text("ls-tree", "-r", "--name-only", "-z", pin).split("\0")
+    packed = git.run("archive", "--format=tar", pin, *(x for x in listed if x.endswith(CODE)))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(folder, filter="data")
     return folder
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Return the names at which two checkpoints differ in a bit; paths and clocks do not count."""
+    """Return the names at which two checkpoints differ in a bit; paths do not count."""
     import torch
 
-    first, second = (torch.load(f, map_location="cpu", weights_only=False) for f in (one, other))
-    found: list[str] = []
-
-    def walk(a: object, b: object, name: str) -> None:
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-            if a.dtype != b.dtype or not torch.equal(a, b):
-                found.append(name)
-        elif isinstance(a, dict) and isinstance(b, dict):
-            if list(a) != list(b):
-                found.append(f"{name}: keys")
-            for key in a.keys() & b.keys():
-                walk(a[key], b[key], f"{name}.{key}")
-        elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-            for place, (x, y) in enumerate(zip(a, b, strict=True)):
-                walk(x, y, f"{name}.{place}")
-        elif hasattr(a, "__dict__") and hasattr(b, "__dict__") and type(a) is type(b):
-            walk(vars(a), vars(b), name)
-        elif a != b and not (_is_path(a) and _is_path(b)):
-            found.append(name)
-
-    walk(first, second, "checkpoint")
-    return found
+    first, second = (
+        _leaves(torch.load(file, map_location="cpu", weights_only=False), "checkpoint")
+        for file in (one, other)
+    )
+    both = {**first, **second}
+    names = [x for x in both if (x in first, first.get(x)) != (x in second, second.get(x))]
+    return names or ([] if list(first) == list(second) else ["checkpoint: order of keys"])
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, (str, Path)) and "/" in str(value)
+def _leaves(value: Any, name: str) -> dict[str, Any]:
+    """Values of nested containers by their path; a tensor as type, shape and checksum."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        raw = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return {name: (value.dtype, value.shape, hashlib.sha256(raw).digest())}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, dict):
+        value = vars(value)
+    if isinstance(value, dict):
+        inner = [_leaves(one, f"{name}.{key}") for key, one in value.items()]
+        return {key: one for leaves in inner for key, one in leaves.items()}
+    return {name: "a path" if isinstance(value, (str, Path)) and "/" in str(value) else value}
 
 
 def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4) -> list[str]:
@@ -100,34 +95,25 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4)
     say(f"{runner.upstream}, {runner.style}: baseline on {runner.processes} process(es)")
     plain = unpatched(checkout, pin, runner.work / "unpatched")
     base = runner.pretrain("baseline", plain, patched=False, steps=steps)
-    say(f"MTO off, {len(base.losses)} steps as the baseline")
+    say(f"MTO off, {len(base.loss)} steps as the baseline")
     off = runner.pretrain("off", checkout, steps=steps)
     saved = [runner.checkpoint(run.out, 0, steps) for run in (base, off)]
-    expect(base.losses == off.losses, "losses are those of the baseline, bit for bit")
+    expect(base.loss == off.loss, "losses are those of the baseline, bit for bit")
     expect(not differences(*saved), "so is the checkpoint")
     say("MTO on")
-    options = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
-    on = runner.pretrain("on", checkout, runner.mto(options), steps=steps)
+    given = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
+    options = runner.recipe.options.mto(given)
+    on = runner.pretrain("on", checkout, options, steps=steps)
     lines = runner.log(on.out)
-    first = next(line for line in lines if line["step"] == 1)
-    own = float.fromhex(base.losses[0])
-    expect(
-        runner.processes > 1 or first["loss"] == own,
-        "the first step's own loss is the baseline's",
-    )
+    same = runner.processes > 1 or lines[0]["loss"] == float.fromhex(base.loss[0])
+    expect(same, "the first step's own loss is the baseline's")
     expect(on.rng == base.rng, "the random numbers drawn are the baseline's")
     expect(on.mask_token[0] != base.mask_token[0], "the mask token's gradient is not")
     totals = [line["total"] for line in lines]
     finite = all(isinstance(total, float) and math.isfinite(total) for total in totals)
-    expect(
-        finite and len(lines) == len(base.losses), "all terms are finite, and logged at every step"
-    )
+    logged = [line["step"] for line in lines] == list(range(1, len(base.loss) + 1))
+    expect(finite and logged, "all terms are finite, and logged at every step")
     say("resume")
-    again = runner.pretrain(
-        "resumed", checkout, runner.mto(options), steps=steps, epochs=2, resume=on.out
-    )
-    expect(
-        runner.log(again.out)[0]["step"] == steps + 1,
-        f"it goes on with step {steps + 1}",
-    )
+    again = runner.pretrain("resumed", checkout, options, steps=steps, epochs=2, resume=on.out)
+    expect(runner.log(again.out)[0]["step"] == steps + 1, f"it goes on with step {steps + 1}")
     return problems

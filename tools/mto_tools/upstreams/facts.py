@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt
 
 from mto_tools.errors import MissingError, RefusedError
-from mto_tools.upstreams.templates import check
+from mto_tools.upstreams.templates import of, some
+from mto_tools.upstreams.upstream import Table
 
 VALUES = (
     *("accumulation", "amp", "arm", "checkout", "config", "data", "epochs", "flags", "micro"),
     *("model", "output", "rate", "total", "warmup"),
 )
-
-
-class Table(BaseModel):
-    """A table of recipe.toml: no unknown key, never changed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Counts(Table):
@@ -82,17 +77,10 @@ class Schedule(Table):
 
     model: str
     total_batch: PositiveInt
-    rate: str
+    rate: Annotated[str, Field(pattern=r"^[0-9.]+(e-?[0-9]+)?$")]
     epochs: int = 0
     flags: str = ""
     images_per_gpu: int = 0
-
-    @field_validator("rate")
-    @classmethod
-    def _number(cls, value: str) -> str:
-        if float(value) <= 0:
-            raise ValueError("must be positive")
-        return value
 
 
 class Facts(Table):
@@ -115,31 +103,19 @@ class Facts(Table):
         left_over: Effect of micro batches at the end of an epoch that fill no step.
     """
 
-    arguments: str
+    arguments: Annotated[str, of(*VALUES)]
     mto: str = "--mto"
-    schedules: tuple[Schedule, ...]
-    memory: dict[str, Counts] = {}
+    schedules: Annotated[tuple[Schedule, ...], AfterValidator(some)]
+    memory: dict[str, Counts] = Field(default_factory=dict)
     images: int = 0
     clip_grad: float = 0.0
     rate_per_images: int = 0
-    precisions: tuple[str, ...] = ("fp16",)
+    precisions: Annotated[tuple[str, ...], AfterValidator(some)] = ("fp16",)
     warmup_epochs: int = 0
     bytes_beside: int = 0
     largest_micro_batch: int = 0
     before: str = ""
     left_over: str = "they are dropped"
-
-    @field_validator("schedules", "precisions")
-    @classmethod
-    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not value:
-            raise ValueError("must hold at least one")
-        return value
-
-    @field_validator("arguments")
-    @classmethod
-    def _known_values(cls, value: str) -> str:
-        return check(value, VALUES)
 
     @property
     def models(self) -> list[str]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import tomlkit
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
-from tomlkit.exceptions import TOMLKitError
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from mto_tools.errors import CorruptError, MissingError, MtoError
-from mto_tools.upstreams.facts import Facts, Table
-from mto_tools.upstreams.templates import check, fill
-from mto_tools.upstreams.upstream import Upstream
+from mto_tools.errors import MissingError, MtoError
+from mto_tools.upstreams.facts import Facts
+from mto_tools.upstreams.templates import check, fill, of, some
+from mto_tools.upstreams.upstream import Table, Upstream, read_toml
 
 SMALL_RUN = (
     *("batch", "checkout", "data", "epochs", "eval_every", "log_every", "middle", "out", "save"),
@@ -76,27 +73,12 @@ class Data(Table):
     """
 
     name: str
-    make: str = ""
+    make: Annotated[str, of("data")] = ""
     images: str = "train"
-    listing: str = ""
-    line: str = "{file}"
+    listing: Annotated[str, of("data", "phase")] = ""
+    line: Annotated[str, of("file", "label")] = "{file}"
     class_index: str = ""
     per_class: PositiveInt = 8
-
-    @field_validator("make")
-    @classmethod
-    def _make(cls, value: str) -> str:
-        return check(value, {"data"})
-
-    @field_validator("listing")
-    @classmethod
-    def _listing(cls, value: str) -> str:
-        return check(value, {"data", "phase"})
-
-    @field_validator("line")
-    @classmethod
-    def _line(cls, value: str) -> str:
-        return check(value, {"file", "label"})
 
     @property
     def started_beside_data(self) -> bool:
@@ -173,7 +155,7 @@ class Recipe(Table):
             the new run, where it goes on with what it finds there.
         compat: Shims of `mto_tools.compat` for scripts that no patch has touched.
         needs: Distributions that the scripts import, besides torch.
-        provided: Modules that the scripts import and `mto_tools.compat` stands in for.
+        provided: Modules that are imported and not needed: shims stand in, or no run reaches them.
         always_distributed: One process needs torchrun, too.
         cuda_only: Scripts call CUDA whether it is there or not.
         traced: Blocks that MTO watches, for people.
@@ -189,8 +171,8 @@ class Recipe(Table):
     arguments: str
     smoke: str = ""
     others: dict[str, str] = Field(default_factory=dict)
-    checkpoint: str
-    resume: str = ""
+    checkpoint: Annotated[str, of(*SAVED)]
+    resume: Annotated[str, of(*SAVED)] = ""
     resume_from: str = ""
     compat: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -199,23 +181,11 @@ class Recipe(Table):
     cuda_only: bool = True
     traced: str = ""
     options: Options = Options()
-    styles: dict[str, Style]
+    styles: Annotated[dict[str, Style], AfterValidator(some)]
     data: Data
     logs: Logs = Logs()
     compare: Compare | None = None
     plan: Facts | None = None
-
-    @field_validator("styles")
-    @classmethod
-    def _a_style(cls, value: dict[str, Style]) -> dict[str, Style]:
-        if not value:
-            raise ValueError("must name at least one")
-        return value
-
-    @field_validator("checkpoint", "resume")
-    @classmethod
-    def _saved(cls, value: str) -> str:
-        return check(value, SAVED)
 
     @model_validator(mode="after")
     def _known_names(self) -> Recipe:
@@ -266,25 +236,12 @@ def load_recipe(upstream: Upstream) -> Recipe:
         CorruptError: Not TOML, or a key is unknown or of another type.
     """
     file = upstream.folder / "recipe.toml"
-    mend = "docs/recipes.md, A recipe.toml of your own, names the keys"
     if not file.is_file():
-        raise MissingError(f"it is not known how to run {upstream.name}: no {file}", hint=mend)
-    try:
-        return Recipe.model_validate(tomlkit.parse(file.read_text("utf-8")).unwrap())
-    except (UnicodeDecodeError, TOMLKitError) as error:
-        raise CorruptError(f"{file}: not TOML: {error}", hint=f"git diff -- {file}") from None
-    except ValidationError as error:
-        raise _refusal(file, error, mend) from None
-
-
-def _refusal(file: Path, error: ValidationError, mend: str) -> MtoError:
-    found: list[tuple[str, Any]] = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
-    missing = [name for name, e in found if e["type"] == "missing"]
-    if len(missing) == len(found):
-        return MissingError(f"{file}: missing: {', '.join(missing)}", hint=mend)
-    name, first = next((name, e) for name, e in found if e["type"] != "missing")
-    where = f"{name}: " if name else ""
-    return CorruptError(f"{file}: {where}{first['msg']}", hint=f"git diff -- {file}")
+        raise MissingError(
+            f"it is not known how to run {upstream.name}: no {file}",
+            hint="docs/recipes.md, A recipe.toml of your own, names the keys",
+        )
+    return read_toml(file, Recipe, missing=MissingError)
 
 
 def plan_facts(upstream: Upstream) -> Facts:

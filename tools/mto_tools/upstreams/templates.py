@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from string import Formatter
+from typing import Any
+
+from pydantic import AfterValidator
 
 
 def check(template: str, known: Collection[str]) -> str:
@@ -16,6 +19,18 @@ def check(template: str, known: Collection[str]) -> str:
         names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
         raise ValueError(f"unknown {names} in {template!r}; known: {', '.join(sorted(known))}")
     return template
+
+
+def of(*known: str) -> AfterValidator:
+    """Annotate a field: a template of these names."""
+    return AfterValidator(lambda template: check(template, known))
+
+
+def some(values: Any) -> Any:
+    """Refuse an empty collection; pydantic's `min_length` hides an error inside of it."""
+    if not values:
+        raise ValueError("must hold at least one")
+    return values
 
 
 def fill(template: str, values: Mapping[str, object]) -> list[str]:

@@ -10,7 +10,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tomlkit.exceptions import TOMLKitError
 
-from mto_tools.errors import CorruptError, MissingError
+from mto_tools.errors import CorruptError, MissingError, MtoError
 
 LAYERS = ("compat", "mto", "deepspeed")
 OID = r"([0-9a-f]{40}|[0-9a-f]{64})"
@@ -20,9 +20,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """A TOML table: immutable, every key known and of its type."""
+    """A TOML table: immutable, every key known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Licence(Table):
@@ -45,21 +45,19 @@ class Upstream(Table):
         pin: Full OID of the base commit.
         pin_date: Day of that commit, YYYY-MM-DD, for a person; an upgrade rewrites it.
         licence: Licence of the upstream's code.
-        entry: Scripts a user starts, relative to the clone.
     """
+
+    model_config = ConfigDict(strict=True)  # or the file could name another home
 
     home: Path
     name: str
     source: Literal["git", "embedded"] = "git"
-    repository: Annotated[
-        str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$", description="'owner/name'")
-    ] = ""
+    repository: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
     url: str = ""
     path: str = ""
-    pin: Annotated[str, Field(pattern=f"^{OID}$", description="a full OID of 40 hex digits")]
-    pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$", description="YYYY-MM-DD")] = ""
+    pin: Annotated[str, Field(pattern=f"^{OID}$")]
+    pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
     licence: Licence | None = None
-    entry: list[str] = []
 
     @model_validator(mode="after")
     def _complete(self) -> Upstream:
@@ -89,18 +87,17 @@ class Upstream(Table):
                 missing or double, or a layer stands before one it builds on.
         """
         files = sorted(self.folder.glob("*.patch"))
-        ranks = [LAYERS.index(layer_of(str(file))) for file in files]
+        last = LAYERS[0]
         for number, file in enumerate(files, start=1):
+            layer = layer_of(str(file))
+            if LAYERS.index(layer) < LAYERS.index(last):
+                raise CorruptError(f"{file}: layer {layer} must come before {last} in the series")
+            last = layer
             if numbered and int(file.name[:4]) != number:
                 raise CorruptError(
                     f"{file}: expected number {number:04d} in the series",
                     hint=f"git status -- {self.folder} shows a missing or added patch; if the "
                     f"series is as you want it: mto export {self.name} --from-patches renumbers it",
-                )
-        for file, rank, before in zip(files[1:], ranks[1:], ranks, strict=False):
-            if rank < before:
-                raise CorruptError(
-                    f"{file}: layer {LAYERS[rank]} must come before {LAYERS[before]} in the series"
                 )
         return files
 
@@ -116,28 +113,39 @@ def layer_of(file: str) -> str:
     return match[2]
 
 
-def read_toml(file: Path, model: type[_Model], **more: Any) -> _Model:
-    """Read a TOML file into a pydantic model; `more` are fields that the file does not hold.
+def read_toml(
+    file: Path, model: type[_Model], *, missing: type[MtoError] = CorruptError, **more: Any
+) -> _Model:
+    """Read a TOML file into a pydantic model.
+
+    Args:
+        file: The file.
+        model: Its tables.
+        missing: Raised where nothing is wrong but that keys are missing; all of them are named.
+        more: Fields that the file does not hold.
 
     Raises:
-        CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong type.
+        CorruptError: The file is not TOML, or a key is unknown or of the wrong type.
     """
+    hint = f"git diff -- {file}"
     try:
         table = tomlkit.parse(file.read_text("utf-8")).unwrap()
         return model.model_validate({**more, **table})
     except (UnicodeDecodeError, TOMLKitError) as error:
-        raise CorruptError(f"{file}: not TOML: {error}", hint=f"git diff -- {file}") from None
+        raise CorruptError(f"{file}: not TOML: {error}", hint=hint) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        described = model.model_fields.get(where)
-        expected = described.description if described and described.description else first["msg"]
-        what = {
-            "extra_forbidden": f"unknown key {where!r}",
-            "missing": f"the key {where!r} is missing",
-            "value_error": first["msg"].removeprefix("Value error, "),
-        }.get(first["type"], f"{where} is {first['input']!r}, expected: {expected}")
-        raise CorruptError(f"{file}: {what}", hint=f"git diff -- {file}") from None
+        found = [(".".join(map(str, one["loc"])), one) for one in error.errors()]
+    wrong = [one for one in found if one[1]["type"] != "missing"]
+    if not wrong:
+        names = ", ".join(f"'{where}'" for where, _ in found)
+        raise missing(f"{file}: {names} is missing", hint=f"{hint}; mini's file has every key")
+    where, first = wrong[0]
+    what = f"{where} is {first['input']!r}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        what = f"unknown key {where!r}"
+    elif first["type"] == "value_error":
+        what = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
+    raise CorruptError(f"{file}: {what}", hint=hint)
 
 
 def load_upstream(home: Path, name: str) -> Upstream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -13,23 +12,11 @@ import torch
 
 from runtime import CORRUPT, MISSING, stop
 
-# What a resumed run must share with the one that wrote the checkpoint. Other arguments (device,
-# threads, workers, how often to log) may change.
-SHARED = (
-    *("style", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    *("decoder_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss", "drop_path"),
-    *(
-        "mask_ratio",
-        "mask_cell",
-        "seed",
-        "batch_size",
-        "steps",
-        "lr",
-        "warmup_steps",
-        "weight_decay",
-    ),
-    *("clip_grad", "crop_scale", "hflip", "amp"),
-)
+# What a resumed run need not share with the one that wrote the checkpoint.
+FREE = {
+    *("data_path", "output_dir", "accum_steps", "device", "threads", "workers"),
+    *("cache_mb", "log_every", "eval_every", "save_every", "save_steps"),
+}
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -42,8 +29,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         kept = "the old file is intact" if path.exists() else "nothing was written"
         stop(
             f"could not write {path} ({error.strerror}), {kept}; "
@@ -59,49 +45,29 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load(
-    path: Path, args: dict[str, Any], images: str, model: dict[str, torch.Tensor]
-) -> dict[str, Any]:
+def load(path: Path, args: dict[str, Any], images: str) -> dict[str, Any]:
     """Read a checkpoint to go on from, on the CPU, and refuse one of another run.
 
     Args:
         path: The file.
         args: This run's arguments.
         images: Fingerprint of this run's training images.
-        model: This run's model state, for its names and shapes.
     """
     other = f"use another --output_dir, or move {path.parent} away"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, progress = state["args"], state["progress"]
-        their_images, _ = progress["images"], progress["summed"]
-        shapes = {name: list(tensor.shape) for name, tensor in state["model"].items()}
-    except PermissionError:
-        stop(f"may not read the checkpoint {path}; {other}", CORRUPT)
+        found = {**state["args"], "data": state["progress"]["images"]}
     except Exception as error:  # whatever zip, pickle or torch make of a foreign file
         stop(
             f"{path} is not a checkpoint of this recipe ({type(error).__name__}): expected one "
             f"that main_pretrain.py wrote; {other}",
             CORRUPT,
         )
-    for name in SHARED:
-        if theirs.get(name) != args[name]:
+    for name, value in {**args, "data": images}.items():
+        if name not in FREE and found.get(name) != value:
             stop(
-                f"{path} is of another run: expected --{name} {args[name]}, found "
-                f"{theirs.get(name)}; {other}",
-                CORRUPT,
-            )
-    if their_images != images:
-        stop(
-            f"{path} is of a run on other data: expected {images}, found {their_images}; {other}",
-            CORRUPT,
-        )
-    for name in sorted(model.keys() | shapes.keys()):
-        ours = list(model[name].shape) if name in model else "none"
-        if ours != shapes.get(name, "none"):
-            stop(
-                f"{path} is of another model: expected {name} {ours}, found "
-                f"{shapes.get(name, 'none')}; {other}",
+                f"{path} is of another run: expected --{name} {value}, found "
+                f"{found.get(name)}; {other}",
                 CORRUPT,
             )
     return state

@@ -7,8 +7,8 @@ its rows. So a run can stop and go on anywhere, with any number of ranks and wor
 
 from __future__ import annotations
 
+import argparse
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from runtime import CORRUPT, MISSING, Run, stop
+from runtime import MISSING, Run, stop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the usual ones, of ImageNet
 ORDER, DRAWS = 0, 1  # streams of random numbers
@@ -32,50 +32,41 @@ class BrokenImageError(Exception):
 
 
 class Images:
-    """The decoded images of ROOT/<class>/*, the first `cache_mb` MiB of them kept in memory."""
+    """The decoded images of ROOT/<class>/*; up to `cache_mb` MiB of them stay in memory."""
 
     def __init__(self, root: Path, cache_mb: int = 512) -> None:
-        if not root.is_dir():
-            stop(f"no folder {root}; --data_path must hold train/<class>/<image>", MISSING)
         try:
             folder = ImageFolder(str(root), allow_empty=True)
         except FileNotFoundError:
-            stop(f"no class folder in {root}; expected {root}/<class>/<image>", MISSING)
+            stop(f"no folder {root}/<class>; --data_path must hold train/<class>/<image>", MISSING)
         if not folder.samples:
             stop(f"no image in {root}; expected {root}/<class>/<image>", MISSING)
         self.root = root
         self.classes: list[str] = folder.classes
         self.files = [Path(file) for file, _ in folder.samples]
         self.labels = np.array(folder.targets)
-        self.cache: list[Image.Image] = []
-        room = cache_mb * 2**20
-        for file in self.files:
-            if room <= 0:
-                break
-            try:
-                image = self.decode(file)
-            except BrokenImageError as error:
-                stop(str(error), CORRUPT)
-            room -= 3 * image.width * image.height
-            self.cache.append(image)
+        self.cache: dict[int, Image.Image] = {}
+        self.room = cache_mb * 2**20
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.cache[index] if index < len(self.cache) else self.decode(self.files[index])
-
-    @staticmethod
-    def decode(file: Path) -> Image.Image:
-        """Read one file as RGB."""
+        if index in self.cache:
+            return self.cache[index]
+        file = self.files[index]
         try:
-            with Image.open(file) as image:
-                return image.convert("RGB")
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = type(error).__name__
             raise BrokenImageError(
                 f"cannot decode the image {file} ({reason}); replace it, or take it out"
             ) from None
+        if self.room > 0:
+            self.room -= 3 * image.width * image.height
+            self.cache[index] = image
+        return image
 
     def fingerprint(self) -> str:
         """Number of files and CRC-32 of their names (and of the sizes of the first 1000)."""
@@ -96,8 +87,7 @@ def centre_box(image: Image.Image) -> Box:
 def random_box(image: Image.Image, draw: np.ndarray, min_scale: float) -> Box:
     """A random resized crop: area in [min_scale, 1], aspect ratio in [3/4, 4/3].
 
-    Args:
-        draw: Four uniform numbers in [0, 1): area, ratio, left, upper.
+    `draw` holds four uniform numbers in [0, 1): area, ratio, left, upper.
     """
     width, height = image.size
     area = (min_scale + (1 - min_scale) * draw[0]) * width * height
@@ -136,78 +126,55 @@ class MaskedBatches(Dataset):
     """Item s is this rank's share of the batch of step s (counted from 1).
 
     Epochs follow each other without a gap: position p of the endless stream of samples is sample
-    `p % len` of the permutation of epoch `p // len`.
+    `p % len` of the permutation of epoch `p // len`. `args` are those of main_pretrain.py.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        *,
-        seed: int,
-        batch_size: int,
-        img_size: int,
-        grid: int,
-        mask_ratio: float,
-        mask_cell: int,
-        crop_scale: float,
-        hflip: bool,
-        run: Run,
-    ) -> None:
-        self.images, self.seed, self.batch_size, self.img_size = images, seed, batch_size, img_size
-        self.cells, self.mask_cell = grid // mask_cell, mask_cell
-        self.num_masked_cells = round(mask_ratio * self.cells**2)
-        self.crop_scale, self.hflip = crop_scale, hflip
-        share = batch_size // run.world_size
+    def __init__(self, images: Images, args: argparse.Namespace, run: Run) -> None:
+        self.images, self.args = images, args
+        self.cells = args.img_size // args.patch_size // args.mask_cell  # along a side
+        share = args.batch_size // run.world_size
         self.rows = slice(run.rank * share, (run.rank + 1) * share)
 
     def sample_ids(self, step: int) -> np.ndarray:
         """Ids [batch_size] of the whole batch."""
-        length = len(self.images)
-        first = (step - 1) * self.batch_size
-        positions = range(first, first + self.batch_size)
-        ids = [epoch_order(self.seed, p // length, length)[p % length] for p in positions]
+        length, size = len(self.images), self.args.batch_size
+        positions = range((step - 1) * size, step * size)
+        ids = [epoch_order(self.args.seed, p // length, length)[p % length] for p in positions]
         return np.array(ids, dtype=np.int64)
 
     def view(self, index: int, draw: np.ndarray) -> np.ndarray:
         """One augmented image [H, W, 3], uint8, made with five uniform numbers."""
-        image = self.images[index]
-        whole = self.crop_scale >= 1
-        box = centre_box(image) if whole else random_box(image, draw, self.crop_scale)
-        array = to_array(image, box, self.img_size)
-        return array[:, ::-1] if self.hflip and draw[4] < 0.5 else array
+        image, scale = self.images[index], self.args.crop_scale
+        box = centre_box(image) if scale >= 1 else random_box(image, draw, scale)
+        array = to_array(image, box, self.args.img_size)
+        return array[:, ::-1] if self.args.hflip and draw[4] < 0.5 else array
 
     def draw_masks(self, rng: np.random.Generator) -> np.ndarray:
         """Masks [batch_size, N] of square cells; every image masks the same number."""
-        noise = rng.random((self.batch_size, self.cells**2))
-        cells = noise.argsort(axis=1).argsort(axis=1) < self.num_masked_cells
+        noise = rng.random((self.args.batch_size, self.cells**2))
+        masked = round(self.args.mask_ratio * self.cells**2)
+        cells = noise.argsort(axis=1).argsort(axis=1) < masked
         cells = cells.reshape(-1, self.cells, self.cells)
-        mask = cells.repeat(self.mask_cell, axis=1).repeat(self.mask_cell, axis=2)
-        return mask.reshape(self.batch_size, -1)
+        mask = cells.repeat(self.args.mask_cell, axis=1).repeat(self.args.mask_cell, axis=2)
+        return mask.reshape(self.args.batch_size, -1)
 
-    def __getitem__(self, step: int) -> Batch | str:
+    def __getitem__(self, step: int) -> Batch:
         ids = self.sample_ids(step)
-        rng = np.random.default_rng((self.seed, DRAWS, step))
-        draws = rng.random((self.batch_size, 5))
+        rng = np.random.default_rng((self.args.seed, DRAWS, step))
+        draws = rng.random((self.args.batch_size, 5))
         mask = self.draw_masks(rng)
-        try:
-            views = [self.view(i, d) for i, d in zip(ids[self.rows], draws[self.rows], strict=True)]
-        except BrokenImageError as error:
-            return str(error)  # an exception would leave a worker wrapped in its traceback
+        views = [self.view(i, d) for i, d in zip(ids[self.rows], draws[self.rows], strict=True)]
         record = ids.tobytes() + mask.tobytes()
         return Batch(to_tensor(views), torch.from_numpy(mask[self.rows]), record)
 
 
-def load(batches: MaskedBatches, steps: range, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Yield the batches of `steps` in order, made ahead by `workers` processes (0: none)."""
-    loader = DataLoader(
+def load(batches: MaskedBatches, steps: range, pin_memory: bool) -> DataLoader:
+    """The batches of `steps` in order, made ahead by `args.workers` processes (0: none)."""
+    return DataLoader(
         batches,
         batch_size=None,
         sampler=steps,
-        num_workers=workers,
+        num_workers=batches.args.workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw from the global one
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            stop(batch, CORRUPT)
-        yield batch

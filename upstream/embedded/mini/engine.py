@@ -17,30 +17,17 @@ import checkpoint
 import data
 from evaluate import evaluate, save_images
 from models import MaskedImageModel
-from runtime import (
-    REFUSED,
-    Run,
-    mean_over_ranks,
-    rng_state,
-    seed_everything,
-    set_rng_state,
-    stop,
-)
+from runtime import REFUSED, Run, mean_over_ranks, rng_state, set_rng_state, stop
 
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices; none for biases, norms and the cls and mask tokens."""
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": w} for w in (weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
-        free = parameter.ndim <= 1 or name.endswith("_token")
-        (no_decay if free else decay).append(parameter)
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
+        groups[parameter.ndim <= 1 or name.endswith("_token")]["params"].append(parameter)
+    return groups
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
@@ -71,10 +58,8 @@ def train(
     start = 0
 
     last = output_dir / "checkpoint.pth"
-    if last.exists() and args.no_resume:
-        stop(f"{last} exists and --no_resume was given; use another --output_dir", REFUSED)
     if last.exists():
-        state = checkpoint.load(last, config, progress["images"], model.state_dict())
+        state = checkpoint.load(last, config, progress["images"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -89,21 +74,8 @@ def train(
     network: nn.Module = model
     if run.world_size > 1:
         network = DistributedDataParallel(model)
-    batches = data.MaskedBatches(
-        train_set,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        img_size=args.img_size,
-        grid=model.grid,
-        mask_ratio=args.mask_ratio,
-        mask_cell=args.mask_cell,
-        crop_scale=args.crop_scale,
-        hflip=args.hflip,
-        run=run,
-    )
-    loader = data.load(
-        batches, range(start + 1, args.steps + 1), args.workers, run.device.type == "cuda"
-    )
+    batches = data.MaskedBatches(train_set, args, run)
+    loader = data.load(batches, range(start + 1, args.steps + 1), run.device.type == "cuda")
 
     def save(step: int, *names: str) -> None:
         rng = rng_state()
@@ -121,8 +93,7 @@ def train(
         for name in names:
             checkpoint.save(output_dir / name, state)
 
-    # Layers such as drop path draw from the global generators, differently on every rank.
-    seed_everything(args.seed + run.rank)
+    torch.manual_seed(args.seed + run.rank)  # drop path draws from it, differently on every rank
     if start == 0:
         names = ["checkpoint-000000.pth"] if 0 in args.save_steps else []
         save(0, *names, "checkpoint.pth")

@@ -11,6 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import data
 from models import MaskedImageModel
@@ -37,27 +42,20 @@ def features(
 
 def knn(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, k: int = 10) -> float:
     """Accuracy in 0..1 of the majority of the k nearest by cosine; ties go to the nearer."""
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    x_val = x_val / np.linalg.norm(x_val, axis=1, keepdims=True)
-    near = np.argsort(-(x_val @ x.T), axis=1, kind="stable")[:, :k]
-    votes = np.zeros((len(x_val), int(y.max()) + 1))
-    rank_weight = 1 - 1e-3 * np.arange(near.shape[1])
-    for column, weight in zip(near.T, rank_weight, strict=True):
-        votes[np.arange(len(votes)), y[column]] += weight
-    return float((votes.argmax(axis=1) == y_val).mean())
+    k = min(k, len(x))
+    by_rank = 1 - 1e-3 * np.arange(k)
+    classifier = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda distance: np.tile(by_rank, (len(distance), 1))
+    )
+    return float(classifier.fit(x, y).score(x_val, y_val))
 
 
 def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> float:
     """Accuracy in 0..1 of a logistic regression on standardised features."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
-    classifier = LogisticRegression(C=0.1, max_iter=200)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit((x - mean) / std, y)
-    return float(classifier.score((x_val - mean) / std, y_val))
+        return float(classifier.fit(x, y).score(x_val, y_val))
 
 
 def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
@@ -69,16 +67,9 @@ def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
 
 
 def evaluate(
-    model: MaskedImageModel,
-    train: data.Images,
-    val: data.Images,
-    img_size: int,
-    limit: int = 5000,
+    model: MaskedImageModel, train: data.Images, val: data.Images, img_size: int, limit: int = 5000
 ) -> dict[str, float]:
-    """Score the encoder on val, with the labels of train.
-
-    Args:
-        limit: Use at most so many images of each split, evenly spaced.
+    """Score the encoder on val, with the labels of train, each at most `limit` images.
 
     Returns:
         Accuracies in 0..1: "knn" (k = 10), "probe" (all labels), "probe10" (10 labels per class,

@@ -14,10 +14,22 @@ import torch
 import torch.distributed as dist
 
 import runtime
-from data import Images
+from data import BrokenImageError, Images
 from engine import train
 from models import MAE, MaskedImageModel, SimMIM
-from runtime import MISSING, stop
+from runtime import CORRUPT, MISSING, stop
+
+
+def count(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def steps(text: str) -> list[int]:
+    """Integers with commas, for argparse."""
+    return [int(step) for step in text.split(",") if step]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -29,12 +41,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data_path", required=True, help="folder with train/<class>/* and, for scores, val/")
     add("--output_dir", default="out", help="checkpoints and log; a run here is gone on with")
-    add("--no_resume", action="store_true", help="refuse to go on with a run in output_dir")
     add("--seed", type=int, default=0, help="fixes weights, order, crops, masks and drop path")
 
     add("--style", choices=["simmim", "mae"], default="mae", help="which model")
-    add("--img_size", type=int, default=32, help="side of the square input in pixels")
-    add("--patch_size", type=int, default=4, help="side of a patch in pixels")
+    add("--img_size", type=count, default=32, help="side of the square input in pixels")
+    add("--patch_size", type=count, default=4, help="side of a patch in pixels")
     add("--embed_dim", type=int, default=64, help="channels of the encoder")
     add("--depth", type=int, default=4, help="blocks of the encoder")
     add("--num_heads", type=int, default=4, help="attention heads of the encoder")
@@ -47,9 +58,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--norm_pix_loss", action="store_true", help="normalise the target pixels per patch")
     add("--drop_path", type=float, default=0.0, help="stochastic depth of the encoder")
 
-    add("--steps", type=int, default=900, help="optimizer steps in the whole run")
-    add("--batch_size", type=int, default=64, help="images per step, over all ranks")
-    add("--accum_steps", type=int, default=1, help="micro batches per step")
+    add("--steps", type=count, default=900, help="optimizer steps in the whole run")
+    add("--batch_size", type=count, default=64, help="images per step, over all ranks")
+    add("--accum_steps", type=count, default=1, help="micro batches per step")
     add("--lr", type=float, default=2e-3, help="peak learning rate")
     add("--warmup_steps", type=int, default=90, help="linear warm-up, then cosine to zero")
     add("--weight_decay", type=float, default=0.05, help="AdamW's, for weight matrices")
@@ -57,10 +68,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--crop_scale", type=float, default=0.67, help="smallest area of a random crop; 1: none")
     add("--hflip", action="store_true", help="flip half of the images; not for digits")
 
-    add("--log_every", type=int, default=10, help="steps per line of the log")
-    add("--eval_every", type=int, default=150, help="steps between scores by k-NN and probes")
-    add("--save_every", type=int, default=100, help="steps between checkpoints")
-    add("--save_steps", default="", help="steps to keep a checkpoint of, as 0,450,900")
+    add("--log_every", type=count, default=10, help="steps per line of the log")
+    add("--eval_every", type=count, default=150, help="steps between scores by k-NN and probes")
+    add("--save_every", type=count, default=100, help="steps between checkpoints")
+    add("--save_steps", type=steps, default=[], help="steps to keep a checkpoint of, as 0,450,900")
 
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
     add("--amp", choices=["auto", "none", "bf16", "fp16"], default="auto", help="mixed precision")
@@ -81,19 +92,11 @@ def check(args: argparse.Namespace, run: runtime.Run) -> None:
         )
     if args.img_size % args.patch_size:
         stop(f"--img_size {args.img_size} is no multiple of --patch_size {args.patch_size}", 2)
-    if args.mask_cell is None:
-        args.mask_cell = {"simmim": 2, "mae": 1}[args.style]
+    ratio, cell = {"simmim": (0.6, 2), "mae": (0.75, 1)}[args.style]
+    args.mask_ratio = ratio if args.mask_ratio is None else args.mask_ratio
+    args.mask_cell = args.mask_cell or cell
     if args.img_size // args.patch_size % args.mask_cell:
         stop(f"--mask_cell {args.mask_cell} does not divide the grid of patches", 2)
-    for name in ("steps", "log_every", "eval_every", "save_every", "accum_steps", "batch_size"):
-        if getattr(args, name) < 1:
-            stop(f"--{name} {getattr(args, name)} must be at least 1", 2)
-    try:
-        args.save_steps = [int(step) for step in args.save_steps.split(",") if step]
-    except ValueError:
-        stop(f"--save_steps {args.save_steps} must be steps with commas, such as 0,450,900", 2)
-    if args.mask_ratio is None:
-        args.mask_ratio = {"simmim": 0.6, "mae": 0.75}[args.style]
     if args.amp == "auto":
         on_gpu = run.device.type == "cuda"
         args.amp = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "none"
@@ -102,11 +105,10 @@ def check(args: argparse.Namespace, run: runtime.Run) -> None:
 def make_model(args: argparse.Namespace) -> MaskedImageModel:
     """The model of the chosen style, its weights drawn from the global generator."""
     names = ["img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path"]
-    names += ["mask_ratio", "norm_pix_loss"]
-    if args.style == "mae":
-        names += ["decoder_dim", "decoder_depth", "decoder_num_heads"]
-    settings = {name: getattr(args, name) for name in names}
-    return (MAE if args.style == "mae" else SimMIM)(**settings)
+    decoder = ["decoder_dim", "decoder_depth", "decoder_num_heads"] if args.style == "mae" else []
+    names += ["norm_pix_loss", *decoder]
+    model = {"mae": MAE, "simmim": SimMIM}[args.style]
+    return model(**{name: getattr(args, name) for name in names})
 
 
 def main(args: argparse.Namespace) -> None:
@@ -132,7 +134,10 @@ def main(args: argparse.Namespace) -> None:
     runtime.seed_everything(args.seed)
     model = make_model(args)
     model.to(run.device)
-    train(model, train_set, val_set, args, run)
+    try:
+        train(model, train_set, val_set, args, run)
+    except BrokenImageError as error:  # a worker wraps it in a traceback
+        stop(str(error)[str(error).index("cannot decode") :].strip(), CORRUPT)
     if dist.is_initialized():
         dist.destroy_process_group()
 

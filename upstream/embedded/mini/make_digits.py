@@ -9,6 +9,7 @@ enlarged to 32 x 32. Every fifth image of a class goes to val, so the split is a
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -34,24 +35,22 @@ def digit_files() -> dict[str, Image.Image]:
 
 
 def write_digits(out: Path) -> int:
-    """Write what is not there yet; refuse a folder that holds anything else.
-
-    Returns:
-        The number of images in the folder.
-    """
+    """Write the folder in one step and count its images; a folder with other content is refused."""
     files = digit_files()
     present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
-    foreign = sorted(present - files.keys() - {f"{name}.tmp" for name in files})
-    if foreign or (out.exists() and not out.is_dir()):
-        what = f"it holds {foreign[0]}" if foreign else "it is a file"
-        stop(f"will not write digits into {out}: {what}; choose another --out", REFUSED)
+    if present == files.keys():
+        return len(files)
+    if present or out.is_file():
+        found = next(iter(sorted(present - files.keys())), "a part of them, or is a file")
+        stop(f"will not write digits into {out}: it holds {found}; choose another --out", REFUSED)
     try:
-        for name in sorted(files.keys() - present):
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            files[name].save(temporary, format="PNG")
-            temporary.replace(path)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=out.name) as temporary:
+            for name, image in files.items():
+                path = Path(temporary, "new", name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+            Path(temporary, "new").replace(out)
     except OSError as error:
         stop(f"could not write digits into {out} ({error.strerror})", MISSING)
     return len(files)

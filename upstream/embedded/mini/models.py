@@ -41,7 +41,6 @@ class MaskedImageModel(nn.Module):
     Attributes:
         blocks: The encoder's transformer blocks; their input is [B, 1 + tokens, D], cls first.
         num_patches: N.
-        num_masked: Masked patches per image at this model's ratio.
     """
 
     loss_power: int  # 1: L1, 2: MSE
@@ -57,7 +56,6 @@ class MaskedImageModel(nn.Module):
         depth: int = 4,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        mask_ratio: float,
         norm_pix_loss: bool = False,
         drop_path: float = 0.0,
     ) -> None:
@@ -65,7 +63,6 @@ class MaskedImageModel(nn.Module):
         self.patch_size = patch_size
         self.grid = img_size // patch_size
         self.num_patches = self.grid**2
-        self.num_masked = round(mask_ratio * self.num_patches)
         self.norm_pix_loss = norm_pix_loss
 
         self.patch_embed = nn.Conv2d(3, embed_dim, patch_size, patch_size)
@@ -85,12 +82,6 @@ class MaskedImageModel(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("_token"):
                 nn.init.normal_(parameter, std=0.02)
-
-    def random_mask(self, batch_size: int) -> Tensor:
-        """A mask [batch_size, N] of single patches from the global generator, for use outside
-        the recipe, which draws its masks with its batches (data.py)."""
-        noise = torch.rand(batch_size, self.num_patches, device=self.cls_token.device)
-        return noise.argsort(dim=1).argsort(dim=1) < self.num_masked
 
     def patchify(self, images: Tensor) -> Tensor:
         """Cut images [B, 3, H, W] into flat patches [B, N, patch_size**2 * 3]."""
@@ -127,14 +118,12 @@ class MaskedImageModel(nn.Module):
         """Pixels of every patch, [B, N, patch_size**2 * 3]."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predict the masked patches of images [B, 3, H, W].
 
         Returns:
             loss (scalar, float32), prediction [B, N, patch_size**2 * 3], mask (bool [B, N]).
         """
-        if mask is None:
-            mask = self.random_mask(len(images))
         prediction = self.predict(images, mask)
         return self.loss(images, prediction, mask), prediction, mask
 
@@ -147,8 +136,8 @@ class SimMIM(MaskedImageModel):
 
     loss_power = 1
 
-    def __init__(self, *, embed_dim: int = 64, mask_ratio: float = 0.6, **kwargs: Any) -> None:
-        super().__init__(embed_dim=embed_dim, mask_ratio=mask_ratio, **kwargs)
+    def __init__(self, *, embed_dim: int = 64, **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, **kwargs)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.head = nn.Linear(embed_dim, self.patch_size**2 * 3)
         self.init_weights()
@@ -175,14 +164,13 @@ class MAE(MaskedImageModel):
         self,
         *,
         embed_dim: int = 64,
-        mask_ratio: float = 0.75,
         decoder_dim: int = 64,
         decoder_depth: int = 2,
         decoder_num_heads: int = 4,
         mlp_ratio: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(embed_dim=embed_dim, mlp_ratio=mlp_ratio, mask_ratio=mask_ratio, **kwargs)
+        super().__init__(embed_dim=embed_dim, mlp_ratio=mlp_ratio, **kwargs)
         self.decoder_embed = nn.Linear(embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         positions = sincos_positions(decoder_dim, self.grid)

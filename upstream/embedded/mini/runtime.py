@@ -37,20 +37,14 @@ class Run:
 
 
 def locate(device: str) -> Run:
-    """Find this process's rank, as torchrun set it, and its device.
-
-    Args:
-        device: "cpu", "cuda" or "auto" (cuda where there is one).
-    """
+    """Find this process's rank, as torchrun set it, and its device: "cpu", "cuda" or "auto"."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         stop("--device cuda was asked for, but torch finds no GPU; use --device cpu", MISSING)
-    if "RANK" not in os.environ:
-        return Run(torch.device(device))
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    rank, world_size = (int(os.environ.get(*x)) for x in (("RANK", "0"), ("WORLD_SIZE", "1")))
     return Run(torch.device(device), rank, world_size)
 
 
@@ -72,17 +66,12 @@ def mean_over_ranks(value: torch.Tensor) -> float:
 
 
 def rng_state() -> list[dict[str, Any]]:
-    """Read the global generators of every rank, in types that `weights_only=True` loads.
+    """Read torch's global generators of every rank, from which layers such as drop path draw.
 
     A collective call: all ranks must make it, and all get the list indexed by rank.
     """
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    mine = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    mine = {"torch": torch.get_rng_state(), "cuda": cuda}
     if not dist.is_initialized():
         return [mine]
     states: list[Any] = [None] * dist.get_world_size()
@@ -92,16 +81,13 @@ def rng_state() -> list[dict[str, Any]]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put back one rank's generators, as `rng_state` read them."""
-    kind, keys, *rest = state["numpy"]
     torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators: initial weights, and whatever a layer draws in training."""
+    """Seed the global generators."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
