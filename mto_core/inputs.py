@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mto_core.checks import check_tokens
+from mto_core.checks import check_device, check_tokens
 from mto_core.masks import masks_by_depth, pool
 from mto_core.split import MaskSplit, split_mask
 from mto_core.tokens import TracedTokens, flatten_grid
@@ -62,6 +62,8 @@ def align(
             raise ValueError(f"depths 0 and {depth} differ in their number of images")
     shapes = [t.shape[1:3] if t.ndim == 4 else (t.shape[1] - prefix,) for t in tokens]
     masks = masks_by_depth(mask, tokens[0].shape[0], shapes)
+    for m in masks:
+        check_device(m, tokens[0])
     layers: list[Layer] = []
     for depth in range(depths):
         m, shape = masks[depth], shapes[depth]
