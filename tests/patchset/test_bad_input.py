@@ -267,13 +267,17 @@ def test_upstream_names(house: House) -> None:
             load_upstream(house.home, name)
     (house.patches / "recipe.toml").write_text("anything = 1\n")
     assert house.toy.entry == ["main.py"]
+    house.patches.rename(house.patches.with_name("Toy"))
+    for name in ("Toy", "toy"):
+        with pytest.raises(CorruptError, match="small letters"):
+            load_upstream(house.home, name)
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
         (["apply"], 2, "Missing argument"),
-        (["apply", "toy", "--repo", "/no/such/folder"], 3, "there is no /no/such/folder"),
+        (["apply", "toy", "--repo", "/no/such/folder"], 3, "no clone in /no/such/folder"),
         (["apply", "toy", "--source", "/no/such"], 3, "three ways"),
         (["revert", "toy"], 3, "mto checkout toy"),
         (["diff", "toy"], 3, "mto checkout toy"),

@@ -34,7 +34,7 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
     folder = clone_folder(upstream, repo)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise MissingError(
-            f"{upstream.name} is not checked out: there is no {folder}",
+            f"{upstream.name} is not checked out: there is no clone in {folder}",
             hint=f"mto checkout {upstream.name}",
         )
     git = Git(folder)
