@@ -90,11 +90,13 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
     Raises:
         MissingError: There is no such commit, or git is too old.
         CorruptError: The series is not what the lock says.
+        RefusedError: The commit holds the series already.
     """
     git, upstream = scratch.git, scratch.upstream
     require_merge_tree(git)
     lock = rebuild(git, load_series(upstream), upstream.folder)
     target = scratch.resolve(ref)
+    _refuse_series(git, upstream.pin, target, ref)
     steps = list(replay(git, lock, read_series(upstream), target))
     for step in steps:
         annotate_removals(git, step, upstream.pin, target)
@@ -113,6 +115,18 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
         copied=[place for s in steps if s.ok for place in copied_lines(git, [target], *s.trees)],
         licence=licence_changes(git, upstream.pin, target),
     )
+
+
+def _refuse_series(git: Git, pin: str, target: str, ref: str) -> None:
+    """Refuse a commit on top of our own, as a checkout's HEAD is: it would empty the series."""
+    ours = ("--author=<mto@invalid>", "--min-parents=1", "--format=%H %P", "--reverse")
+    if found := git.text("log", *ours, target, "--not", pin, check=False):
+        commit, below = found.splitlines()[0].split()[:2]
+        raise RefusedError(
+            f"{ref} is {target}: it holds {commit}, which mto made of a patch, so no patch would be "
+            "left",
+            hint=f"name a commit without the series; the one below it is {below}",
+        )
 
 
 def annotate_removals(git: Git, step: Step, pin: str, target: str) -> None:

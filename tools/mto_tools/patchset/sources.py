@@ -73,6 +73,8 @@ def find_source(upstream: Upstream, option: str | None = None) -> Source:
     for key, text in (("owner", owner), ("repo", repo), ("name", upstream.name)):
         value = value.replace(f"{{{key}}}", text)
     path = Path(value).expanduser()
+    if path.is_dir() and path.resolve() == upstream.home.resolve():
+        path = upstream.checkout  # `--source .` in the clone of mto, which holds no upstream itself
     if path.is_file():
         return Source(str(path.absolute()), origin, "bundle")
     if path.is_dir():
