@@ -345,7 +345,7 @@ def test_a_commit_of_the_series_is_no_upstream_commit(authored, ref: str) -> Non
 
 
 def test_a_point_as_the_source_is_the_checkout(authored, raw, monkeypatch) -> None:
-    """A commit of one's own, from the clone of mto and from the checkout; the official URL stays."""
+    """A commit of one's own, from the clone of mto and from the checkout; the URL stays."""
     applying.apply(authored.toy, mute)
     raw(authored.clone, "checkout", "-q", "-b", "own", authored.pin)
     (authored.clone / "own.py").write_text("own = 1\n")

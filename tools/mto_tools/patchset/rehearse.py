@@ -123,8 +123,8 @@ def _refuse_series(git: Git, pin: str, target: str, ref: str) -> None:
     if found := git.text("log", *ours, target, "--not", pin, check=False):
         commit, below = found.splitlines()[0].split()[:2]
         raise RefusedError(
-            f"{ref} is {target}: it holds {commit}, which mto made of a patch, so no patch would be "
-            "left",
+            f"{ref} is {target}: it holds {commit}, which mto made of a patch, so no patch "
+            "would be left",
             hint=f"name a commit without the series; the one below it is {below}",
         )
 
