@@ -56,8 +56,20 @@ def check_mask(mask: Any, tokens: Tensor | None = None, name: str = "mask") -> N
         raise TypeError(f"{wanted} {type(mask).__name__}: pass {mend}")
     if mask.dtype != torch.bool:
         raise ValueError(f"{wanted} {mask.dtype}: pass {name}.bool()")
-    if tokens is not None and mask.shape != tokens.shape[:2]:
+    if tokens is None:
+        return
+    check_device(mask, tokens, name)
+    if mask.shape != tokens.shape[:2]:
         raise ValueError(
             f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
             f"(strip prefix tokens first), got {list(mask.shape)}"
+        )
+
+
+def check_device(mask: Tensor, tokens: Tensor, name: str = "mask") -> None:
+    """Raises ValueError unless both are on one device."""
+    if mask.device != tokens.device:
+        raise ValueError(
+            f"{name} is on {mask.device}, but the tokens are on {tokens.device}: pass "
+            f"{name}.to(tokens.device)"
         )

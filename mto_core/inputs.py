@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from mto_core.checks import check_mask
+from mto_core.checks import check_device, check_mask
 from mto_core.masks import MaskSplit, pool, split_mask
 from mto_core.trace import TracedTokens, flatten_grid
 
@@ -59,6 +59,7 @@ def align(
         check_mask(m)
         if m.ndim not in (2, 3):
             raise ValueError(f"mask must be [B, N] or [B, h, w], got {list(m.shape)}")
+        check_device(m, tokens[0])
         if m.shape[0] != batch:
             raise ValueError(f"tokens of {batch} images, but a mask of {m.shape[0]}")
     if len(masks) != len(tokens):

@@ -231,10 +231,11 @@ class TokenTrace:
 
 def _checked(blocks: Any) -> list[nn.Module]:
     """The blocks as a list; see `TokenTrace` for the errors."""
-    if isinstance(blocks, nn.Module) and not isinstance(blocks, Iterable):
+    if not isinstance(blocks, Iterable):
+        children = blocks.named_children() if isinstance(blocks, nn.Module) else ()
         lists = [
             f"model.{name}"
-            for name, child in blocks.named_children()
+            for name, child in children
             if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1
         ]
         raise TypeError(

@@ -126,3 +126,26 @@ def test_two_makes_install_one_after_the_other(tmp_path: Path) -> None:
     assert [make.wait() for make in makes] == [0, 0, 0]
     words = log.read_text().split()
     assert words in (["start", "end"], ["start", "end"] * 2)
+
+
+def test_a_command_that_writes_names_the_folder(tmp_path: Path) -> None:
+    """MTO_HOME, or the installed clone, may be another one than the person thinks of."""
+    home = make_home(tmp_path)
+    for path in ("patches/mini", "upstream/embedded"):
+        shutil.copytree(ROOT / path, home / path)
+    clone, series = home / "upstream/mini", home / "patches/mini"
+    environment = {**os.environ, "MTO_HOME": str(home)}
+    for words, folder in (
+        (["checkout", "mini"], clone),
+        (["apply", "mini"], clone),
+        (["export", "mini"], series),
+        (["upgrade", "mini", "--to", "embedded", "--accept"], series),
+        (["apply", "mini"], clone),
+        (["revert", "mini"], clone),
+    ):
+        if words[0] == "export":
+            with (clone / "engine.py").open("a") as file:
+                file.write("mto_line_of_this_test = 1\n")
+        done = mto(*words, cwd=Path("/"), env=environment)
+        assert done.returncode == 0, done.stderr
+        assert str(folder) in done.stderr, words

@@ -59,6 +59,21 @@ def test_a_mask_is_a_tensor(call, mask, message):
         call(make()[0], mask)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        MTO,
+        lambda t, m: heterogeneity(t[0], m),
+        lambda t, m: MTO(t, [m] * len(t)),
+        lambda t, m: MTO([x.to("meta") for x in t], make()[1]),
+    ],
+)
+def test_a_mask_is_where_the_tokens_are(call):
+    tokens, mask = make()
+    with pytest.raises(ValueError, match=r"mask is on .*pass mask\.to\(tokens\.device\)"):
+        call(tokens, mask.to("meta"))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("cells", "tokens", "visible"),

@@ -425,6 +425,7 @@ def test_close_removes_every_hook():
         ([nn.Identity()], -1, ValueError, "num_prefix_tokens must be >= 0"),
         ([Block()] * 2, 0, ValueError, "twice"),
         (Model(), 0, TypeError, r"got Model: pass model\.blocks"),
+        (None, 0, TypeError, r"got NoneType: pass model\.blocks"),
     ],
 )
 def test_what_cannot_be_traced_is_refused(blocks, prefix, error, message):

@@ -233,13 +233,17 @@ def test_upstream_names(work: Workspace) -> None:
             load_upstream(work.home, name)
     (work.patches / "recipe.toml").write_text("anything = 1\n")
     assert work.toy.name == "toy"
+    work.patches.rename(work.patches.with_name("Toy"))
+    for name in ("Toy", "toy"):
+        with pytest.raises(CorruptError, match="small letters"):
+            load_upstream(work.home, name)
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
         (["apply"], 2, "Missing argument"),
-        (["apply", "toy", "--repo", "/no/such/folder"], 3, "there is no /no/such/folder"),
+        (["apply", "toy", "--repo", "/no/such/folder"], 3, "no clone in /no/such/folder"),
         (["apply", "toy", "--source", "/no/such"], 3, "three ways"),
         (["revert", "toy"], 3, "mto checkout toy"),
         (["diff", "toy"], 3, "mto checkout toy"),

@@ -432,3 +432,30 @@ def test_no_password_is_shown_or_kept(authored, raw, own_git_configuration) -> N
     assert failed.returncode == 3, failed.stderr
     for run in (done, stopped, gone, failed):
         assert "SECRETTOKEN" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("ref", ["HEAD", "@", "mto", "refs/heads/mto", "mto~1"])
+def test_a_commit_of_the_series_is_no_upstream_commit(authored, ref: str) -> None:
+    """The checkout itself as the source, whose HEAD would leave no patch in the series."""
+    applying.apply(authored.toy, mute)
+    before = snapshot(authored.patches)
+    with pytest.raises(RefusedError, match="which mto made of a patch") as caught:
+        accept(authored, ref, str(authored.clone))
+    assert authored.pin in caught.value.hint
+    assert snapshot(authored.patches) == before
+
+
+def test_a_point_as_the_source_is_the_checkout(authored, raw, monkeypatch) -> None:
+    """A commit of one's own, from the clone of mto and from the checkout; the URL stays."""
+    applying.apply(authored.toy, mute)
+    raw(authored.clone, "checkout", "-q", "-b", "own", authored.pin)
+    (authored.clone / "own.py").write_text("own = 1\n")
+    raw(authored.clone, "add", "own.py")
+    raw(authored.clone, "commit", "-qm", "own")
+    own = raw(authored.clone, "rev-parse", "own")
+    for folder in (authored.home, authored.clone):
+        monkeypatch.chdir(folder)
+        assert run(authored, own, ".").ok
+    url = authored.toy.url
+    accept(authored, own, ".")
+    assert (authored.toy.pin, authored.toy.url) == (own, url)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,18 @@ def test_a_loss_of_one_number_keeps_its_shape(shape: list[int], tmp_path: Path) 
     assert list(total.shape) == shape
     total.backward()
     assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("form", [Tensor.tolist, Tensor.numpy, lambda _: None])
+def test_a_mask_is_a_tensor(form: Callable[[Tensor], object]) -> None:
+    model, (x, mask) = Tiny(), batch()
+    flags("--mto")
+    recipe.attach(model, model.blocks, num_prefix_tokens=1)
+    loss = model(x, mask)
+    with pytest.raises(TypeError, match="mask must be bool .* pass"):
+        recipe.add(loss, form(mask), step=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="loss must be a tensor"):
+        recipe.add(1.0, mask, step=1)  # type: ignore[arg-type]
 
 
 def test_a_loss_of_several_numbers_is_refused() -> None:

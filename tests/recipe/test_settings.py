@@ -66,6 +66,12 @@ def test_yaml_s_on_is_a_switch_and_a_dumped_configuration_reads_back(tmp_path: P
     assert type(again.MTO) is type(again) is CfgNode  # checkpoints pickle no class of ours
 
 
+@pytest.mark.parametrize("text", ["MTO: True\n", "MTO: 1\n", "MTO: [ON]\n"])
+def test_a_node_that_is_none_is_an_error_of_yacs(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="MTO"):
+        node(tmp_path, text)
+
+
 @pytest.mark.parametrize(("given", "steps"), [("2", (2,)), ("(1,2)", (1, 2)), ("[3, 4]", (3, 4))])
 def test_affinity_steps_of_a_yacs_node(tmp_path: Path, given: str, steps: tuple[int, ...]) -> None:
     config = node(tmp_path, "{}", "MTO.ON", "True", "MTO.AFFINITY_STEPS", given)

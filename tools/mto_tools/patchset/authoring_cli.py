@@ -63,6 +63,8 @@ def export(
         say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
     elif not (done.written or done.removed):
         say(f"{name}: patches and lock are already those of {repo or upstream.checkout}")
+    else:
+        say(f"{name}: patches and lock are written in {upstream.folder}")
     if done.untracked:
         shown = ", ".join(done.untracked[:5]) + (" ..." if len(done.untracked) > 5 else "")
         say(f"not exported, because untracked (git add makes them part): {shown}")
@@ -167,7 +169,7 @@ def upgrade(
     else:
         typer.echo(lock.base_commit)
     say(f"{name} is now pinned to {lock.base_commit}; patches and lock are rewritten")
-    say(f"a checkout still holds the old ones: mto apply {name}")
+    say(f"they are in {upstream.folder}; a checkout still holds the old ones: mto apply {name}")
 
 
 def _dump(table: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
     folder = clone_folder(upstream, repo)
     if not _exists(folder):
         raise MissingError(
-            f"{upstream.name} is not checked out: there is no {folder}",
+            f"{upstream.name} is not checked out: there is no clone in {folder}",
             hint=f"mto checkout {upstream.name}",
         )
     git = Git(folder)

@@ -198,9 +198,11 @@ class Git:
         """
         top = self.toplevel()
         if top != self.folder.resolve():
-            what = f"a clone of its own but a folder inside {top}" if top else "a git clone"
+            what = f"not a clone of its own but a folder inside {top}" if top else "not a git clone"
+            if self.text("rev-parse", "--is-bare-repository", check=False) == "true":
+                what = "a bare repository, which has no files to patch"
             raise CorruptError(
-                f"{self.folder} is not {what}",
+                f"{self.folder} is {what}",
                 hint="give --repo the top folder of a clone, or move this folder away",
             )
 

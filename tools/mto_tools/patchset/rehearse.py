@@ -91,10 +91,12 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
     Raises:
         MissingError: There is no such commit, or git is too old.
         CorruptError: The series is not what the lock says.
+        RefusedError: The commit holds the series already.
     """
     git, upstream = scratch.git, scratch.upstream
     lock = rebuild(git, load_series(upstream), upstream.folder)
     target = scratch.resolve(ref)
+    _refuse_series(git, upstream.pin, target, ref)
     steps = list(replay(git, lock, read_series(upstream), target))
     for hunk in (hunk for step in steps for hunk in step.hunks):
         if hunk.verdict in ("renamed", "gone"):
@@ -118,6 +120,18 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
             if is_licence(change.path)
         },
     )
+
+
+def _refuse_series(git: Git, pin: str, target: str, ref: str) -> None:
+    """Refuse a commit on top of our own, as a checkout's HEAD is: it would empty the series."""
+    ours = ("--author=<mto@invalid>", "--min-parents=1", "--format=%H %P", "--reverse")
+    if found := git.text("log", *ours, target, "--not", pin, check=False):
+        commit, below = found.splitlines()[0].split()[:2]
+        raise RefusedError(
+            f"{ref} is {target}: it holds {commit}, which mto made of a patch, so no patch "
+            "would be left",
+            hint=f"name a commit without the series; the one below it is {below}",
+        )
 
 
 def find_removing_commit(git: Git, pin: str, target: str, path: str) -> str:

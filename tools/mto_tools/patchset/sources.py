@@ -64,6 +64,8 @@ def find_source(upstream: Upstream, option: str | None = None) -> Source:
     for key, text in (("owner", owner), ("repo", repo), ("name", upstream.name)):
         value = value.replace(f"{{{key}}}", text)
     path = Path(value).expanduser().absolute()
+    if path.is_dir() and path.resolve() == upstream.home.resolve():
+        path = upstream.checkout  # `--source .` in the clone of mto, which holds no upstream itself
     if path.exists():
         return Source(str(path), origin, "repository" if path.is_dir() else "bundle")
     if re.match(r"[^/]+:", value):  # as git tells them: a colon before the first slash

@@ -189,7 +189,7 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
         old, new = blobs[change.old], blobs[change.new]
         hunks = additive_hunks(old, new, by_git.get(change.path))
         if hunks is None and change.old == ZERO:
-            reason = "the last line does not end with a line feed"
+            reason = "the last line does not end with a line feed: add one"
             problems.append(Problem(change.path, len(split_lines(new)), reason))
         elif hunks is None:
             problems += _explain(change.path, old, by_git[change.path])
@@ -263,7 +263,7 @@ def _explain(path: str, old: bytes, by_git: Iterable[Range]) -> list[Problem]:
             which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
             reason = f"upstream {which} {'changed' if r.added else 'deleted'}"
         elif last == len(lines):
-            reason = "the inserted text does not end with a line feed"
+            reason = "the inserted text does not end with a line feed: add one"
         else:
             continue
         problems.append(Problem(path, r.old + 1, reason))

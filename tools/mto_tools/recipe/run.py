@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
+from mto_core.checks import check_mask
 from mto_tools.errors import RefusedError
 from mto_tools.recipe.files import RunFiles, save_affinity
 from mto_tools.recipe.micro import MicroBatches
@@ -78,12 +79,16 @@ class Run:
         batches_per_epoch: int | None,
     ) -> Tensor:
         """See `mto_tools.recipe.add`."""
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss must be a tensor with its graph, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(
                 f"loss must be a scalar, got shape {list(loss.shape)}: pass loss.mean()"
             )
         step = self.calls // micro_batches + 1 if step is None else step
         self.calls += 1
+        if not isinstance(mask, Tensor):
+            check_mask(mask)  # raises, with the mend
         mask = mask.detach() != 0
         if self.step is None:
             step = self._start(step, micro_batches, batches_per_epoch, loss.device)

@@ -141,8 +141,8 @@ def add_node(config: Any, preset: str) -> None:
 
     def load_cfg(_: type, source: Any) -> Any:
         node = original(source)
-        options = node.get("MTO") or {}
-        if True in options:
+        options = node.get("MTO")
+        if isinstance(options, dict) and True in options:
             options["ON"] = options.pop(True)
         return node
 

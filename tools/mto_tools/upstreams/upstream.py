@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -156,6 +157,13 @@ def load_upstream(home: Path, name: str) -> Upstream:
         CorruptError: The file is not TOML, or a key is unknown, missing or of the wrong type.
     """
     file = home / "patches" / name / "upstream.toml"
+    for folder in upstream_names(home):
+        if folder != folder.lower() == name.lower():
+            raise CorruptError(
+                f"{home / 'patches' / folder}: the name of an upstream is in small letters",
+                hint=f"git -C {shlex.quote(str(home / 'patches'))} mv {folder} {name.lower()}, and "
+                "change name in its upstream.toml",
+            )
     if not _NAME.fullmatch(name) or not file.is_file():
         known = ", ".join(upstream_names(home)) or "none"
         raise MissingError(
