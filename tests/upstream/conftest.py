@@ -8,21 +8,23 @@ MTO_UPSTREAM_PRECISION=bfloat16 is some three times faster on a CPU that has suc
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mto_tools.launch.digits import CLASSES
 from mto_tools.launch.small import Run, Runner
 from mto_tools.launch.smoke import unpatched
 from mto_tools.upstreams.recipe import load_recipe
-from mto_tools.upstreams.upstream import load_upstream
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -42,63 +44,65 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
-@dataclass(frozen=True, eq=False)  # one per recipe; its runs are cached by identity
+@dataclass(frozen=True)
 class Runs:
     """All runs of one recipe, each started when first asked for: two epochs of four steps."""
 
     runner: Runner
     patched: Path
     plain: Path
+    made: dict[str, Run] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Of the upstream, and the style but for the first: simmim, simmim_swin."""
-        first = next(iter(self.runner.recipe.styles))
-        return self.runner.upstream + (
-            "" if self.runner.style == first else f"_{self.runner.style}"
-        )
+        style = self.runner.style
+        first = style == next(iter(self.runner.recipe.styles))
+        return self.runner.upstream + ("" if first else f"_{style}")
 
-    def with_processes(self, processes: int) -> Runner:
-        return replace(self.runner, processes=processes)
+    def run(
+        self,
+        name: str,
+        arguments: Sequence[str] = (),
+        *,
+        processes: int = 1,
+        patched: bool = True,
+        **how: Any,
+    ) -> Run:
+        """The run of that name."""
+        if name not in self.made:
+            runner = replace(self.runner, processes=processes)
+            checkout = self.patched if patched else self.plain
+            how = {"epochs": 2, "patched": patched, **how}
+            self.made[name] = runner.pretrain(name, checkout, arguments, **how)
+        return self.made[name]
 
     def baseline(self, processes: int = 1) -> Run:
-        return self._baseline(processes)
-
-    @functools.cache  # noqa: B019
-    def _baseline(self, processes: int) -> Run:
-        runner = self.with_processes(processes)
-        return runner.pretrain(f"plain{processes}", self.plain, patched=False, epochs=2)
+        return self.run(f"plain{processes}", processes=processes, patched=False)
 
     def off(self, processes: int = 1) -> Run:
-        return self._off(processes)
+        return self.run(f"off{processes}", processes=processes)
 
-    @functools.cache  # noqa: B019
-    def _off(self, processes: int) -> Run:
-        return self.with_processes(processes).pretrain(f"off{processes}", self.patched, epochs=2)
-
-    @functools.cache  # noqa: B019
     def on(self) -> Run:
         folder = self.runner.work / "capture"
-        folder.mkdir()
-        return self.runner.pretrain(
-            "on",
-            self.patched,
-            self.runner.mto(dict(OPTIONS)),
-            epochs=2,
-            before=[HERE / "capture.py"],
-            environment={"MTO_CAPTURE": str(folder)},
-        )
+        folder.mkdir(exist_ok=True)
+        capture = {"MTO_CAPTURE": str(folder)}
+        before = [HERE / "capture.py"]
+        return self.run("on", self.mto(OPTIONS), before=before, environment=capture)
 
-    @functools.cache  # noqa: B019
     def resumed(self) -> Run:
-        arguments = self.runner.mto(OPTIONS)
-        return self.runner.pretrain(
-            "resumed", self.patched, arguments, epochs=2, resume=self.on().out
-        )
+        return self.run("resumed", self.mto(OPTIONS), resume=self.on().out)
+
+    def mto(self, options: Mapping[str, object]) -> list[str]:
+        """Arguments that switch MTO on."""
+        return self.runner.recipe.options.mto(options)
+
+    def saved(self, run: Run, epoch: int = 1) -> dict[str, Any]:
+        """A checkpoint."""
+        file = self.runner.checkpoint(run.out, epoch)
+        return torch.load(file, map_location="cpu", weights_only=False)
 
     def captured(self, step: int) -> dict[str, Any]:
-        import torch
-
         self.on()
         return torch.load(self.runner.work / "capture" / f"{step}.pt")
 
@@ -112,11 +116,28 @@ class Runs:
     def log_file(self, out: Path) -> Path:
         return out / self.runner.recipe.logs.measures
 
-    def finetune(self, script: str) -> str:
-        checkpoint = self.runner.checkpoint(self.on().out, 1)
-        out = self.runner.work / "tuned"
-        given = self.runner.other(script, self.patched, self.runner.data(4), out, checkpoint)
+    def finetune(self, script: str, checkpoint: Path | None = None) -> str:
+        """Run another script from a checkpoint, by default of the run with MTO on."""
+        recipe, style = self.runner.recipe, self.runner.style
+        given = recipe.words(
+            recipe.others[script],
+            style,
+            checkout=self.patched,
+            data=self.runner.data(4),
+            out=self.runner.work / "tuned",
+            checkpoint=checkpoint or self.runner.checkpoint(self.on().out, 1),
+            classes=CLASSES,
+        )
         return self.runner.start(Path(script).stem, self.patched / script, given)
+
+
+def apply(home: Path, name: str) -> Upstream:
+    """Clone and patch an upstream where that is not done yet."""
+    upstream = load_upstream(home, name)
+    if not upstream.checkout.exists():
+        command = [sys.executable, "-m", "mto_tools.cli", "apply", name]
+        subprocess.run(command, env={**os.environ, "MTO_HOME": str(home)}, check=True)
+    return upstream
 
 
 @pytest.fixture(scope="session")
@@ -135,16 +156,10 @@ def runs(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Te
     """Clone, patch, and offer the runs of the recipe that the module names in `RECIPE`."""
     wanted = request.param if hasattr(request, "param") else request.module.RECIPE
     name, _, style = wanted.partition("_")
-    upstream = load_upstream(home, name)
-    recipe = load_recipe(upstream)
+    recipe = load_recipe(load_upstream(home, name))
     for module in ("tensorboard", *(("yacs", "termcolor") if "yacs" in recipe.needs else ())):
         pytest.importorskip(module)
-    if not upstream.checkout.exists():
-        subprocess.run(
-            [sys.executable, "-m", "mto_tools.cli", "apply", name],
-            env={**os.environ, "MTO_HOME": str(home)},
-            check=True,
-        )
+    upstream = apply(home, name)
     work = tmp_path_factory.mktemp(wanted)
     plain = unpatched(upstream.checkout, upstream.pin, work / "plain")
     precision = os.environ.get("MTO_UPSTREAM_PRECISION", "float32")

@@ -13,6 +13,8 @@ import pytest
 from mto_tools.upstreams.recipe import plan_facts
 from mto_tools.upstreams.upstream import load_upstream
 
+from .conftest import apply
+
 HOME = Path(__file__).parents[2]
 MEASURE = HOME / "tests" / "plan" / "measure.py"
 LARGE = ("large", "huge")
@@ -27,13 +29,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "model"), CASES)
 def test_a_model_is_as_counted(home: Path, name: str, model: str) -> None:
     """MTO_LARGE=1 takes the large ones too, some minutes and 20 GB."""
-    upstream = load_upstream(home, name)
-    if not upstream.checkout.exists():
-        subprocess.run(
-            [sys.executable, "-m", "mto_tools.cli", "apply", name],
-            env={**os.environ, "MTO_HOME": str(home)},
-            check=True,
-        )
+    upstream = apply(home, name)
     command = [sys.executable, str(MEASURE), name, str(upstream.checkout), model]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])

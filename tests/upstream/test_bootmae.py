@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from .checks import *  # noqa: F403
 from .conftest import Runs
@@ -26,10 +27,8 @@ def test_both_decoders_are_watched_and_no_momentum_encoder(runs: Runs) -> None:
 
 
 def test_momentum_encoder_is_saved_as_ever_and_resumes(runs: Runs) -> None:
-    import torch
-
-    files = [runs.runner.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
-    off, on, resumed = (torch.load(f, weights_only=False)["model_ema"] for f in files)
+    made = (runs.off(), runs.on(), runs.resumed())
+    off, on, resumed = (runs.saved(run)["model_ema"] for run in made)
     assert list(off) == list(on)
     assert all(torch.equal(on[name], resumed[name]) for name in on)
     assert "With EMA resumed!" in runs.resumed().out.with_suffix(".log").read_text()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import torch
+
 from .checks import *  # noqa: F403
 from .conftest import OPTIONS, Runs
 
@@ -26,23 +28,17 @@ def test_teacher_is_not_watched(runs: Runs) -> None:
 
 
 def test_teacher_is_saved_as_ever_and_resumes(runs: Runs) -> None:
-    import torch
-
-    names = [runs.runner.checkpoint(run.out, 1) for run in (runs.off(), runs.on(), runs.resumed())]
-    copies = [file.with_name("checkpoint_copy-1.pth") for file in names]
-    off, on, resumed = (torch.load(f, weights_only=False)["model"] for f in copies)
+    made = (runs.off(), runs.on(), runs.resumed())
+    files = [run.out / "checkpoint_copy-1.pth" for run in made]
+    off, on, resumed = (torch.load(f, weights_only=False)["model"] for f in files)
     assert list(off) == list(on)
     assert all(torch.equal(on[name], resumed[name]) for name in on)
 
 
 def test_finetuning_starts_from_an_mto_checkpoint(runs: Runs) -> None:
-    arguments = [*runs.runner.mto(dict(OPTIONS)), "--model=conmim_base_patch16_224"]
-    base = runs.runner.pretrain("base", runs.patched, arguments, steps=4)
-    teacher = base.out / "checkpoint_copy-0.pth"  # what the README fine-tunes from
-    script = "run_class_finetuning.py"
-    out = runs.runner.work / "tuned"
-    given = runs.runner.other(script, runs.patched, runs.runner.data(4), out, teacher)
-    text = runs.runner.start("tuned", runs.patched / script, given)
+    arguments = [*runs.mto(OPTIONS), "--model=conmim_base_patch16_224"]
+    teacher = runs.run("base", arguments, epochs=1).out / "checkpoint_copy-0.pth"  # as in README
+    text = runs.finetune("run_class_finetuning.py", teacher)
     assert "Expand the shared relative position embedding" in text
     assert "Weights of VisionTransformer not initialized from pretrained model: ['fc_norm" in text
     assert "Max accuracy" in text

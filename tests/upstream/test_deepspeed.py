@@ -1,14 +1,15 @@
 """The four recipes on DeepSpeed against the same under DDP, on two processes.
 
-Losses are equal bit for bit where nothing is clipped. A clipped gradient differs in its last bit,
-since torch and ZeRO compute the factor in another order; so do sums over micro batches.
+A recipe that clips gets a threshold that no gradient reaches: ZeRO sums the squares of a norm in
+float64, torch on a CPU in float32, and the factor differs in its last bit. Without clipping, both
+agree in every bit, but for sums over micro batches, which DDP makes in another order.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 import pytest
 import torch
 
+from mto_tools.errors import MtoError
 from mto_tools.launch.small import BATCH, Run
+from mto_tools.launch.smoke import differences
 
 from .conftest import HERE, OPTIONS, Runs
 
 pytest.importorskip("deepspeed", exc_type=ImportError)
 RECIPES = ("mae", "simmim", "simmim_swin", "bootmae", "conmim")
-CLIPS = {"simmim": 5.0, "simmim_swin": 5.0, "conmim": 1.0}
+CLIPS = {"simmim": 5.0, "conmim": 1.0}
+NEVER = 1e9
+COMPARED = ("model", "optimizer", "amp", "lr_scheduler")  # of a checkpoint
 # A last bit of float32 can be one of bfloat16 a layer later.
 CLOSE = 2e-3 if os.environ.get("MTO_UPSTREAM_PRECISION") == "bfloat16" else 2e-5
 
@@ -45,49 +50,60 @@ def only(*names: str) -> Any:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Runs under DDP and on DeepSpeed, each made when first asked for."""
+    """Runs under DDP and on DeepSpeed."""
 
     runs: Runs
 
-    def config(self, stage: int, accumulation: int) -> list[str]:
+    def config(self, stage: int, accumulation: int, clip: float) -> list[str]:
         """Arguments that switch DeepSpeed on."""
-        file: Path = self.runs.runner.work / f"zero{stage}-{accumulation}.json"
+        file: Path = self.runs.runner.work / f"zero{stage}-{accumulation}-{clip}.json"
         content = {
             "train_batch_size": 2 * BATCH * accumulation,
             "train_micro_batch_size_per_gpu": BATCH,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": CLIPS.get(self.runs.name, 0.0),
+            "gradient_clipping": clip,
             "zero_optimization": {"stage": stage},
         }
         file.write_text(json.dumps(content))
-        if self.runs.runner.upstream == "simmim":
-            return ["DEEPSPEED.CONFIG", str(file)]
-        return [f"--deepspeed_config={file}"]
+        nodes = self.runs.runner.recipe.options.form == "nodes"
+        return ["DEEPSPEED.CONFIG", str(file)] if nodes else [f"--deepspeed_config={file}"]
 
-    @functools.cache  # noqa: B019
     def run(
         self,
         name: str,
+        arguments: tuple[str, ...] = (),
         *,
-        mto: bool,
+        mto: bool = True,
         stage: int = 0,
         accumulation: int = 1,
-        resume: str = "",
-        arguments: tuple[str, ...] = (),
-        before: tuple[Path, ...] = (),
+        clip: bool = False,
+        **how: Any,
     ) -> Run:
         """Two epochs of four micro batches; `stage` 0 is DDP."""
-        given = [*arguments]
-        given += self.runs.runner.mto(dict(OPTIONS)) if mto else []
-        given += self.config(stage, accumulation) if stage else []
-        runner = self.runs.with_processes(2)
-        old = runner.work / resume if resume else None
-        return runner.pretrain(name, self.runs.patched, given, epochs=2, resume=old, before=before)
+        given = self.runs.mto(OPTIONS) if mto else []
+        upstream, threshold = self.runs.runner.upstream, 0.0
+        if upstream in CLIPS:
+            threshold = CLIPS[upstream] if clip else NEVER
+            option = {"simmim": "TRAIN.CLIP_GRAD", "conmim": "--clip_grad"}[upstream]
+            given += [option, str(threshold)]
+        given += self.config(stage, accumulation, threshold) if stage else []
+        return self.runs.run(name, [*given, *arguments], processes=2, **how)
 
-    def saved(self, run: Run, epoch: int = 1) -> dict[str, Any]:
-        """A checkpoint."""
-        file = self.runs.runner.checkpoint(run.out, epoch)
-        return torch.load(file, map_location="cpu", weights_only=False)
+    def agree(self, run: Run, base: Run) -> None:
+        """All that a run computes and saves, and the random numbers that it draws."""
+        steps = len(run.loss)
+        assert run.loss == base.loss[-steps:]
+        assert run.rng == base.rng[-steps:]
+        ours, theirs = self.runs.saved(run), self.runs.saved(base)
+        assert list(ours) == list(theirs)
+        assert list(ours["model"]) == list(theirs["model"])
+        assert not {"MTO", "DEEPSPEED"} & set(ours.get("config", ()))
+        for name in ("checkpoint", "checkpoint_copy"):  # ConMIM's teacher is saved beside
+            files = [self.runs.runner.checkpoint(each.out, 1) for each in (run, base)]
+            files = [Path(str(file).replace("checkpoint-", f"{name}-")) for file in files]
+            if files[0].exists():
+                found = differences(*files)
+                assert [x for x in found if x.split(".")[1] in COMPARED] == []
 
 
 @pytest.fixture(scope="module")
@@ -97,44 +113,16 @@ def pairs(runs: Runs) -> Pairs:
 
 
 def values(run: Run) -> torch.Tensor:
-    return torch.tensor([float.fromhex(loss) for loss in run.losses], dtype=torch.float64)
-
-
-def agree(pairs: Pairs, run: Run, base: Run, exact: bool) -> None:
-    """Losses, weights, optimizer state and the format of the checkpoint."""
-    expected = values(base)[-len(run.losses) :]
-    bound = 0.0 if exact else CLOSE
-    torch.testing.assert_close(values(run), expected, rtol=bound, atol=bound)
-    ours, theirs = pairs.saved(run), pairs.saved(base)
-    assert list(ours) == list(theirs)
-    assert list(ours["model"]) == list(theirs["model"])
-    one, two = ours["optimizer"], theirs["optimizer"]
-    assert one["param_groups"] == two["param_groups"]
-    assert list(one["state"]) == list(two["state"])
-    for index, entry in two["state"].items():
-        assert list(one["state"][index]) == list(entry)
-        for key, value in entry.items():
-            assert one["state"][index][key].shape == value.shape
-            assert not exact or torch.equal(one["state"][index][key], value)
-    if exact:
-        for name, weight in theirs["model"].items():
-            assert torch.equal(ours["model"][name], weight), name
+    return torch.tensor([float.fromhex(loss) for loss in run.loss], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("mto", "stage"), [(False, 2), (True, 1)], ids=["off", "on"])
 def test_as_under_ddp(pairs: Pairs, mto: bool, stage: int) -> None:
     base = pairs.run(f"ddp-{mto}", mto=mto)
     run = pairs.run(f"zero-{mto}", mto=mto, stage=stage)
-    assert len(run.losses) == 8
-    exact = pairs.runs.name not in CLIPS
-    agree(pairs, run, base, exact)
-    assert run.rng == base.rng
-    if mto:
-        logs = [pairs.runs.log(each) for each in (run, base)]
-        assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
-        for key in ("loss", "total"):
-            found = [[line[key] for line in log] for log in logs]
-            assert found[0] == pytest.approx(found[1], rel=0 if exact else 3 * CLOSE)
+    assert len(run.loss) == 8
+    pairs.agree(run, base)
+    assert not mto or pairs.runs.log(run) == pairs.runs.log(base)
 
 
 def test_checkpoints_go_on_in_both_directions(pairs: Pairs) -> None:
@@ -143,62 +131,112 @@ def test_checkpoints_go_on_in_both_directions(pairs: Pairs) -> None:
     (BootMAE goes on otherwise than unbroken: each rank begins with a momentum encoder of its own,
     and the checkpoint holds rank 0's.)
     """
-    base, zero = pairs.run("ddp-True", mto=True), pairs.run("zero-True", mto=True, stage=1)
-    exact = pairs.runs.name not in CLIPS
-    expected = pairs.run("ddp-to-ddp", mto=True, resume=base.out.name)
-    on_zero = pairs.run("ddp-to-zero", mto=True, stage=1, resume=base.out.name)
-    on_ddp = pairs.run("zero-to-ddp", mto=True, resume=zero.out.name)
+    base, zero = pairs.run("ddp-True"), pairs.run("zero-True", stage=1)
+    expected = pairs.run("ddp-to-ddp", resume=base.out)
+    on_zero = pairs.run("ddp-to-zero", stage=1, resume=base.out)
+    on_ddp = pairs.run("zero-to-ddp", resume=zero.out)
     for run in (on_zero, on_ddp):
-        assert len(run.losses) == 4
-        agree(pairs, run, expected, exact)
+        assert len(run.loss) == 4
+        pairs.agree(run, expected)
 
 
-@only("mae")
-def test_accumulation_of_the_recipe(pairs: Pairs) -> None:
-    flags = ("--accum_iter=2",)
-    base = pairs.run("ddp-accum", mto=True, arguments=flags)
-    run = pairs.run("zero-accum", mto=True, stage=1, accumulation=2, arguments=flags)
+@only("simmim", "conmim")
+def test_a_clipped_gradient_and_the_norm_in_the_log(pairs: Pairs) -> None:
+    base, run = pairs.run("ddp-clipped", clip=True), pairs.run("zero-clipped", stage=1, clip=True)
+    torch.testing.assert_close(values(run), values(base), rtol=CLOSE, atol=CLOSE)
+    norms = []
+    for each in (run, base):
+        folder = pairs.runs.log_file(each.out).parent
+        file = next(file for file in folder.glob("log*.txt") if "grad_norm" in file.read_text())
+        found = re.findall(r'grad_norm"?:? (\S+?)[ ,}]', file.read_text())
+        norms.append([float(one) for one in found])
+    assert norms[0]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert pairs.runs.name == "simmim" or max(norms[0]) > CLIPS["conmim"], "nothing was clipped"
+
+
+@only("mae", "simmim", "conmim")
+def test_accumulation(pairs: Pairs) -> None:
+    """ConMIM has none of its own: the reference is plain accumulation under DDP."""
+    flags = {"mae": ("--accum_iter=2",), "simmim": ("TRAIN.ACCUMULATION_STEPS", "2")}
+    given = flags.get(pairs.runs.name, ())
+    plain = () if given else (HERE / "accumulate.py",)
+    base = pairs.run("ddp-2", given, before=plain)
+    run = pairs.run("zero-2", given, stage=1, accumulation=2)
+    assert len(run.loss) == 8
+    assert run.loss[:3] == base.loss[:3], "the same until the second step"
     # Adam's first steps turn a last bit of a small gradient into a whole step of that weight.
     torch.testing.assert_close(values(run), values(base), rtol=3e-3, atol=0)
-    assert values(run)[:3].tolist() == values(base)[:3].tolist(), "the same until the second step"
-    rates = [[g["lr"] for g in pairs.saved(r)["optimizer"]["param_groups"]] for r in (run, base)]
+    assert [line["step"] for line in pairs.runs.log(run)] == [1, 2, 3, 4]
+    assert [line["step"] for line in pairs.runs.log(base)] == [1, 2, 3, 4]
+    ours, theirs = (pairs.runs.saved(each)["optimizer"] for each in (run, base))
+    assert ours["param_groups"] == theirs["param_groups"]
+    for state in (ours["state"], theirs["state"]):
+        assert {float(entry["step"]) for entry in state.values()} == {4.0}
+    # After the first epoch, Adam's moment is a sum of two gradients at equal weights, since the
+    # first step's rate is zero.
+    ours, theirs = (pairs.runs.saved(each, 0)["optimizer"]["state"] for each in (run, base))
+    ours, theirs = (
+        torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
+        for state in (ours, theirs)
+    )
+    assert (ours - theirs).norm() < CLOSE * theirs.norm()
+
+
+@only("simmim")
+def test_a_run_without_amp_is_refused(pairs: Pairs) -> None:
+    """Its backward would not be DeepSpeed's."""
+    with pytest.raises(MtoError):
+        pairs.run("o0", ("--amp-opt-level=O0",), stage=1, epochs=1)
+    log = (pairs.runs.runner.work / "o0.log").read_text()
+    assert "DeepSpeed needs the recipe's loss scaler" in log
+    assert "--amp-opt-level" in log
+
+
+def models(run: Run, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ConMIM's student and teacher."""
+    one, two = (
+        torch.load(run.out / f"{name}-{epoch}.pth", weights_only=False)["model"]
+        for name in ("checkpoint", "checkpoint_copy")
+    )
+    return one, two
+
+
+@only("conmim")
+def test_schedules_are_those_of_twice_the_batch(pairs: Pairs) -> None:
+    """(Losses would differ: the projector normalises by the micro batch.)"""
+    run = pairs.run("zero-2", stage=1, accumulation=2)
+    large = pairs.run("ddp-large", (f"--batch_size={2 * BATCH}",))
+    assert [line["step"] for line in pairs.runs.log(large)] == [1, 2, 3, 4]
+    rates = [
+        [g["lr"] for g in pairs.runs.saved(r)["optimizer"]["param_groups"]] for r in (run, large)
+    ]
     assert rates[0] == rates[1]
 
 
 @only("conmim")
-def test_accumulation_that_the_recipe_lacks(pairs: Pairs) -> None:
-    """Against plain accumulation under DDP, and the schedules of a run with twice the batch.
+def test_schedules_go_by_steps_and_a_resume_is_exact(pairs: Pairs) -> None:
+    """Two epochs of six micro batches, of which four make a step and two are left over.
 
-    (Its losses would differ: the projector normalises by the micro batch.)
+    By upstream's formulas, written out for two steps: a warm-up of one from zero, then one.
     """
-    run = pairs.run("zero-accumulated", mto=True, stage=1, accumulation=2)
-    plain = pairs.run("ddp-accumulated", mto=True, before=(HERE / "accumulate.py",))
-    large = pairs.run("ddp-large", mto=True, arguments=(f"--batch_size={2 * BATCH}",))
-    assert (len(run.losses), len(plain.losses), len(large.losses)) == (8, 8, 4)
-    torch.testing.assert_close(values(run), values(plain), rtol=3e-3, atol=0)
-    assert values(run)[:3].tolist() == values(plain)[:3].tolist(), "until the second step"
-    steps = [[line["step"] for line in pairs.runs.log(r)] for r in (run, plain, large)]
-    assert steps == [[1, 2, 3, 4]] * 3
-    for name in ("checkpoint-1.pth", "checkpoint_copy-1.pth"):
-        saved = [torch.load(r.out / name, weights_only=False) for r in (run, plain, large)]
-        rates = [[g["lr"] for g in one["optimizer"]["param_groups"]] for one in saved]
-        assert rates[0] == rates[1] == rates[2]
-        counts = [{float(e["step"]) for e in one["optimizer"]["state"].values()} for one in saved]
-        assert counts == [{4.0}] * 3
-        for key, weight in saved[1]["model"].items():
-            # The projectors' running variances are around 1 to 6, and of activations in bfloat16.
-            size = weight.abs().float().mean().item()
-            bound = max(CLOSE, 1e-3) * max(1, size) if "running_" in key else 1e-3
-            assert (saved[0]["model"][key] - weight).abs().float().mean() < bound, key
-    drift = [teacher_moved(pairs, r) for r in (run, plain)]
-    assert drift[0] == pytest.approx(drift[1], rel=1e-2)
-
-
-def teacher_moved(pairs: Pairs, run: Run) -> float:
-    """How far the teacher has come in the second epoch: one update per step, at its momentum."""
-    first, last = (
-        torch.load(run.out / f"checkpoint_copy-{epoch}.pth", weights_only=False)["model"]
-        for epoch in (0, 1)
-    )
+    run = pairs.run("leftovers", stage=1, accumulation=4, steps=6)
+    assert len(run.loss) == 8
+    assert [line["step"] for line in pairs.runs.log(run)] == [1, 2]
+    saved = pairs.runs.saved(run)
+    parameters = sum(len(group["params"]) for group in saved["optimizer"]["param_groups"])
+    assert len(saved["optimizer"]["state"]) < parameters, "some have no gradient"
+    assert {float(entry["step"]) for entry in saved["optimizer"]["state"].values()} == {2.0}
+    assert {group["lr"] for group in saved["optimizer"]["param_groups"]} == {7.5e-4}
+    (student_0, teacher_0), (student_1, teacher_1) = models(run, 0), models(run, 1)
     name = "blocks.0.attn.qkv.weight"
-    return float((last[name] - first[name]).norm())
+    torch.testing.assert_close(student_0[name], teacher_0[name])  # the first step's rate is zero
+    assert not torch.equal(student_1[name], student_0[name])
+    momentum = 1 - (1 - saved["args"].t_momentum) / 2  # half way on the cosine to one
+    expected = teacher_0[name] * momentum + student_1[name] * (1 - momentum)
+    moved = (expected - teacher_0[name]).norm()
+    assert (teacher_1[name] - expected).norm() < 1e-2 * moved
+    resumed = pairs.run("resumed", stage=1, accumulation=4, steps=6, resume=run.out)
+    assert resumed.loss == run.loss[4:]
+    for ours, theirs in zip(models(resumed, 1), models(run, 1), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -33,9 +33,8 @@ def test_terms_are_in_the_recipes_own_logs(runs: Runs) -> None:
 def test_micro_batches_left_over_from_an_epoch_are_in_no_line(runs: Runs) -> None:
     """Four micro batches an epoch, three a step."""
     options = {"preset": "observe", "log_every": 1}
-    arguments = [*runs.runner.mto(options), "--accum_iter=3"]
-    run = runs.runner.pretrain("leftovers", runs.patched, arguments, epochs=2)
-    divided = [float.fromhex(loss) for loss in run.losses]
+    run = runs.run("leftovers", [*runs.mto(options), "--accum_iter=3"])
+    divided = [float.fromhex(loss) for loss in run.loss]
     assert len(divided) == 8
     assert [line["step"] for line in runs.log(run)] == [1, 2]
     means = [sum(divided[:3]), sum(divided[4:7])]
