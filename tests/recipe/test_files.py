@@ -128,6 +128,8 @@ def test_accumulation_longer_than_an_epoch_is_refused(tmp_path: Path) -> None:
     x, mask = batch()
     with pytest.raises(RefusedError, match="8 micro batches.*an epoch has 5"):
         recipe.add(model(x, mask), mask, step=1, micro_batches=8, batches_per_epoch=5)
+    with pytest.raises(ValueError, match="micro_batches must be at least 1"):
+        recipe.add(model(x, mask), mask, step=1, micro_batches=0)
 
 
 def test_step_ms_is_the_mean_between_logged_lines(tmp_path: Path) -> None:

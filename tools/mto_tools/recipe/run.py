@@ -85,6 +85,8 @@ class Run:
             raise ValueError(
                 f"loss must be a scalar, got shape {list(loss.shape)}: pass loss.mean()"
             )
+        if micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
         step = self.calls // micro_batches + 1 if step is None else step
         self.calls += 1
         if not isinstance(mask, Tensor):
