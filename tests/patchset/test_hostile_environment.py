@@ -62,7 +62,7 @@ def test_redirecting_variables(
 ) -> None:
     """As inside a git hook or an alias of some other repository."""
     lock, other = work.lock, tmp_path / "other"
-    make_repo(other, {})
+    make_repo(other, {"other.txt": "other\n"})
     refs, strange = raw_git(other, "for-each-ref"), other / ".git" / "strange-index"
     variables = f"""
         GIT_DIR={other}/.git GIT_COMMON_DIR={other}/.git GIT_WORK_TREE={other} GIT_NAMESPACE=x

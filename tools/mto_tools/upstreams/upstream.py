@@ -53,11 +53,11 @@ class Upstream(Table):
     home: Path
     name: str
     source: Literal["git", "embedded"] = "git"
-    repository: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$")] = ""
+    repository: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$", title="owner/name")] = ""
     url: str = ""
     path: str = ""
-    pin: Annotated[str, Field(pattern=f"^{OID}$")]
-    pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
+    pin: Annotated[str, Field(pattern=f"^{OID}$", title="the full OID of a commit")]
+    pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$", title="a day: 2024-03-01")] = ""
     licence: Licence | None = None
 
     @model_validator(mode="after")
@@ -142,7 +142,10 @@ def read_toml(
         raise missing(f"{file}: {names} is missing", hint=f"{hint}; mini's file has every key")
     where, first = wrong[0]
     what = f"{where} is {first['input']!r}: {first['msg']}"
-    if first["type"] == "extra_forbidden":
+    field = model.model_fields.get(where)
+    if first["type"] == "string_pattern_mismatch" and field and field.title:
+        what = f"{where} is {first['input']!r}, expected {field.title}"
+    elif first["type"] == "extra_forbidden":
         what = f"unknown key {where!r}"
     elif first["type"] == "value_error":
         what = f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")

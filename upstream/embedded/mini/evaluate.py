@@ -95,7 +95,7 @@ def save_images(
     From left to right: masked input, reconstruction with the visible patches as they are, target.
     """
     mask = torch.from_numpy(batches.draw_masks(np.random.default_rng(0))[:4])
-    size, p, g = batches.img_size, model.patch_size, model.grid
+    size, p, g = batches.args.img_size, model.patch_size, model.grid
     chosen = [val[i] for i in np.linspace(0, len(val) - 1, len(mask)).astype(int)]
     images = data.to_tensor([data.to_array(i, data.centre_box(i), size) for i in chosen])
     was_training = model.training
