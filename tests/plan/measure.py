@@ -40,7 +40,11 @@ def build(name: str, checkout: Path, model: str) -> tuple[Any, Callable[[int], A
         net = (MAE if model == "mae" else SimMIM)(
             img_size=32, patch_size=4, depth=4, num_heads=4, norm_pix_loss=False, drop_path=0.0
         )
-        return net, lambda size: net(torch.randn(size, 3, 32, 32))[0]
+
+        def mini(size: int) -> Any:
+            return net(torch.randn(size, 3, 32, 32), torch.rand(size, 64).argsort(1) < 48)[0]
+
+        return net, mini
     if name == "mae":
         import models_mae
         import timm  # noqa: F401  # a shim answers for its version
