@@ -232,9 +232,7 @@ def test_saved_images(
     model = make(mini, "MAE", norm_pix_loss=norm_pix_loss, drop_path=0.5).train()
     val = mini.data.Images(tiny_data / "val")
     mask = np.arange(16).reshape(1, -1).repeat(6, 0) < 12  # its first three rows of patches
-    batches = SimpleNamespace(
-        args=SimpleNamespace(img_size=12), draw_masks=lambda rng: mask
-    )
+    batches = SimpleNamespace(args=SimpleNamespace(img_size=12), draw_masks=lambda rng: mask)
     state = torch.get_rng_state()
     mini.evaluate.save_images(tmp_path / "images.png", model, val, batches)
     assert torch.equal(state, torch.get_rng_state())
