@@ -236,6 +236,7 @@ def test_compiles_as_one_graph(backend: str, dynamic: bool, compiler: str) -> No
         torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 traces once for each shape")
 @pytest.mark.parametrize("backend", ["auto", "recompute"])
 def test_dynamic_shapes_are_traced_once(backend: str) -> None:
     torch._dynamo.reset()
