@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from mto_core import entropy as engine
 from mto_core.entropy import chunks, resolve_backend, row_entropy, token_entropy
@@ -240,7 +241,7 @@ def test_compiles_as_one_graph(backend: str, dynamic: bool, compiler: str) -> No
 @pytest.mark.parametrize("backend", ["auto", "recompute"])
 def test_dynamic_shapes_are_traced_once(backend: str) -> None:
     torch._dynamo.reset()
-    traced = torch._dynamo.testing.CompileCounter()
+    traced = CompileCounter()
     compiled = torch.compile(heterogeneity, fullgraph=True, dynamic=True, backend=traced)
     for size in (9, 12, 15):
         compiled(torch.randn(3, size, 8), torch.rand(3, size) < 0.5, backend=backend)
