@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.apply import apply, revert, verify
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.status import status
@@ -70,7 +68,7 @@ def test_redirecting_variables(
         GIT_EXTERNAL_DIFF=/bin/false GIT_CONFIG_PARAMETERS='core.bare=true' GIT_CONFIG_COUNT=1
         GIT_CONFIG_KEY_0=core.autocrlf GIT_CONFIG_VALUE_0=false GIT_LITERAL_PATHSPECS=1
         GIT_AUTHOR_DATE=2001-01-01T00:00:00Z GIT_CEILING_DIRECTORIES=/ GIT_COMMITTER_NAME=other
-        GIT_DEFAULT_HASH=sha256
+        GIT_DEFAULT_HASH=sha256 LANG=de_DE.UTF-8 LC_ALL=de_DE.UTF-8 LANGUAGE=de
         """
     with monkeypatch.context() as patch:
         for variable in variables.split():
@@ -104,13 +102,7 @@ def test_clone_of_a_user_with_autocrlf(work: Workspace, tmp_path: Path) -> None:
     revert(work.toy, quiet, repo=own)
     assert raw_git(own, "status", "--porcelain") == ""
     assert (own / "engine.py").read_bytes() == FILES["engine.py"].replace("\n", "\r\n").encode()
-
-
-def test_our_own_clone_keeps_line_ends_whatever_the_user_likes(
-    work: Workspace, tmp_path: Path
-) -> None:
-    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
-    apply(work.toy, quiet)
+    apply(work.toy, quiet)  # a clone of ours holds what was pinned
     assert b"\r" not in (work.clone / "run.sh").read_bytes()
     assert (work.clone / "crlf.py").read_bytes().count(b"\r\n") == 21
     assert raw_git(work.clone, "status", "--porcelain") == ""
@@ -147,7 +139,7 @@ def test_file_name_that_is_not_utf8(work: Workspace) -> None:
     apply(work.toy, quiet)
     write(work.clone, {name: "mine\n"})
     assert status(work.toy, quiet).edited == [name]
-    for command in (["status"], ["status", "--json"], ["verify", "toy"]):
+    for command in (["status"], ["verify", "toy"]):
         run = work.mto(*command)
         assert run.returncode == 1
         assert "caf" in run.stdout + run.stderr
@@ -164,31 +156,6 @@ def test_replaced_objects_do_not_count(work: Workspace, own: Path) -> None:
     assert status(work.toy, quiet, repo=own).word == "applied"
     revert(work.toy, quiet, repo=own)
     assert (own / "engine.py").read_text() == FILES["engine.py"]
-
-
-def test_clone_folder_inside_another_repository(work: Workspace) -> None:
-    """`git apply` in such a folder skips everything and leaves with status 0."""
-    raw_git(work.home, "init", "-q", ".")
-    write(work.clone, FILES)
-    with pytest.raises(CorruptError, match="not a clone of its own but a folder inside"):
-        apply(work.toy, quiet)
-    assert (work.clone / "main.py").read_text() == FILES["main.py"]
-    shutil.rmtree(work.clone)
-    apply(work.toy, quiet)  # the usual case: a clone of its own under upstream/, inside ours
-    assert status(work.toy, quiet).word == "applied"
-
-
-def test_no_git(work: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for command in (["apply", "toy"], ["checkout", "toy"]):
-        run = work.mto(*command, PATH=str(tmp_path / "empty"))
-        assert run.returncode == 3
-        assert "there is no git on PATH" in run.stderr
-        assert "Traceback" not in run.stderr
-    apply(work.toy, quiet)
-    run = work.mto("status", PATH=str(tmp_path / "empty"))
-    assert run.returncode == 3
-    assert "install git" in run.stderr
 
 
 def may_not_write(folder: Path) -> bool:
@@ -238,23 +205,19 @@ def test_full_disk(tmp_path: Path) -> None:
         work = make_workspace(tmp_path / "rest", FILES, SERIES)
         own = disk / "own"
         raw_git(tmp_path, "clone", "-q", str(work.origin), str(own))
-        for left in (0, 8, 40, 60, 80, 100):  # KiB
-            filler = disk / "filler"
-            with filler.open("wb") as stream:
-                free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-                stream.write(bytes(max(0, free - left * 1024)))
+        for left in (0, 40, 80):  # KiB
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / "filler").write_bytes(bytes(max(0, free - left * 1024)))
             run = work.mto("apply", "toy", "--repo", str(own))
-            filler.unlink()
+            (disk / "filler").unlink()
+            assert run.returncode in ((3, 0) if left else (3,))
             if run.returncode:
-                assert run.returncode == 3, run.stderr
                 assert "space" in run.stderr
                 assert "Traceback" not in run.stderr
                 assert status(work.toy, quiet, repo=own).word == "pristine"
             apply(work.toy, quiet, repo=own)
             verify(work.toy, quiet, repo=own)
             revert(work.toy, quiet, repo=own)
-            if not left:
-                assert run.returncode == 3
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -327,24 +290,16 @@ def test_git_s_own_reason_is_told(work: Workspace, verb: str) -> None:
     assert "move this folder away" not in run.stderr
 
 
-def test_git_that_does_not_start(work: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stub", ["", "echo 'xcrun: error: no developer tools' >&2; exit 1"])
+def test_no_git_or_one_that_does_not_start(work: Workspace, tmp_path: Path, stub: str) -> None:
     apply(work.toy, quiet)
-    stub = tmp_path / "bin" / "git"
-    stub.parent.mkdir()
-    stub.write_text("#!/bin/sh\necho 'xcrun: error: no developer tools' >&2; exit 1\n")
-    stub.chmod(0o755)
-    run = work.mto("status", PATH=f"{stub.parent}:{os.environ['PATH']}")
-    assert run.returncode == 3
-    assert "xcrun" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_git_answers_the_same_in_every_language(
-    work: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LANG", "de_DE.UTF-8")
-    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    monkeypatch.setenv("LANGUAGE", "de")
-    assert "not a git repository" in Git(work.home).try_run("status")[2]
-    with pytest.raises(MissingError, match="there is no folder"):
-        Git(work.home / "nowhere").run("status")
+    path = tmp_path / "bin"
+    path.mkdir()
+    if stub:
+        (path / "git").write_text(f"#!/bin/sh\n{stub}\n")
+        (path / "git").chmod(0o755)
+    for command in (["apply", "toy"], ["status"]):
+        run = work.mto(*command, PATH=str(path))
+        assert run.returncode == 3
+        assert ("xcrun" if stub else "there is no git on PATH") in run.stderr
+        assert "Traceback" not in run.stderr

@@ -42,7 +42,7 @@ MTO = "0003-mto-loss.patch"
         (replaced(MTO, b"@@ -9,0", b"@@ -8,0"), rf"{MTO}:\d+: expected '\+"),
         (replaced(MTO, b"So that it does.\n", b""), rf"{MTO}:2: the message does not say why"),
         (replaced("lock", b'"layer": "mto"', b'"layer": "other"'), "lock:1: .*layer"),
-        (replaced("lock", b"\n", b"\r\n"), "lock:1: .*CRLF"),
+        (replaced("lock", b"\n", b"\r\n"), "lock:1: .*one byte form"),
         (
             replaced("upstream.toml", b'pin = "', b'pin = "main"\nx = "'),
             "toml:1: .*full OID",

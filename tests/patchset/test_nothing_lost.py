@@ -163,10 +163,9 @@ def test_a_submodule_that_moves_with_the_pin(work: Workspace) -> None:
     assert status(work.toy, quiet).word == "applied"
 
 
-@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("from_link", [True, False])
-def test_a_folder_becomes_a_link_and_back(tmp_path: Path, from_link: bool, killed: bool) -> None:
-    """As an upgrade may bring it."""
+def test_a_folder_becomes_a_link_and_back(tmp_path: Path, from_link: bool) -> None:
+    """As an upgrade may bring it; killed on the way, and finished by the next command."""
     repo = tmp_path / "repo"
     folder = make_repo(repo, {"sub/deep.py": LINES})
     shutil.rmtree(repo / "sub")
@@ -181,12 +180,9 @@ def test_a_folder_becomes_a_link_and_back(tmp_path: Path, from_link: bool, kille
         with clone_lock(Git(repo), quiet) as git:
             switch(git, BranchMove(str(repo), "", start, "", goal), "apply toy", quiet)
 
-    if killed:
-        run_killed(run, 3, decided=True)
-        with clone_lock(Git(repo), quiet):
-            pass
-    else:
-        run()
+    run_killed(run, 3, decided=True)
+    with clone_lock(Git(repo), quiet):
+        pass
     if goal == link:
         assert (repo / "sub").readlink() == Path("README.md")
     else:
@@ -195,30 +191,43 @@ def test_a_folder_becomes_a_link_and_back(tmp_path: Path, from_link: bool, kille
     assert raw_git(repo, "status", "--porcelain") == ""
 
 
-def test_a_second_edit_between_kill_and_recovery_is_kept_beside_the_first(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    for text in ("mine", "mine again"):
+def test_a_second_edit_between_kill_and_recovery_is_kept_beside_the_first(
+    tmp_path: Path, said: list[str]
+) -> None:
+    file, old = tmp_path / "file", tmp_path / "old"
+    for text, aside in (("mine", "file.yours"), ("mine again", "file.yours.2")):
         file.write_bytes(b"old")
-        run_killed(lambda: replace_files(tmp_path, {"file": b"new"}, "test"), 1, decided=True)
+        old.write_bytes(b"old")
+        files = {"file": b"new", "old": None}
+        run_killed(lambda files=files: replace_files(tmp_path, files, "test"), 1, decided=True)  # type: ignore[misc]
         assert file.read_bytes() == b"old"
         file.write_text(text)
-        recover(tmp_path, quiet)
+        recover(tmp_path, said.append)
         assert file.read_bytes() == b"new"
+        assert not old.exists()
+        assert (tmp_path / aside).read_text() == text
+        assert any(aside in line for line in said)
     assert (tmp_path / "file.yours").read_text() == "mine"
-    assert (tmp_path / "file.yours.2").read_text() == "mine again"
 
 
-def test_a_file_system_without_hard_links(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_a_switch_is_refused_while_another_git_holds_the_index(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also on a file system without links."""
+
+    def no_link(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "link", no_link)
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_link)
     apply(work.toy, quiet)
     lock = work.clone / ".git" / "index.lock"
-    lock.touch()
-    with pytest.raises(RefusedError, match="another git is at work"):
+    lock.write_text("a git of the user's")
+    with pytest.raises(RefusedError, match="another git is at work") as caught:
         revert(work.toy, quiet)
-    assert lock.exists()
+    assert str(lock) in caught.value.message
+    assert lock.read_text() == "a git of the user's"
     lock.unlink()
     revert(work.toy, quiet)
     assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin

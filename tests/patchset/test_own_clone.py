@@ -56,19 +56,15 @@ def test_a_full_clone_stays_whole(work: Workspace, own: Path, tmp_path: Path, ki
         raw_git(own, "merge", "-q", "-m", "merged", work.pin)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_a_source_whose_history_is_cut(
-    work: Workspace, own: Path, tmp_path: Path, depth: int
-) -> None:
+def test_a_source_whose_history_is_cut(work: Workspace, own: Path, tmp_path: Path) -> None:
     """Its end is marked, and what the clone had stays whole."""
+    raw_git(own, "remote", "remove", "origin")
     raw_git(own, "reset", "-q", "--hard", "HEAD~")
-    raw_git(own, "update-ref", "-d", "refs/remotes/origin/HEAD")
-    raw_git(own, "update-ref", "-d", "refs/remotes/origin/main")
     raw_git(own, "reflog", "expire", "--expire=now", "--all")
     raw_git(own, "gc", "-q", "--prune=now")
     go_on(work, own)
     source = str(tmp_path / "shallow")
-    raw_git(tmp_path, "clone", "-q", f"--depth={depth}", f"file://{work.origin}", source)
+    raw_git(tmp_path, "clone", "-q", "--depth=1", f"file://{work.origin}", source)
     with pytest.raises(RefusedError, match="expected the pin"):
         apply(work.toy, quiet, repo=own, source=source)
     assert raw_git(own, "rev-list", "--count", work.pin) == "1"
@@ -86,13 +82,21 @@ def test_revert_where_no_patch_was_applied(no_compat: Workspace, own: Path) -> N
     assert not revert(no_compat.toy, quiet, repo=own).changed
 
 
-@pytest.mark.parametrize(("commits", "on"), [(0, "mto"), (1, "mto"), (1, "main")])
+@pytest.mark.parametrize(
+    ("commits", "on", "refused"),
+    [(0, "mto", False), (1, "mto", False), (1, "main", False), (1, "mto", True)],
+)
 def test_a_branch_mto_that_mto_did_not_make(
-    work: Workspace, own: Path, commits: int, on: str
+    work: Workspace, own: Path, commits: int, on: str, refused: bool
 ) -> None:
+    """Also one made after an apply that was refused."""
+    if refused:
+        write(own, {"engine.py": "mine\n"})
+        with pytest.raises(RefusedError, match="would overwrite"):
+            apply(work.toy, quiet, repo=own)
     raw_git(own, "switch", "-q", "-c", "mto")
     for _ in range(commits):
-        raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
+        raw_git(own, "commit", "-q", "-a", "--allow-empty", "-m", "mine")
     raw_git(own, "switch", "-q", on)
     before = where(own)
     with pytest.raises(RefusedError, match="branch mto|expected the pin"):
@@ -105,32 +109,29 @@ def test_a_branch_mto_that_mto_did_not_make(
     assert where(own) == before
 
 
-def test_a_branch_mto_made_after_apply_was_refused(work: Workspace, own: Path) -> None:
-    write(own, {"engine.py": "mine\n"})
-    with pytest.raises(RefusedError, match="would overwrite"):
-        apply(work.toy, quiet, repo=own)
-    raw_git(own, "switch", "-q", "-c", "mto")
-    raw_git(own, "commit", "-q", "-a", "-m", "mine")
-    before = where(own)
-    with pytest.raises(RefusedError, match="expected the pin"):
-        revert(work.toy, quiet, repo=own)
-    assert where(own) == before
-
-
-def test_own_commits_on_an_empty_layer_stay_on_the_branch(
-    no_compat: Workspace, own: Path, said: list[str]
+@pytest.mark.parametrize("through", ["compat", None])
+def test_commits_on_top_stay_on_the_branch(
+    no_compat: Workspace, own: Path, said: list[str], through: str | None
 ) -> None:
-    apply(no_compat.toy, quiet, repo=own, through="compat")
+    apply(no_compat.toy, quiet, repo=own, through=through)
     raw_git(own, "commit", "-q", "--allow-empty", "-m", "mine")
     mine = raw_git(own, "rev-parse", "HEAD")
+    with pytest.raises(RefusedError, match="expected the pin" if through else "commits of yours"):
+        apply(no_compat.toy, quiet, repo=own)
     revert(no_compat.toy, said.append, repo=own)
     assert raw_git(own, "branch", "--show-current") == "main"
     assert raw_git(own, "rev-parse", "mto") == mine
     assert f"toy: your commits stay on branch mto, {mine}" in said
-    raw_git(own, "switch", "-q", "mto")  # the user's now: another revert leaves it alone
-    with pytest.raises(RefusedError, match="expected the pin"):
-        revert(no_compat.toy, quiet, repo=own)
-    assert raw_git(own, "rev-parse", "mto") == mine
+    with pytest.raises(RefusedError, match="branch mto in .* no commit of the series") as caught:
+        apply(no_compat.toy, quiet, repo=own)
+    if through:
+        raw_git(own, "switch", "-q", "mto")  # the user's now: another revert leaves it alone
+        with pytest.raises(RefusedError, match="expected the pin"):
+            revert(no_compat.toy, quiet, repo=own)
+        assert raw_git(own, "rev-parse", "mto") == mine
+    else:
+        raw_git(own, *shlex.split(caught.value.hint)[3:])
+        apply(no_compat.toy, quiet, repo=own)
 
 
 def test_hints_act_on_the_same_clone(work: Workspace, own: Path, tmp_path: Path) -> None:
@@ -153,22 +154,24 @@ def test_hints_act_on_the_same_clone(work: Workspace, own: Path, tmp_path: Path)
     assert f"mto diff toy --repo '{spaced}'" in edited.value.hint
 
 
-@pytest.mark.parametrize("kind", ["submodule", "separate-git-dir", "linked"])
-def test_clones_whose_git_directory_is_elsewhere(
+@pytest.mark.parametrize("kind", ["branch", "detached", "submodule", "separate-git-dir", "linked"])
+def test_every_kind_of_clone_goes_back_to_where_it_was(
     work: Workspace, tmp_path: Path, kind: str, said: list[str]
 ) -> None:
-    """The branch mto is made, used, and removed again, as in an ordinary clone."""
+    """The branch mto is made, used, and removed again."""
     repo = tmp_path / "super" / "dep"
     if kind == "submodule":
         make_repo(tmp_path / "super", {"main.py": "print()\n"})
         add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
         raw_git(tmp_path / "super", *add, str(work.origin), "dep")
-    elif kind == "separate-git-dir":
-        elsewhere = f"--separate-git-dir={tmp_path / 'git-dir'}"
-        raw_git(tmp_path, "clone", "-q", elsewhere, str(work.origin), str(repo))
     else:
-        raw_git(tmp_path, "clone", "-q", str(work.origin), str(tmp_path / "main"))
-        raw_git(tmp_path / "main", "worktree", "add", "-q", "--detach", str(repo), work.pin)
+        main = tmp_path / "main" if kind == "linked" else repo
+        more = [f"--separate-git-dir={tmp_path / 'git-dir'}"] if "separate" in kind else []
+        raw_git(tmp_path, "clone", "-q", *more, str(work.origin), str(main))
+        if kind == "linked":
+            raw_git(main, "worktree", "add", "-q", "--detach", str(repo), work.pin)
+        elif kind in ("branch", "detached"):
+            raw_git(repo, "switch", "-q", "--detach" if kind == "detached" else "-cexperiment")
     before = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
     assert apply(work.toy, said.append, repo=repo).changed
     assert raw_git(repo, "branch", "--show-current") == "mto"
@@ -178,6 +181,7 @@ def test_clones_whose_git_directory_is_elsewhere(
     after = raw_git(repo, "for-each-ref"), raw_git(repo, "rev-parse", "--abbrev-ref", "HEAD")
     assert after == before
     assert not said
+    assert not work.clone.exists()
 
 
 def test_a_partial_sparse_clone_lacks_nothing(no_compat: Workspace, tmp_path: Path) -> None:

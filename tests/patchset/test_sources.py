@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,17 +79,6 @@ def test_a_source_of_another_user_is_told_as_such(work: Workspace, tmp_path: Pat
         embedded_commit(embedded(work.home), Git(work.origin))
 
 
-def test_path_mirror_clone_and_template(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = work.home.parent / "mirrors" / "some" / "toy.git"
-    mirror.parent.mkdir(parents=True)
-    raw_git(work.home, "clone", "-q", "--mirror", str(work.origin), str(mirror))
-    monkeypatch.setenv("MTO_UPSTREAM_URL", str(mirror.parents[1] / "{owner}" / "{repo}.git"))
-    make_clone(work.toy, quiet)
-    assert clone_is_whole(work)
-    assert raw_git(work.clone, "config", "remote.origin.url") == str(work.origin)
-    assert raw_git(work.clone, "rev-list", "--count", "HEAD") == "1"  # shallow
-
-
 def test_server_that_refuses_unadvertised_objects(work: Workspace) -> None:
     """The pin is no tip, and protocol 0 gives tips only: the whole history is fetched then."""
     write(work.origin, {"later.py": "later\n"})
@@ -98,12 +86,6 @@ def test_server_that_refuses_unadvertised_objects(work: Workspace) -> None:
     raw_git(work.origin, "commit", "-q", "-m", "third")
     config = work.home.parent / "gitconfig"
     config.write_text("[protocol]\n\tversion = 0\n")
-    with pytest.raises(subprocess.CalledProcessError):  # the premise
-        subprocess.run(
-            ["git", "-C", str(work.home), "fetch-pack", f"file://{work.origin}", work.pin],
-            check=True,
-            capture_output=True,
-        )
     make_clone(work.toy, quiet, f"file://{work.origin}")
     assert clone_is_whole(work)
     assert raw_git(work.clone, "rev-list", "--count", "HEAD") == "2"
@@ -111,39 +93,56 @@ def test_server_that_refuses_unadvertised_objects(work: Workspace) -> None:
 
 
 @pytest.mark.parametrize("kind", ["url", "bare", "shallow", "bundle", "shallow bundle"])
-def test_every_kind_of_source(work: Workspace, tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_source(
+    work: Workspace, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bare mirror also where the user has safe.bareRepository = explicit."""
-    repo, url = tmp_path / "repo", f"file://{work.origin}"
+    repo, url = tmp_path / "some" / "toy.git", f"file://{work.origin}"
     more = ["--depth=1"] if "shallow" in kind else ["--mirror"]
     raw_git(tmp_path, "clone", "-q", *more, url, str(repo))
     (tmp_path / "gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
-    source = url if kind == "url" else str(repo)
+    source = url if kind == "url" else str(tmp_path / "{owner}" / "{repo}.git")
     if "bundle" in kind:
-        source = str(tmp_path / "toy.bundle")
-        there = ("-c", "safe.bareRepository=all", "bundle", "create", "-q", source, "--all")
-        raw_git(repo, *there)
-    make_clone(work.toy, quiet, source)
+        source = str(tmp_path / "{name}.bundle")
+        there = ("-c", "safe.bareRepository=all", "bundle", "create", "-q")
+        raw_git(repo, *there, str(tmp_path / "toy.bundle"), "--all")
+    monkeypatch.setenv("MTO_UPSTREAM_URL", source)
+    make_clone(work.toy, quiet)
     assert clone_is_whole(work)
+    assert raw_git(work.clone, "config", "remote.origin.url") == str(work.origin)
+    deep = kind == "bundle"
+    assert (raw_git(work.clone, "rev-list", "--count", "HEAD") == "1") != deep
 
 
-def test_bundle_that_is_cut(work: Workspace) -> None:
-    bundle = work.home.parent / "toy.bundle"
-    raw_git(work.origin, "bundle", "create", "-q", str(bundle), "--all")
-    bundle.write_bytes(bundle.read_bytes()[:-100])
-    with pytest.raises(CorruptError, match="cannot be used as a bundle") as caught:
-        make_clone(work.toy, quiet, str(bundle))
-    assert "git bundle create" in caught.value.hint
-    assert not work.clone.exists()
-
-
-def test_source_without_the_pin(work: Workspace, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    raw_git(other, "init", "-q", ".")
-    raw_git(other, "commit", "-q", "--allow-empty", "-m", "another")
-    for source in (str(other), f"file://{other}"):
-        with pytest.raises(MissingError, match=work.pin):
-            make_clone(work.toy, quiet, source)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("plain folder", "not appear to be a git repository"),
+        ("other repository", "PIN"),
+        ("other url", "PIN"),
+        ("cut bundle", "cannot be used as a bundle"),
+        ("lost engine.py", "engine.py, blob [0-9a-f]{40}"),  # which the series patches
+        ("lost sub", "PIN|sub"),
+    ],
+)
+def test_a_source_that_does_not_serve(
+    work: Workspace, tmp_path: Path, kind: str, words: str
+) -> None:
+    how, what = kind.split()
+    source = work.origin if how == "lost" else tmp_path / "source"
+    if how == "lost":
+        lose_object(work.origin, f"HEAD:{what}")
+    elif how == "cut":
+        raw_git(work.origin, "bundle", "create", "-q", str(source), "--all")
+        source.write_bytes(source.read_bytes()[:-100])
+    else:
+        source.mkdir()
+    if how == "other":
+        raw_git(source, "init", "-q", ".")
+        raw_git(source, "commit", "-q", "--allow-empty", "-m", "another")
+    with pytest.raises((MissingError, CorruptError), match=words.replace("PIN", work.pin)) as why:
+        make_clone(work.toy, quiet, f"file://{source}" if what == "url" else str(source))
+    assert "git bundle create" in why.value.hint or how == "lost"
     assert not work.clone.exists()
 
 
@@ -162,20 +161,6 @@ def test_lost_blob_that_no_patch_touches(work: Workspace, said: list[str]) -> No
     assert status(work.toy, said.append).word == "applied"
 
 
-def test_lost_blob_that_is_patched(work: Workspace) -> None:
-    oid = lose_object(work.origin, "HEAD:engine.py")
-    with pytest.raises(MissingError, match=f"engine.py, blob {oid}"):
-        ensure_clone(work.toy, quiet)
-    assert not work.clone.exists()
-
-
-def test_lost_tree(work: Workspace) -> None:
-    lose_object(work.origin, "HEAD:sub")
-    with pytest.raises((MissingError, CorruptError)):
-        ensure_clone(work.toy, quiet)
-    assert not work.clone.exists()
-
-
 def test_no_network(work: Workspace) -> None:
     run = work.mto("checkout", "toy", "--source", "http://me:secret@127.0.0.1:9/toy.git")
     assert run.returncode == 3
@@ -185,12 +170,6 @@ def test_no_network(work: Workspace) -> None:
     for way in ("URL", "mirror", "bundle"):
         assert way in run.stderr
     assert not work.clone.exists()
-
-
-def test_folder_that_is_no_repository(work: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "plain").mkdir()
-    with pytest.raises(MissingError, match="not appear to be a git repository"):
-        make_clone(work.toy, quiet, str(tmp_path / "plain"))
 
 
 def embedded(home: Path, pin: str = "0" * 40) -> Upstream:
@@ -223,14 +202,8 @@ def test_embedded_commit_depends_on_content_only(work: Workspace, tmp_path: Path
     assert embedded_commit(small, objects) == oid
 
     raw_git(work.home, "init", "-q", ".")
-    raw_git(
-        work.home,
-        "-c",
-        "core.autocrlf=false",
-        "add",
-        "-f",
-        *(f"upstream/embedded/small/{n}" for n in RECIPE),
-    )
+    names = [f"upstream/embedded/small/{name}" for name in RECIPE]
+    raw_git(work.home, "-c", "core.autocrlf=false", "add", "-f", *names)
     write(folder, {"output.txt": "a run left this here"})
     assert embedded_commit(small, objects) == oid
 
@@ -239,30 +212,22 @@ def test_embedded_commit_depends_on_content_only(work: Workspace, tmp_path: Path
 
 
 def test_embedded_upstream_is_a_repository_of_its_own(work: Workspace) -> None:
-    write(work.home / "upstream" / "embedded" / "small", RECIPE)
+    with pytest.raises(MissingError, match="no file in"):
+        ensure_clone(embedded(work.home), quiet)
+    folder = work.home / "upstream" / "embedded" / "small"
+    write(folder, RECIPE)
     pin = embedded_commit(embedded(work.home), Git(work.origin))
+    write(folder, {"main.py": "changed\n"})
+    found = embedded_commit(embedded(work.home), Git(work.origin))
+    with pytest.raises(CorruptError, match=f"expected commit {pin}, found {found}") as caught:
+        ensure_clone(embedded(work.home, pin), quiet)
+    assert "mto upgrade small --to embedded --accept" in caught.value.hint
+    assert not (work.home / "upstream" / "small").exists()
+    write(folder, RECIPE)
     git = ensure_clone(embedded(work.home, pin), quiet)
     assert raw_git(git.folder, "rev-parse", "HEAD") == pin
     assert (git.folder / "sub-b.py").read_text() == "b\n"
     assert raw_git(git.folder, "status", "--porcelain") == ""
-
-
-def test_embedded_recipe_that_was_changed(work: Workspace) -> None:
-    folder = work.home / "upstream" / "embedded" / "small"
-    write(folder, RECIPE)
-    pin = embedded_commit(embedded(work.home), Git(work.origin))
-    write(folder, {"main.py": "changed\r\n"})
-    found = embedded_commit(embedded(work.home), Git(work.origin))
-    with pytest.raises(CorruptError, match=f"expected commit {pin}, found {found}") as caught:
-        ensure_clone(embedded(work.home, pin), quiet)
-    assert "CRLF" in caught.value.message
-    assert "mto upgrade small --to embedded --accept" in caught.value.hint
-    assert not (work.home / "upstream" / "small").exists()
-
-
-def test_embedded_folder_that_is_gone(work: Workspace) -> None:
-    with pytest.raises(MissingError, match="no file in"):
-        ensure_clone(embedded(work.home), quiet)
 
 
 def test_another_mto_is_cloning(work: Workspace) -> None:

@@ -7,18 +7,18 @@ import fcntl
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError
 from mto_tools.patchset.apply import apply, revert
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.status import inserted_lines, status
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import SERIES, Workspace, quiet, raw_git, write
+from .conftest import FILES, SERIES, Workspace, quiet, raw_git, write
 from .kill import run_killed
 
 
@@ -40,26 +40,22 @@ def test_absent_pristine_applied(work: Workspace) -> None:
     assert word(work) == "pristine"
 
 
-@pytest.mark.parametrize("applied", [False, True])
-@pytest.mark.parametrize("hidden", [False, True])
-def test_edited_since(work: Workspace, applied: bool, hidden: bool) -> None:
-    ensure_clone(work.toy, quiet)
-    if applied:
-        apply(work.toy, quiet)
+@pytest.mark.parametrize("run", [ensure_clone, apply])
+@pytest.mark.parametrize("edit", ["text", "hidden", "mode", "deleted"])
+def test_edited_since(work: Workspace, run: Callable[..., object], edit: str) -> None:
+    run(work.toy, quiet)
     write(work.clone, {"untracked.txt": "a run's output is no edit\n"})
     assert status(work.toy, quiet).good
-    if hidden:
+    if edit == "hidden":
         raw_git(work.clone, "update-index", "--assume-unchanged", "main.py")
-    write(work.clone, {"main.py": "mine\n"})
+    if edit == "mode":
+        (work.clone / "main.py").chmod(0o755)
+    elif edit == "deleted":
+        (work.clone / "main.py").unlink()
+    else:
+        write(work.clone, {"main.py": "mine\n"})
     found = status(work.toy, quiet)
     assert (found.word, found.edited, found.good) == ("edited since", ["main.py"], False)
-
-
-def test_edits_of_mode_and_deletions_count(work: Workspace) -> None:
-    apply(work.toy, quiet)
-    (work.clone / "data.txt").unlink()
-    (work.clone / "main.py").chmod(0o755)
-    assert status(work.toy, quiet).edited == ["data.txt", "main.py"]
 
 
 def test_commits_on_top(work: Workspace) -> None:
@@ -68,31 +64,27 @@ def test_commits_on_top(work: Workspace) -> None:
     found = status(work.toy, quiet)
     assert (found.word, found.through) == ("edited since", "deepspeed")
     assert "1 commits of yours" in found.detail
+    raw_git(work.clone, "reset", "-q", "--hard", work.pin)
+    raw_git(work.clone, "commit", "-q", "--allow-empty", "-m", "mine")
+    found = status(work.toy, quiet)
+    assert (found.word, work.pin in found.detail) == ("wrong base", True)
 
 
-def test_partly_applied_by_commit_and_by_file(work: Workspace) -> None:
+def test_partly_applied(work: Workspace) -> None:
     apply(work.toy, quiet)
     lock = work.lock
     raw_git(work.clone, "switch", "-q", "--detach", lock.patches[0].commit)
     found = status(work.toy, quiet)
     assert (found.word, found.detail) == ("partly applied", "1 of 4 patches")
-    raw_git(work.clone, "switch", "-q", "mto")
-    raw_git(work.clone, "restore", "--source", work.pin, "engine.py")
-    found = status(work.toy, quiet)
-    assert (found.word, found.edited) == ("partly applied", ["engine.py"])
-    revert_by_hand = ("switch", "-q", "-f", "base")
-    raw_git(work.clone, *revert_by_hand)
-    raw_git(work.clone, "restore", "--source", "mto", "engine.py")
-    assert word(work) == "partly applied"
 
 
 def test_killed_step_is_finished_by_status(
     work: Workspace, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mto_tools.patchset.status.PATIENCE", 0.1)
+    monkeypatch.setattr("mto_tools.patchset.locks.PATIENCE", 0.1)
     apply(work.toy, quiet)
     run_killed(lambda: revert(load_upstream(work.home, "toy"), quiet), 3, decided=True)
-    assert (work.clone / ".git" / "index.lock").exists()
+    assert (work.clone / ".git" / "index.lock").is_symlink()
     with locked_by_another(work):
         found = status(work.toy, said.append)
         assert found.word == "partly applied"
@@ -101,7 +93,7 @@ def test_killed_step_is_finished_by_status(
     assert status(work.toy, said.append).word == "pristine"
     assert any("revert toy" in line for line in said)
     assert raw_git(work.clone, "status", "--porcelain") == ""
-    assert not (work.clone / ".git" / "index.lock").exists()
+    assert not (work.clone / ".git" / "index.lock").is_symlink()
 
 
 @contextlib.contextmanager
@@ -110,14 +102,6 @@ def locked_by_another(work: Workspace) -> Iterator[None]:
     with (work.clone / ".git" / "mto" / "lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def test_wrong_base(work: Workspace) -> None:
-    ensure_clone(work.toy, quiet)
-    raw_git(work.clone, "commit", "-q", "--allow-empty", "-m", "mine")
-    found = status(work.toy, quiet)
-    assert found.word == "wrong base"
-    assert work.pin in found.detail
 
 
 def test_former_series(work: Workspace) -> None:
@@ -129,16 +113,23 @@ def test_former_series(work: Workspace) -> None:
 
 
 def test_incomplete_clones(work: Workspace, tmp_path: Path) -> None:
-    work.clone.mkdir(parents=True)
-    write(work.clone, {"main.py": "no repository\n"})
-    assert word(work) == "incomplete clone"
-    raw_git(work.home, "init", "-q", ".")  # now inside another repository
-    found = status(work.toy, quiet)
-    assert found.word == "incomplete clone"
-    assert "not a clone of its own" in found.detail
-    raw_git(work.clone, "init", "-q", ".")
-    found = status(work.toy, quiet)
-    assert (found.word, found.detail) == ("incomplete clone", "no commit is checked out")
+    write(work.clone, FILES)
+    for folder, more, words in (
+        (work.home, ["--bare", str(work.clone)], "a bare repository"),
+        (tmp_path, ["elsewhere"], "not a git clone"),
+        (work.home, ["."], "not a clone of its own but a folder inside"),
+        (work.clone, ["."], "no commit is checked out"),
+    ):
+        raw_git(folder, "init", "-q", *more)
+        found = status(work.toy, quiet)
+        assert found.word == "incomplete clone"
+        assert words in found.detail
+        with pytest.raises(MtoError, match="expected the pin" if folder == work.clone else words):
+            apply(work.toy, quiet)
+        if "--bare" in more:
+            shutil.rmtree(work.clone)
+            write(work.clone, FILES)
+    assert (work.clone / "main.py").read_text() == FILES["main.py"]
     shutil.rmtree(work.clone)
     ensure_clone(work.toy, quiet)
     for pack in list((work.clone / ".git" / "objects").rglob("*.pack")):
@@ -188,16 +179,3 @@ def test_command_line(work: Workspace) -> None:
     run = work.mto("status", "--verbose")
     assert "compat 3, mto 4, deepspeed 2" in run.stdout
     assert work.pin in run.stdout
-
-
-def test_a_switch_is_refused_while_another_git_holds_the_index(work: Workspace) -> None:
-    ensure_clone(work.toy, quiet)
-    lock = work.clone / ".git" / "index.lock"
-    lock.write_text("a git of the user's")
-    with pytest.raises(RefusedError, match="another git is at work") as caught:
-        apply(work.toy, quiet)
-    assert str(lock) in caught.value.message
-    assert lock.read_text() == "a git of the user's"
-    lock.unlink()
-    assert status(work.toy, quiet).word == "pristine"
-    assert apply(work.toy, quiet).changed

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mto_tools.errors import MissingError, MtoError, from_os_error
+from mto_tools.errors import MissingError, MtoError, from_os_error, printable
 
 if TYPE_CHECKING:
     import typer
@@ -56,15 +56,10 @@ def main() -> None:
 def _fail(error: MtoError) -> None:
     """Print error and hint; in color on a terminal."""
     bold = "\033[1;{}m{}\033[0m" if sys.stderr.isatty() else "{1}"
-    print(bold.format(31, "error:"), _printable(error.message), file=sys.stderr)
+    print(bold.format(31, "error:"), printable(error.message), file=sys.stderr)
     if error.hint:
-        print(bold.format(32, "hint:"), f" {_printable(error.hint)}", file=sys.stderr)
+        print(bold.format(32, "hint:"), f" {printable(error.hint)}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-def _printable(text: str) -> str:
-    """Replace the bytes of file names that are not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 if __name__ == "__main__":

@@ -72,3 +72,8 @@ def from_os_error(error: OSError) -> MtoError:
             "an interrupted step",
         )
     return MtoError(f"{where}: {error.strerror or error}")
+
+
+def printable(text: str) -> str:
+    """Replace the bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

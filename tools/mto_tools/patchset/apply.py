@@ -20,12 +20,11 @@ from mto_tools.patchset.clone_state import (
     write_state,
 )
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.local_edits import edited_files, unlike
+from mto_tools.patchset.local_edits import edited_files
 from mto_tools.patchset.lock import Lock, Series, load_series, read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock
-from mto_tools.patchset.tree_diff import Version
 from mto_tools.upstreams.upstream import Upstream
 
 
@@ -64,7 +63,6 @@ def apply(
     """
     series = _series(upstream)
     clone = ensure_clone(upstream, say, repo, source)
-    verb = _command("apply", upstream, repo, through)
     with clone_lock(clone, say) as git:
         lock = rebuild(git, series, upstream.folder)
         goal = lock.commits[len(lock.through(through))]
@@ -94,11 +92,9 @@ def apply(
         state.commits = list(dict.fromkeys([*state.commits, *lock.commits[1:]]))
         changed = (branch, head) != (attach, goal)
         if changed:
-            move = BranchMove(
-                str(git.folder), branch, head, attach, goal, tuple(refs), asdict(state)
-            )
-            switch(git, move, verb, say)
-        elif state != read_state(git):
+            move = BranchMove(str(git.folder), branch, head, attach, goal, refs, asdict(state))
+            switch(git, move, _command("apply", upstream, repo, through), say)
+        else:
             write_state(git, state)
         return _outcome(upstream, git, goal, changed)
 
@@ -115,13 +111,14 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
             nor series.
     """
     clone = open_clone(upstream, repo)
-    verb = _command("revert", upstream, repo)
     with clone_lock(clone, say) as git:
         state = read_state(git)
-        applied = {*state.commits, *_commits(upstream)} - {upstream.pin}
         base = git.resolve(BASE)
-        if state.created_by_mto:
-            applied -= {base}
+        applied = set(state.commits)
+        with suppress(MtoError):  # a damaged lock
+            lock = read_lock(upstream)
+            applied.update(lock.commits if lock else ())
+        applied -= {upstream.pin, base if state.created_by_mto else ""}
         branch, head = git.head()
         on_top = head not in applied and _descends(git, head, applied)
         on_branch = branch == BRANCH and state.owns_branch
@@ -142,7 +139,7 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
             state.owns_branch = False
         refs = ((BRANCH, "", at),) if delete else ()
         move = BranchMove(str(git.folder), branch, head, attach, goal, refs, asdict(state))
-        switch(git, move, verb, say)
+        switch(git, move, _command("revert", upstream, repo), say)
         return _outcome(upstream, git, goal, True)
 
 
@@ -159,9 +156,9 @@ def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         head = git.resolve("HEAD")
         if head not in lock.commits:
             raise _wrong_base(git, upstream, head)
-        if edited := edited_since(git, lock, head):
+        if edited := edited_files(git):
             raise MtoError(
-                f"{git.folder}: edited since: {', '.join(edited)}",
+                f"{git.folder}: edited since: {', '.join(sorted(edited))}",
                 hint=f"mto {_command('diff', upstream, repo)} shows the edits; "
                 f"{git.command('stash', 'push', '--', *edited)} puts them aside",
             )
@@ -174,21 +171,6 @@ def diff(upstream: Upstream, *, repo: Path | None = None, stat: bool, color: boo
     shape = ["--stat", *([] if stat else ["--patch"]), f"--color={'always' if color else 'never'}"]
     flags = ("--no-ext-diff", "--no-textconv")
     return git.run("diff", *shape, *flags, upstream.pin, "--", convert=True)
-
-
-def edited_since(git: Git, lock: Lock, head: str) -> list[str]:
-    """Return tracked files that differ from `head`, the base or the end of a patch.
-
-    Touched files are compared by their bytes, whatever git's index believes.
-    """
-    expected: dict[str, list[Version | None]] = {
-        f.path: [Version(f.before, f.mode) if f.before else None]
-        for patch in reversed(lock.patches)  # the first one to touch a file knows its base
-        for f in patch.touched
-    }
-    for patch in lock.patches[: lock.commits.index(head)]:
-        expected |= {f.path: [Version(f.after, f.mode)] for f in patch.touched}
-    return sorted({*edited_files(git), *unlike(git, expected)})
 
 
 def _series(upstream: Upstream) -> Series:
@@ -230,14 +212,6 @@ def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
         hint=f"{git.command('switch', '--detach', upstream.pin)}    # or, to move the series to "
         f"your commit: mto upgrade {upstream.name} --to {head}",
     )
-
-
-def _commits(upstream: Upstream) -> set[str]:
-    """Return the commits of the locked series; none where the lock is damaged."""
-    with suppress(MtoError):
-        if lock := read_lock(upstream):
-            return {patch.commit for patch in lock.patches}
-    return set()
 
 
 def _descends(git: Git, head: str, commits: Iterable[str]) -> bool:

@@ -50,14 +50,14 @@ def touched_files(git: Git, before: str, after: str, name: str) -> tuple[Touched
         CorruptError: A file is removed, changes its mode, or is no regular file.
     """
     files = []
-    for c in changes(git, before, after):
-        changed_mode = c.status == "M" and c.old_mode != c.new_mode
-        if c.status not in "AM" or c.new_mode not in MODES or changed_mode:
+    for path, old, new in changes(git, before, after):
+        if not new or new.mode not in MODES or (old and old.mode != new.mode):
+            modes = [version.mode if version else "000000" for version in (old, new)]
             raise CorruptError(
-                f"{name}: {c.path} goes from mode {c.old_mode} to {c.new_mode}; a series only "
+                f"{name}: {path} goes from mode {modes[0]} to {modes[1]}; a series only "
                 "inserts lines into regular files or adds such files"
             )
-        files.append(Touched(c.path, c.new_mode, None if c.status == "A" else c.old, c.new))
+        files.append(Touched(path, new.mode, old.oid if old else None, new.oid))
     return tuple(sorted(files, key=lambda file: file.path))
 
 

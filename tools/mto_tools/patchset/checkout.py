@@ -27,6 +27,11 @@ DATE = 1704067200  # of embedded commits: 2024-01-01T00:00:00Z
 _LITTER = ("__pycache__", ".git", ".DS_Store", "_cache", ".pyc", ".pyo", ".swp", "~")
 
 
+def exists(folder: Path) -> bool:
+    """Whether there is a folder with something in it."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def clone_folder(upstream: Upstream, repo: Path | None) -> Path:
     """Where the upstream's clone is, or would be."""
     return repo.absolute() if repo else upstream.checkout
@@ -41,7 +46,7 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
         GitError: git cannot or will not read it.
     """
     folder = clone_folder(upstream, repo)
-    if not _exists(folder):
+    if not exists(folder):
         raise MissingError(
             f"{upstream.name} is not checked out: there is no clone in {folder}",
             hint=f"mto checkout {upstream.name}",
@@ -49,10 +54,6 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
     git = Git(folder)
     git.require_toplevel()
     return git
-
-
-def _exists(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def ensure_clone(
@@ -64,7 +65,7 @@ def ensure_clone(
         MissingError: No source gives the pin, or `repo` does not exist.
         CorruptError: What the source gave, or the folder, is not what was pinned.
     """
-    if repo is None and not _exists(upstream.checkout):
+    if repo is None and not exists(upstream.checkout):
         make_clone(upstream, say, source)
     git = open_clone(upstream, repo)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
@@ -101,7 +102,7 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         RefusedError: Another mto is making it.
     """
     with _half_made(upstream) as part:
-        if _exists(upstream.checkout):
+        if exists(upstream.checkout):
             return  # another mto was faster
         git = Git(part)
         git.run("init", "--quiet", "--template=", "-b", BASE.rpartition("/")[2], ".")
@@ -116,9 +117,7 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
             leave_out(git, list(lost))
         git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
         write_state(git, CloneState(created_by_mto=True, commits=[upstream.pin], missing=lost))
-        if upstream.checkout.is_dir():
-            upstream.checkout.rmdir()  # empty, see above
-        part.rename(upstream.checkout)
+        part.rename(upstream.checkout)  # also over an empty folder
 
 
 def leave_out(git: Git, paths: list[str]) -> None:
@@ -165,22 +164,21 @@ def embedded_commit(upstream: Upstream, repo: Git) -> str:
     oids = repo.text("hash-object", "-w", "--no-filters", "--stdin-paths", input=paths).split()
     entries = {}
     for name, oid in zip(names, oids, strict=True):
-        with (folder / name).open("rb") as stream:
-            entries[name] = ("100755" if stream.read(2) == b"#!" else "100644", oid)
+        script = (folder / name).read_bytes().startswith(b"#!")
+        entries[name] = ("100755" if script else "100644", oid)
     tree = write_tree(repo, "", entries)
     return commit_tree(repo, tree, [], f"{upstream.name}: embedded recipe", DATE)
 
 
 def _embedded_files(upstream: Upstream, folder: Path) -> list[str]:
     """Return the tracked files; all but caches where mto is no git clone, or none is tracked."""
-    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
-    paths = [file.relative_to(folder) for file in files]
-    names = {p.as_posix() for p in paths if not any(part.endswith(_LITTER) for part in p.parts)}
     git = Git(upstream.home)
-    if names and git.is_toplevel():
-        listed = git.text("ls-files", "-z", "--full-name", "--", upstream.path).split("\0")
-        prefix = upstream.path.strip("/") + "/"
-        names = names & {name.removeprefix(prefix) for name in listed} or names
+    tracked: list[str] = []
+    if git.is_toplevel():
+        tracked = git.text("ls-files", "-z", "--", upstream.path).split("\0")[:-1]
+    files = [upstream.home / name for name in tracked] or folder.rglob("*")
+    paths = [f.relative_to(folder) for f in files if f.is_file() and not f.is_symlink()]
+    names = [p.as_posix() for p in paths if not any(part.endswith(_LITTER) for part in p.parts)]
     if not names:
         raise MissingError(f"{upstream.name}: no file in {folder}", hint=restore_command(folder))
     return sorted(names)
@@ -191,12 +189,9 @@ def _require_pin(upstream: Upstream, repo: Git) -> None:
     found = embedded_commit(upstream, repo)
     if found != upstream.pin:
         folder = upstream.home / upstream.path
-        names = _embedded_files(upstream, folder)
-        crlf = [name for name in names if b"\r\n" in (folder / name).read_bytes()]
-        because = f"; {crlf[0]} has CRLF line ends" if crlf else ""
         raise CorruptError(
             f"{folder} differs from the pin in {upstream.folder / 'upstream.toml'}: "
-            f"expected commit {upstream.pin}, found {found}{because}",
+            f"expected commit {upstream.pin}, found {found}",
             hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
             f"if not: {restore_command(folder)}",
         )

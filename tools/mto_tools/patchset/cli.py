@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mto_tools.errors import printable
 from mto_tools.home import find_home
 from mto_tools.patchset.lock import open_upstream
 from mto_tools.upstreams.upstream import LAYERS, Upstream, upstream_names
@@ -40,12 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def say(line: str) -> None:
     """Print one line for a person, on stderr."""
-    typer.echo(_printable(line), err=True)
-
-
-def _printable(text: str) -> str:
-    """Replace the bytes of file names that are not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    typer.echo(printable(line), err=True)
 
 
 def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
@@ -99,9 +95,8 @@ def apply(
 
     if through is not None and through not in LAYERS:
         raise typer.BadParameter(f"one of {', '.join(LAYERS)}", param_hint="--through")
-    layers = f" through layer {through}" if through else ""
-    done = (f"applied{layers}", f"already applied{layers}")
-    _each(run, names, repo, as_json, *done, through=through, source=source)
+    done = "applied" + (f" through layer {through}" if through else "")
+    _each(run, names, repo, as_json, done, f"already {done}", through=through, source=source)
 
 
 def revert(names: Names, repo: Repo = None, as_json: Json = False) -> None:
@@ -128,8 +123,7 @@ def diff(
 
     (upstream,) = upstreams([name], repo)
     out = run(upstream, repo=repo, stat=stat, color=sys.stdout.isatty())
-    stream = getattr(sys.stdout, "buffer", None)
-    stream.write(out) if stream else typer.echo(out, nl=False)
+    typer.echo(out, nl=False)
 
 
 def status(
@@ -175,21 +169,20 @@ def _print_status(found: list[Status], verbose: bool) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    lines = ["inserted lines"] if verbose else []
-    columns = ["upstream", "state", "patched with", *lines, "note"]
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("upstream", "state"))
+    for column in ("upstream", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("patched with", *(["inserted lines"] if verbose else []), "note"):
+        table.add_column(column, overflow="fold")
     for state in found:
         off = "off until a run turns it on" if state.layers else ""
         note = "; ".join(part for part in (state.detail, state.series, off) if part)
-        if verbose:
-            more = [f"HEAD {state.head or 'none'}", f"pin {state.pin}", state.repo, *state.edited]
-            note = "\n".join(part for part in (note, *more) if part)
-        word = Text(state.word, style=_COLORS.get(state.word, "bold red"))
-        row: list[Any] = [state.name, word, ", ".join(state.layers) or "-"]
+        word = Text(state.word, _COLORS.get(state.word, "bold red"))
+        row = [", ".join(state.layers) or "-"]
         if verbose:
             row.append(", ".join(f"{layer} {n}" for layer, n in state.inserted.items()) or "-")
-        table.add_row(*row, Text(_printable(note)))
+            more = [f"HEAD {state.head or 'none'}", f"pin {state.pin}", state.repo, *state.edited]
+            note = "\n".join(part for part in (note, *more) if part)
+        table.add_row(state.name, word, *row, Text(printable(note)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 400  # a pipe has no right margin

@@ -122,5 +122,5 @@ def index_copy(git: Git, copy: Path) -> Git:
     """Copy the index, if there is one, to `copy`; return the same repository with that one."""
     index = git.git_dir() / "index"
     if index.exists():
-        shutil.copyfile(index, copy)
+        shutil.copy2(index, copy)  # git compares its time with that of files
     return git.with_env(GIT_INDEX_FILE=str(copy))

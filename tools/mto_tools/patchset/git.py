@@ -55,9 +55,6 @@ _REDIRECTING = re.compile(
     r"(LITERAL|GLOB|NOGLOB|ICASE)_PATHSPECS|EXTERNAL_DIFF|DIFF_OPTS|ATTR_SOURCE|TEMPLATE_DIR|"
     r"DEFAULT_REF_FORMAT|REFLOG_ACTION|INTERNAL_\w+|TEST_\w+|(AUTHOR|COMMITTER)_\w+)"
 )
-_HINT_NO_GIT = (
-    "install git 2.31 or newer and see that it is on PATH; without root: conda install git"
-)
 
 
 class GitError(MtoError):
@@ -101,16 +98,14 @@ class Git:
     def try_run(
         self,
         *args: str,
-        input: bytes | None = None,
-        env: Mapping[str, str] | None = None,
+        input: bytes = b"",
         convert: bool = False,
     ) -> tuple[int, bytes, str]:
         """Run `git ARGS` and return (exit status, stdout, stderr); never raises on a status.
 
         Args:
             args: Arguments after `git`.
-            input: Bytes for stdin; without it stdin is empty.
-            env: Variables for this call only.
+            input: Bytes for stdin.
             convert: Leave line-end conversion and attributes to the user's configuration; for
                 commands that read or write the work tree, such as `status` and `checkout`.
 
@@ -124,16 +119,14 @@ class Git:
         # -C although cwd is given: GitPython falls back to its own cwd where it may not enter.
         command = ["git", "-C", str(self.folder)]
         command += [word for setting in settings for word in ("-c", setting)] + list(args)
-        full_env = {**_ENVIRONMENT, **self.env, **(env or {})}
         with clean_environment(), tempfile.TemporaryFile() as stdin:
-            if input is not None:
-                stdin.write(input)
-                stdin.seek(0)
+            stdin.write(input)
+            stdin.seek(0)
             try:
                 rc, out, err = gitpython(str(self.folder)).execute(
                     command,
                     istream=stdin,
-                    env=full_env,
+                    env={**_ENVIRONMENT, **self.env},
                     with_extended_output=True,
                     with_exceptions=False,
                     stdout_as_string=False,
@@ -141,7 +134,8 @@ class Git:
                     pass_fds=() if self.held is None else (self.held,),
                 )
             except not_found as error:
-                raise MissingError("there is no git on PATH", hint=_HINT_NO_GIT) from error
+                hint = "install git 2.31 or newer, as by conda install git, onto PATH"
+                raise MissingError("there is no git on PATH", hint=hint) from error
         return rc, out, err if isinstance(err, str) else err.decode(errors="replace")
 
     def run(self, *args: str, check: bool = True, **options: Any) -> bytes:
@@ -175,12 +169,13 @@ class Git:
         Raises:
             GitError: There is a repository, but git cannot or will not read it.
         """
-        rc, out, err = self.try_run("rev-parse", "--show-toplevel")
+        args = ("rev-parse", "--show-toplevel")
+        rc, out, err = self.try_run(*args)
         if rc and ("not a git repository" in err or "must be run in a work tree" in err):
             return None
         if rc:
-            raise _explain(self.folder, ("rev-parse",), rc, err)
-        return Path(out.decode("utf-8", "surrogateescape").removesuffix("\n")).resolve()
+            raise _explain(self.folder, args, rc, err)
+        return Path(os.fsdecode(out.removesuffix(b"\n"))).resolve()
 
     def is_toplevel(self) -> bool:
         """Whether the folder is itself a repository, not merely a folder inside one."""
@@ -197,14 +192,15 @@ class Git:
             GitError: git cannot or will not read the clone.
         """
         top = self.toplevel()
-        if top != self.folder.resolve():
-            what = f"not a clone of its own but a folder inside {top}" if top else "not a git clone"
-            if self.text("rev-parse", "--is-bare-repository", check=False) == "true":
-                what = "a bare repository, which has no files to patch"
-            raise CorruptError(
-                f"{self.folder} is {what}",
-                hint="give --repo the top folder of a clone, or move this folder away",
-            )
+        if top == self.folder.resolve():
+            return
+        what = f"not a clone of its own but a folder inside {top}" if top else "not a git clone"
+        if self.text("rev-parse", "--is-bare-repository", check=False) == "true":
+            what = "a bare repository, which has no files to patch"
+        raise CorruptError(
+            f"{self.folder} is {what}",
+            hint="give --repo the top folder of a clone, or move this folder away",
+        )
 
     def git_dir(self) -> Path:
         """The repository's own folder; in a linked work tree the one under `worktrees/`."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.series import ZERO, FilePatch, Hunk, split_lines
+from mto_tools.patchset.series import FilePatch, Hunk, split_lines
 from mto_tools.patchset.tree_diff import (
     Range,
     changes,
     file_patches,
     ranges,
-    read_blobs,
+    read_blob,
     write_blob,
     write_tree,
 )
@@ -47,16 +47,16 @@ def split_edit(
     """
     whole = {file.path: file for file in file_patches(git, base, edited)}
     by_edit = ranges(git, applied, edited)
-    added = {c.path for c in changes(git, applied, edited) if c.old == ZERO}
-    blobs = read_blobs(git, [oid for file in whole.values() for oid in (file.before, file.after)])
+    added = {c.path for c in changes(git, applied, edited) if not c.before}
     trees: list[dict[str, tuple[str, str] | None]] = [{} for _ in history]
     for path, file in whole.items():
         past = [next((f for f in files if f.path == path), None) for files in history]
         edit = [Range(0, 0, 0, file.inserted)] if path in added else by_edit.get(path, [])
-        owners = relabel(labels(blobs[file.before], past), edit, new + 1)
-        if owners.count(UPSTREAM) != len(split_lines(blobs[file.before])):
+        before = read_blob(git, file.before)
+        owners = relabel(labels(before, past), edit, new + 1)
+        if owners.count(UPSTREAM) != len(split_lines(before)):
             owners = within(file, owners, new + 1)
-        lines = split_lines(blobs[file.after])
+        lines = split_lines(read_blob(git, file.after))
         creator = next((n for n, f in enumerate(past, 1) if f and f.is_new), new + 1)
         first = min(owners, default=creator) if file.is_new else 0
         for number, tree in enumerate(trees, 1):

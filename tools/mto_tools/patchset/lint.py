@@ -121,9 +121,8 @@ def copied_lines(git: Git, commit: str, files: Iterable[FilePatch]) -> list[tupl
     flags = ("-F", "-h", "-a", "--no-color", "--no-line-number", "--no-column", "--no-textconv")
     wanted = b"\n".join(sorted({line for _, _, line in lines}))
     # A blob that a clone lacks is no text we could have copied: never ask a promisor remote for it.
-    rc, out, err = git.try_run(
-        *("grep", *flags, "-f", "-", commit, "--"), input=wanted, env={"GIT_NO_LAZY_FETCH": "1"}
-    )
+    local = git.with_env(GIT_NO_LAZY_FETCH="1")
+    rc, out, err = local.try_run("grep", *flags, "-f", "-", commit, "--", input=wanted)
     if rc > 1:
         raise CorruptError(f"git grep failed in {git.folder}: {err.strip()}")
     found = set(map(bytes.strip, out.split(b"\n")))

@@ -170,9 +170,7 @@ def parse_lock(data: bytes, where: Path) -> Lock:
         lock = Lock(file.base.commit, file.base.tree, file.patches)
         if format_lock(lock) == data:
             return lock
-        problem = "not in its one byte form: " + (
-            "it has CRLF line ends" if b"\r\n" in data else "edited by hand or damaged in transfer"
-        )
+        problem = "not in its one byte form: edited by hand or damaged in transfer"
     raise CorruptError(
         f"{where}: {problem}",
         hint=f"{restore_command(where)}; or write it from the patches: "
@@ -231,9 +229,8 @@ def load_series(upstream: Upstream) -> Series:
     contents = [file.read_bytes() for file in files]
     for file, data, patch in zip(files, contents, lock.patches, strict=True):
         if sha256(data) != patch.sha256:
-            crlf = ": it has CRLF line ends" if b"\r\n" in data else ""
             raise CorruptError(
-                f"{file}: not the patch that was locked{crlf}: sha256 {sha256(data)}, "
+                f"{file}: not the patch that was locked: sha256 {sha256(data)}, "
                 f"expected {patch.sha256}",
                 hint=restore_command(file),
             )

@@ -16,19 +16,19 @@ from mto_tools.patchset.git import Git
 
 Say = Callable[[str], None]
 PATIENCE = 10.0  # seconds to wait for another mto
-_MARKER = b"mto is at work here, or was killed: then run any mto command\n"
+_MARKER = "mto is at work here, or was killed: then run any mto command"
 
 
-def hold(handle: int, busy: str, *, wait: float = PATIENCE) -> None:
+def hold(handle: int, busy: str) -> None:
     """Take the lock on an open file or folder; it is held until the last copy of it is closed.
 
     A killed command's lock goes a moment after the command, so this waits before it gives up. On a
     file system without locks it does nothing: renames and git's index lock still decide.
 
     Raises:
-        RefusedError: Another process still has it after `wait` seconds; says `busy`.
+        RefusedError: Another process still has it after `PATIENCE` seconds; says `busy`.
     """
-    end = time.monotonic() + wait
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,47 +46,27 @@ def hold(handle: int, busy: str, *, wait: float = PATIENCE) -> None:
 def index_lock(git: Git) -> Iterator[None]:
     """Hold the lock every git takes before it changes the index; needs the clone's own lock.
 
-    The lock holds a marker. The next mto that has the clone's lock removes a marked one: its
-    owner is dead.
+    Ours is a link that leads nowhere: it appears in one step, and git makes none. `clone_lock`
+    removes one whose owner is dead.
 
     Raises:
         RefusedError: A git is at work in the clone, or left its lock behind.
     """
     lock = git.git_dir() / "index.lock"
-    marker = private(git) / "marker"
-    clear_dead_index_lock(git)
-    marker.write_bytes(_MARKER)
     try:
-        _take_name(marker, lock)
-    except FileExistsError:
-        raise RefusedError(
-            f"another git is at work in {git.folder}: {lock} exists",
-            hint=f"wait until it is done; if no git runs there: rm {shlex.quote(str(lock))}",
-        ) from None
-    finally:
-        marker.unlink(missing_ok=True)
+        lock.symlink_to(_MARKER)
+    except OSError:  # taken already, or a file system without links
+        try:
+            lock.touch(exist_ok=False)
+        except FileExistsError:
+            raise RefusedError(
+                f"another git is at work in {git.folder}: {lock} exists",
+                hint=f"wait until it is done; if no git runs there: rm {shlex.quote(str(lock))}",
+            ) from None
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
-
-
-def clear_dead_index_lock(git: Git) -> None:
-    """Remove the index lock of a killed mto; needs the clone's own lock."""
-    lock = git.git_dir() / "index.lock"
-    if lock.exists() and lock.read_bytes() == _MARKER:
-        lock.unlink()
-
-
-def _take_name(marker: Path, lock: Path) -> None:
-    """Give the marker the name `lock`, whole or not at all, and never over another file."""
-    try:
-        os.link(marker, lock)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: first the name, then the marker over it
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        marker.replace(lock)
 
 
 def private(git: Git) -> Path:

@@ -20,7 +20,7 @@ from mto_tools.patchset.tree_diff import (
     NotAdditiveError,
     commit_tree,
     file_patches,
-    read_blobs,
+    read_blob,
     write_blob,
     write_tree,
 )
@@ -185,11 +185,10 @@ def _merge_the_rest(git: Git, step: Step, merged: Merged) -> str:
 
 def _merge_file(git: Git, stages: Stages, how: str) -> bytes:
     """Merge the three versions of a file; empty where git cannot, as with binary content."""
-    blobs = read_blobs(git, [oid for _, oid in stages.values()])
     words = {2: "upstream", 1: "pinned upstream", 3: "our patch"}
     with tempfile.TemporaryDirectory() as folder:
         for stage, word in words.items():
-            (Path(folder) / word).write_bytes(blobs[stages[stage][1]])
+            (Path(folder) / word).write_bytes(read_blob(git, stages[stage][1]))
         labels = [part for word in words.values() for part in ("-L", word)]
         files = [str(Path(folder) / word) for word in words.values()]
         return git.run("merge-file", "-p", how, *labels, *files, check=False)
@@ -221,14 +220,12 @@ def _judge(
     """Say of every hunk of `old` where it is in `new`, the insertions into `path` of upstream."""
     lost = "absorbed" if ok else "gone" if not path else "conflict"
     places = _places(old, new) if new else [None] * len(old.hunks)
-    blobs = read_blobs(git, [old.before, new.before] if new else [])
+    was, now = (read_blob(git, file.before) if file else b"" for file in (old, new))
     for hunk, at in zip(old.hunks, places, strict=True):
         report = HunkReport(old.path, hunk.after, len(hunk.lines), lost)
         if new and at is not None:
             report.now = (path, at)
-            report.changed_around = _near(blobs[old.before], hunk.after) != _near(
-                blobs[new.before], at
-            )
+            report.changed_around = _near(was, hunk.after) != _near(now, at)
             moved = at != hunk.after and not report.changed_around
             report.verdict = "renamed" if path != old.path else "moved" if moved else "clean"
         yield report

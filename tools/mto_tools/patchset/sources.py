@@ -127,13 +127,13 @@ def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
 
 def cannot_fetch(upstream: Upstream, source: Source, err: str, what: str = "") -> MissingError:
     """Return the error of a failed fetch; `err` is git's own reason."""
-    words = hide(" ".join(err.split()))
-    hint = source_hint(upstream)
-    if "dubious ownership" in err:
-        folder = shlex.quote(source.value.removeprefix("file://"))
-        hint = f"git config --global --add safe.directory {folder}"
-    message = f"cannot fetch {upstream.name}{what} from {source.shown} ({source.origin}): {words}"
-    return MissingError(message, hint=hint)
+    folder = shlex.quote(source.value.removeprefix("file://"))
+    trust = f"git config --global --add safe.directory {folder}"
+    return MissingError(
+        f"cannot fetch {upstream.name}{what} from {source.shown} ({source.origin}): "
+        f"{hide(' '.join(err.split()))}",
+        hint=trust if "dubious ownership" in err else source_hint(upstream),
+    )
 
 
 def _may_be_cut(git: Git) -> bool:

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MtoError
-from mto_tools.patchset.apply import edited_since
-from mto_tools.patchset.checkout import clone_folder
+from mto_tools.patchset.checkout import clone_folder, exists
 from mto_tools.patchset.clone_state import read_state
 from mto_tools.patchset.git import Git, GitError
-from mto_tools.patchset.local_edits import edited_files, unlike
+from mto_tools.patchset.local_edits import edited_files
 from mto_tools.patchset.lock import Lock, load_series, read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import missing_files
 from mto_tools.patchset.transaction import clone_lock, interrupted
-from mto_tools.patchset.tree_diff import Version
 from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 ABSENT = "absent"
@@ -29,7 +27,6 @@ WRONG_BASE = "wrong base"
 INCOMPLETE = "incomplete clone"
 WORDS = (ABSENT, PRISTINE, APPLIED, PARTLY, EDITED, WRONG_BASE, INCOMPLETE)
 GOOD = (ABSENT, PRISTINE, APPLIED)
-PATIENCE = 3.0  # seconds to wait for a command that is under way; it is nearly done
 
 
 @dataclass
@@ -70,7 +67,7 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
         found.series = error.message
         with suppress(MtoError):
             lock = read_lock(upstream) or lock
-    if folder.is_dir() and any(folder.iterdir()):
+    if exists(folder):
         _look(Git(folder), lock, found, say)
     if found.through:
         present = {patch.layer for patch in lock.through(found.through)}
@@ -99,17 +96,13 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     found.word, found.through, found.detail = _position(git, lock, found.head)
     if found.word == WRONG_BASE:
         return
-    known = read_state(git).missing
-    found.missing = sorted(known)
-    if lost := set(missing_files(git, found.head)) - known.keys():
+    found.missing = sorted(read_state(git).missing)
+    if lost := missing_files(git, found.head).keys() - found.missing:
         found.word, found.detail = INCOMPLETE, f"objects are missing: {', '.join(sorted(lost))}"
         return
-    if found.word == EDITED:  # by commits on top of the series
-        found.edited = sorted(edited_files(git))
-    elif edited := edited_since(git, lock, found.head):
-        found.edited, mixed = edited, _mixed(git, lock, edited)
-        found.word = PARTLY if mixed else EDITED
-        found.detail = f"{'of another stage' if mixed else 'edited'}: {_few(mixed or edited)}"
+    found.edited = sorted(edited_files(git))
+    if found.edited and found.word != EDITED:  # by commits on top of the series
+        found.word, found.detail = EDITED, f"edited: {_few(found.edited)}"
     if unfinished:
         found.word, found.detail = PARTLY, unfinished
     elif not found.detail and found.missing:
@@ -119,42 +112,31 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
 def _finish(git: Git, say: Say) -> str:
     try:
         if interrupted(git):
-            with clone_lock(git, say, wait=PATIENCE):
+            with clone_lock(git, say):
                 pass
         return ""
     except (MtoError, OSError) as error:
-        words = error.message if isinstance(error, MtoError) else str(error)
+        words = getattr(error, "message", error)
         return f"a command was interrupted and cannot be finished now: {words}"
 
 
 def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
     """Return (word, last layer applied, detail), by HEAD alone."""
+    patches = lock.patches
     if head == lock.base_commit:
         return PRISTINE, "", ""
-    commits = [patch.commit for patch in lock.patches]
-    if head in commits:
-        here = commits.index(head)
-        patch, after = lock.patches[here], lock.patches[here + 1 : here + 2]
-        if after and after[0].layer == patch.layer:
-            return PARTLY, patch.layer, f"{here + 1} of {len(commits)} patches"
-        return APPLIED, patch.layer, ""
+    if head in lock.commits:
+        here = lock.commits.index(head)
+        layer = patches[here - 1].layer
+        if patches[here:] and patches[here].layer == layer:
+            return PARTLY, layer, f"{here} of {len(patches)} patches"
+        return APPLIED, layer, ""
     if head in read_state(git).commits:
         return WRONG_BASE, "", "at a former pin or series; mto apply moves on"
-    if commits and git.ok("merge-base", "--is-ancestor", commits[-1], head):
-        number = git.text("rev-list", "--count", f"{commits[-1]}..{head}")
-        return EDITED, lock.patches[-1].layer, f"{number} commits of yours on top of the series"
+    if patches and git.ok("merge-base", "--is-ancestor", lock.commit, head):
+        number = git.text("rev-list", "--count", f"{lock.commit}..{head}")
+        return EDITED, patches[-1].layer, f"{number} commits of yours on top of the series"
     return WRONG_BASE, "", f"HEAD is {head}, expected {lock.base_commit}"
-
-
-def _mixed(git: Git, lock: Lock, edited: list[str]) -> list[str]:
-    """Return edited files that hold another stage of the series: of a half-done step."""
-    stages: dict[str, set[Version | None]] = {}
-    for patch in lock.patches:
-        for file in patch.touched:
-            before = Version(file.before, file.mode) if file.before else None
-            stages.setdefault(file.path, {before}).add(Version(file.after, file.mode))
-    other = unlike(git, {path: stages.get(path, set()) for path in edited})
-    return [path for path in edited if path not in other]
 
 
 def _few(names: list[str]) -> str:

@@ -15,13 +15,10 @@ from mto_tools.patchset.local_edits import (
     blocking_parent,
     edited_files,
     file_version,
-    unlike,
 )
 from mto_tools.patchset.locks import Say, private
 from mto_tools.patchset.transaction import replace_staged
 from mto_tools.patchset.tree_diff import Change, changes
-
-_TWICE = "staged, and edited since"
 
 
 def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
@@ -42,29 +39,28 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
         change
         for change in changes(git, move.head, move.goal)
         # A submodule is a repository of its own. git makes its folder, and leaves it alone then.
-        if SUBMODULE not in (change.old_mode, change.new_mode) or change.before is None
+        if not change.before or SUBMODULE not in {v.mode for v in change[1:] if v}
     ]
     before = {change.path: file_version(git.folder, change.path) for change in files}
+    kept = [change.path for change in files if change.after]
     _require_unmodified(git, files, verb)
     _require_writable(git, files)
 
-    def stage(new: Path) -> list[str]:
+    def stage(folder: Path) -> None:
         """Write the target files as git would check them out."""
-        away = index_copy(git, new / "index").with_env(GIT_ATTR_SOURCE=move.goal)
+        away = index_copy(git, folder.with_name("index")).with_env(GIT_ATTR_SOURCE=move.goal)
         if away.text("ls-files", "--unmerged"):
             raise RefusedError(
                 f"mto {verb}: {git.folder} is in the middle of a merge",
                 hint=f"{git.command('merge', '--abort')}, or finish it first",
             )
         away.run("read-tree", "-i", "-m", move.head, move.goal)
-        wanted = [change.path for change in files if change.after]
-        paths = "\0".join(wanted).encode("utf-8", "surrogateescape")
-        prefix = f"--prefix={new / 'files'}/"
+        paths = "\0".join(kept).encode("utf-8", "surrogateescape")
+        prefix = f"--prefix={folder}/"
         away.run("checkout-index", "--quiet", prefix, "-z", "--stdin", input=paths, convert=True)
-        return wanted
 
     place = private(git) / "transaction"
-    for note in replace_staged(place, git.folder, verb, before, stage, move, git):
+    for note in replace_staged(place, git.folder, verb, before, kept, stage, move, git):
         say(note)
 
 
@@ -79,10 +75,7 @@ def _require_writable(git: Git, files: Sequence[Change]) -> None:
 
 
 def _require_unmodified(git: Git, changes: Sequence[Change], verb: str) -> None:
-    """Refuse a switch that would overwrite something of the user's, with commands to keep it.
-
-    Contents are compared by OID as well: git overlooks edits of files marked assume-unchanged.
-    """
+    """Refuse a switch that would overwrite something of the user's, with commands to keep it."""
     paths = sorted(change.path for change in changes)
     for path in paths:
         link = blocking_parent(git.folder, path)
@@ -98,7 +91,7 @@ def _require_unmodified(git: Git, changes: Sequence[Change], verb: str) -> None:
         names = ", ".join(f"{path} ({why})" for path, why in sorted(modified.items()))
         raise RefusedError(
             f"mto {verb} would overwrite what you have in {git.folder}: {names}",
-            hint=_stash_command(git, modified) + f"    # then: mto {verb}",
+            hint=_aside_command(git, modified) + f"    # then: mto {verb}",
         )
 
 
@@ -106,18 +99,17 @@ def _modified_files(git: Git, changes: Sequence[Change]) -> dict[str, str]:
     """Return the files a switch would have to overwrite, each with the reason."""
     edited = edited_files(git)
     gone = {change.path for change in changes if change.after is None}
-    differ = unlike(git, {change.path: [change.before] for change in changes})
     modified: dict[str, str] = {}
     for change in changes:
         path, letters = change.path, edited.get(change.path, "  ")
         if change.before is None and letters != "  ":
             modified[path] = "staged by you, and the switch adds it"
         elif change.before is None:
-            if path in differ and not _is_emptied(git, path, gone):
+            if file_version(git.folder, path) and not _is_emptied(git, path, gone):
                 modified[path] = "untracked, and the switch adds it"
         elif letters[0] != " ":
-            modified[path] = "staged" if letters[1] == " " else _TWICE
-        elif letters[1] != " " or path in differ:
+            modified[path] = "staged" if letters[1] == " " else "staged, and edited since"
+        elif letters[1] != " ":
             modified[path] = "edited" if os.path.lexists(git.folder / path) else "deleted"
     return modified
 
@@ -144,23 +136,20 @@ def _refuse_skipped(git: Git, paths: Sequence[str], verb: str) -> None:
         )
 
 
-def _stash_command(git: Git, modified: Mapping[str, str]) -> str:
-    """Return the commands that put the user's edits on git's stash."""
-    paths = sorted(modified)
-    listed = git.text("ls-files", "-z", "-v", "--", *paths).split("\0")[:-1]
-    tracked = {entry[2:] for entry in listed}
+def _aside_command(git: Git, modified: Mapping[str, str]) -> str:
+    """Return the commands that put tracked files on git's stash, and rename the others."""
+    listed = git.text("ls-files", "-z", "-v", "--", *modified).split("\0")[:-1]
     hidden = sorted(entry[2:] for entry in listed if entry[0].islower())
-    # git stashes neither a pipe nor a folder in place of a file.
-    odd = [path for path in paths if (file := git.folder / path).exists() and not file.is_file()]
-    files = [path for path in paths if path not in odd]
+    # git stashes no folder in place of a file.
+    files = sorted(p[2:] for p in listed if not (git.folder / p[2:]).is_dir())
     commands = []
     if hidden:
         commands.append(git.command("update-index", "--no-assume-unchanged", "--", *hidden))
-    if _TWICE in modified.values():  # git cannot stash by name a file that is as in HEAD again
-        commands.append(git.command("stash", "push"))
-        files = [path for path in files if path not in tracked]
-    if files:
-        ignored = [] if tracked.issuperset(files) else ["--all"]
-        commands.append(git.command("stash", "push", *ignored, "--", *files))
-    commands += [shlex.join(["mv", f"{git.folder / p}", f"{git.folder / p}.mine"]) for p in odd]
+    if any(why.startswith("staged") for why in modified.values()):
+        commands.append(git.command("stash", "push"))  # by name, git fails on what is as in HEAD
+    elif files:
+        commands.append(git.command("stash", "push", "--", *files))
+    for other in sorted(modified.keys() - set(files)):
+        if os.path.lexists(file := str(git.folder / other)):
+            commands.append(shlex.join(["mv", file, f"{file}.mine"]))
     return " && ".join(commands)

@@ -8,7 +8,6 @@ log out. Each action can be repeated, so it does not matter how often this is in
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -16,17 +15,15 @@ import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
 from mto_tools.patchset.clone_state import BranchMove, can_move, move_head
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.local_edits import SUBMODULE, blocking_parent, file_version
+from mto_tools.patchset.local_edits import SUBMODULE, SYMLINK, blocking_parent, file_version
 from mto_tools.patchset.locks import (
-    PATIENCE,
     Say,
-    clear_dead_index_lock,
     deferred_interrupt,
     hold,
     index_lock,
@@ -37,11 +34,19 @@ from mto_tools.patchset.series import MODES
 from mto_tools.patchset.tree_diff import Version
 
 _NAME = "transaction"
-_Files = Mapping[str, tuple[Version | None, Version | None]]  # path to versions (before, after)
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A decided step: its name, versions by path (before, after), and the move of a clone."""
+
+    what: str
+    files: dict[str, tuple[Version | None, Version | None]]
+    move: BranchMove | None
 
 
 @contextmanager
-def clone_lock(git: Git, say: Say, *, wait: float = PATIENCE) -> Iterator[Git]:
+def clone_lock(git: Git, say: Say) -> Iterator[Git]:
     """Hold the clone's lock; finish first what a killed command left.
 
     Yields:
@@ -51,9 +56,10 @@ def clone_lock(git: Git, say: Say, *, wait: float = PATIENCE) -> Iterator[Git]:
         RefusedError: Another mto, or a git it started, is at work in this clone.
     """
     with (private(git) / "lock").open("w") as stream:
-        hold(stream.fileno(), f"another mto is at work in {git.folder}", wait=wait)
+        hold(stream.fileno(), f"another mto is at work in {git.folder}")
         held = Git(git.folder, git.env, stream.fileno())
-        clear_dead_index_lock(held)
+        if (left := git.git_dir() / "index.lock").is_symlink():  # of a killed mto
+            left.unlink()
         _recover(private(git) / _NAME, git.folder, say, held)
         yield held
 
@@ -99,21 +105,20 @@ def replace_files(
         folder: The folder all of them stand in.
         files: New bytes by name; None removes the file.
         what: Name of the step, for the message after a kill.
-        move: A clone that follows, if any.
+        move: Move of a clone that follows, if any.
         git: That clone, held by `clone_lock`.
 
     Raises:
         OSError: No space, or no right to write; then nothing has changed.
     """
+    kept = {name: data for name, data in files.items() if data is not None}
 
-    def stage(new: Path) -> list[str]:
-        written = {name: data for name, data in files.items() if data is not None}
-        for name, data in written.items():
-            write_file(new / "files" / name, data)
-        return list(written)
+    def stage(new: Path) -> None:
+        for name, data in kept.items():
+            write_file(new / name, data)
 
     before = {name: file_version(folder, name) for name in files}
-    replace_staged(folder / f".{_NAME}", folder, what, before, stage, move, git)
+    replace_staged(folder / f".{_NAME}", folder, what, before, kept, stage, move, git)
 
 
 def replace_staged(
@@ -121,7 +126,8 @@ def replace_staged(
     root: Path,
     what: str,
     before: Mapping[str, Version | None],
-    stage: Callable[[Path], Collection[str]],
+    kept: Collection[str],
+    stage: Callable[[Path], None],
     move: BranchMove | None,
     git: Git | None,
 ) -> list[str]:
@@ -132,8 +138,8 @@ def replace_staged(
         root: Folder that the paths are relative to.
         what: Name of the step.
         before: The files to replace, as they stand.
-        stage: Writes the new ones below `files/` of the folder it is given and returns their
-            paths; the others are removed.
+        kept: Those of them that get a new version; the others are removed.
+        stage: Writes the new versions below the folder it is given.
         move: Move of HEAD and branches, if any.
         git: The clone that moves, held by `clone_lock`.
 
@@ -148,22 +154,22 @@ def replace_staged(
     try:
         (new / "files").mkdir(parents=True)
         write_file(new / ".gitignore", b"*\n")
-        staged = stage(new)
+        stage(new / "files")
         files = {
-            path: (old, file_version(new / "files", path) if path in staged else None)
+            path: (old, file_version(new / "files", path) if path in kept else None)
             for path, old in before.items()
         }
         for path, (_, after) in files.items():
             if after and after.mode in MODES:
                 _sync(new / "files" / path)
-        log = {"what": what, "files": files, "move": asdict(move) if move else None}
-        write_file(new / "log.json", json.dumps(log).encode())
+        log = _Log(what, files, move)
+        write_file(new / "log.json", json.dumps(asdict(log)).encode())
         with deferred_interrupt():
             with index_lock(git) if move and git else nullcontext():
                 _sync(new)
                 new.rename(place)
                 _sync(place.parent)
-                notes = _carry_out(place, root, files, move, git)
+                notes = _carry_out(place, root, log, git)
             _remove(place)
         return notes
     except BaseException:
@@ -171,19 +177,18 @@ def replace_staged(
         raise
 
 
-def _carry_out(
-    place: Path, root: Path, files: _Files, move: BranchMove | None, git: Git | None
-) -> list[str]:
+def _carry_out(place: Path, root: Path, log: _Log, git: Git | None) -> list[str]:
     notes: list[str] = []
     # Removals first: a folder can stand where a link belongs, and a link where a folder does.
-    for path, (before, after) in sorted(files.items(), key=lambda item: item[1][1] is not None):
+    for path, (before, after) in sorted(log.files.items(), key=lambda f: f[1][1] is not None):
         notes += _put(root, path, place / "files", before, after)
-    if move and git:
-        move_head(git, move)
+    if log.move and git:
+        move_head(git, log.move)
     return notes
 
 
 def _remove(place: Path) -> None:
+    """Forget a step that is done; the index lock is free by now, for nothing else tells of it."""
     done = place.with_name(f"{place.name}.done")
     place.rename(done)
     shutil.rmtree(done)
@@ -195,25 +200,24 @@ def _recover(place: Path, root: Path, say: Say, clone: Git | None = None) -> Non
         shutil.rmtree(place.with_name(f"{place.name}.{leftover}"), ignore_errors=True)
     if not place.exists():
         return
-    what, files, move = _read(place)
+    log = _read(place)
     with ExitStack() as stack:
         git = clone
-        if move and not clone and Path(move.repo).is_dir():
-            git = stack.enter_context(clone_lock(Git(move.repo), say))
-        if move and git:
-            if can_move(git, move):
-                stack.enter_context(index_lock(git))
-            else:
-                say(f"{git.folder}: HEAD was moved since mto {what} was interrupted; it stays")
-                move, files = None, {} if clone else files
-        notes = _carry_out(place, root, files, move, git)
+        if log.move and not clone and Path(log.move.repo).is_dir():
+            git = stack.enter_context(clone_lock(Git(log.move.repo), say))
+        if log.move and git and can_move(git, log.move):
+            stack.enter_context(index_lock(git))
+        elif log.move and git:
+            say(f"{git.folder}: HEAD was moved since mto {log.what} was interrupted; it stays")
+            log = replace(log, move=None, files={} if clone else log.files)
+        notes = _carry_out(place, root, log, git)
     _remove(place)
-    say(f"finished mto {what}, which was interrupted, in {root}")
+    say(f"finished mto {log.what}, which was interrupted, in {root}")
     for note in notes:
         say(f"  {note}")
 
 
-def _read(place: Path) -> tuple[str, _Files, BranchMove | None]:
+def _read(place: Path) -> _Log:
     file = place / "log.json"
     try:
         log = json.loads(file.read_bytes())
@@ -221,8 +225,8 @@ def _read(place: Path) -> tuple[str, _Files, BranchMove | None]:
             path: (before and Version(*before), after and Version(*after))
             for path, (before, after) in log["files"].items()
         }
-        return log["what"], files, log["move"] and BranchMove(**log["move"])
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        return _Log(log["what"], files, log["move"] and BranchMove(**log["move"]))
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CorruptError(
             f"{file}: not a log of mto: {error!r}",
             hint=f"git status shows what changed; then: rm -r {shlex.quote(str(place))}",
@@ -248,10 +252,6 @@ def _put(
         else:
             yield f"{file} stays, for it was changed meanwhile"
         return
-    if file_version(staged, path) != after:
-        raise CorruptError(
-            f"{new} is damaged", hint=f"rm {shlex.quote(str(new))}, then restore {file}"
-        )
     if now and (now != before or now.mode == SUBMODULE):
         yours = free_name(file.with_name(f"{file.name}.yours"))
         file.rename(yours)
@@ -260,27 +260,15 @@ def _put(
     if after.mode == SUBMODULE:
         file.mkdir()
     else:
-        _rename(new, file)
+        if after.mode == SYMLINK:
+            file.unlink(missing_ok=True)
+        shutil.move(new, file)  # a rename, or a copy from another file system
 
 
 def free_name(path: Path) -> Path:
     """Return `path`, or the first of `path.2`, `path.3` and so on where nothing stands."""
     others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([path], others) if not os.path.lexists(name))
-
-
-def _rename(staged: Path, file: Path) -> None:
-    """Move a staged file into place; by a copy beside it where that is another file system."""
-    try:
-        staged.replace(file)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        part = file.with_name(f".{file.name}.mto")
-        part.unlink(missing_ok=True)
-        shutil.copy2(staged, part, follow_symlinks=False)
-        part.replace(file)
-        staged.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -57,26 +57,12 @@ class Version(NamedTuple):
     mode: str
 
 
-@dataclass(frozen=True)
-class Change:
-    """One path that differs between two trees; modes and OIDs are zeros where it is absent."""
+class Change(NamedTuple):
+    """One path that differs between two trees, with its versions; None where it is absent."""
 
-    status: str
     path: str
-    old_mode: str
-    new_mode: str
-    old: str
-    new: str
-
-    @property
-    def before(self) -> Version | None:
-        """The version in the first tree; None where the path is absent."""
-        return None if self.old == ZERO else Version(self.old, self.old_mode)
-
-    @property
-    def after(self) -> Version | None:
-        """The version in the second tree; None where the path is absent."""
-        return None if self.new == ZERO else Version(self.new, self.new_mode)
+    before: Version | None
+    after: Version | None
 
 
 @dataclass(frozen=True)
@@ -95,14 +81,17 @@ def changes(git: Git, old: str, new: str) -> list[Change]:
     fields = raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
     found = []
     for head, path in zip(fields[::2], fields[1::2], strict=True):
-        old_mode, new_mode, old_oid, new_oid, status = head.removeprefix(":").split(" ")
-        found.append(Change(status, path, old_mode, new_mode, old_oid, new_oid))
+        old_mode, new_mode, old_oid, new_oid, _ = head.removeprefix(":").split(" ")
+        before = None if old_oid == ZERO else Version(old_oid, old_mode)
+        found.append(Change(path, before, None if new_oid == ZERO else Version(new_oid, new_mode)))
     return found
 
 
 def ranges(git: Git, old: str, new: str) -> dict[str, list[Range]]:
     """Return git's minimal line diff of every file that both trees have and that differs."""
-    paths = iter([c.path for c in changes(git, old, new) if c.status == "M"])
+    found_by_git = changes(git, old, new)
+    # git shows a file that becomes a link as two files; the first digits are those of the kind.
+    paths = iter([p for p, a, b in found_by_git if a and b and a.mode[:3] == b.mode[:3]])
     found: dict[str, list[Range]] = {}
     here: list[Range] = []
     for line in git.run(*_DIFF, old, new).split(b"\n"):
@@ -115,26 +104,18 @@ def ranges(git: Git, old: str, new: str) -> dict[str, list[Range]]:
     return found
 
 
-def read_blobs(git: Git, oids: Iterable[str]) -> dict[str, bytes]:
-    """Read blobs by OID; the zero OID is the empty text.
+def read_blob(git: Git, oid: str) -> bytes:
+    """Read a blob; the zero OID is the empty text.
 
     Raises:
-        CorruptError: The repository lacks one of them.
+        CorruptError: The repository lacks it.
     """
-    wanted = sorted(set(oids) - {ZERO})
-    blobs = {ZERO: b""}
-    if not wanted:
-        return blobs
-    out, at = git.run("cat-file", "--batch", input="\n".join(wanted).encode() + b"\n"), 0
-    for oid in wanted:
-        end = out.index(b"\n", at)
-        head = out[at:end].split(b" ")
-        if len(head) != 3 or head[1] != b"blob":
-            raise CorruptError(f"blob {oid} is missing in {git.folder}", hint="fetch it again")
-        at = end + 1 + int(head[2])
-        blobs[oid] = out[end + 1 : at]
-        at += 1
-    return blobs
+    if oid == ZERO:
+        return b""
+    rc, data, _ = git.try_run("cat-file", "blob", oid)
+    if rc:
+        raise CorruptError(f"blob {oid} is missing in {git.folder}", hint="fetch it again")
+    return data
 
 
 @contextmanager
@@ -160,7 +141,7 @@ def commit_tree(git: Git, tree: str, parents: Sequence[str], message: str, secon
     who = {"NAME": "mto", "EMAIL": "mto@invalid", "DATE": f"@{seconds} +0000"}
     env = {f"GIT_{role}_{k}": v for role in ("AUTHOR", "COMMITTER") for k, v in who.items()}
     args = [arg for parent in parents for arg in ("-p", parent)]
-    return git.text("commit-tree", tree, *args, input=f"{message}\n".encode(), env=env)
+    return git.with_env(**env).text("commit-tree", tree, *args, input=f"{message}\n".encode())
 
 
 def write_blob(git: Git, data: bytes) -> str:
@@ -174,27 +155,25 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
     Raises:
         NotAdditiveError: Something of `base` is changed or missing in `tree`.
     """
-    found = changes(git, base, tree)
-    refused = {c.path: _refusal(c) for c in found}
-    blobs = read_blobs(git, [oid for c in found if not refused[c.path] for oid in (c.old, c.new)])
     by_git = ranges(git, base, tree)
     files, problems = [], []
-    for change in found:
-        reason = refused[change.path]
-        if not reason and b"\0" in blobs[change.new]:
-            reason = "binary content"
-        if reason:
-            problems.append(Problem(change.path, 1, reason))
+    for path, before, after in changes(git, base, tree):
+        reason = _refusal(path, before, after)
+        if reason or not after:
+            problems.append(Problem(path, 1, reason))
             continue
-        old, new = blobs[change.old], blobs[change.new]
-        hunks = additive_hunks(old, new, by_git.get(change.path))
-        if hunks is None and change.old == ZERO:
-            reason = "the last line does not end with a line feed: add one"
-            problems.append(Problem(change.path, len(split_lines(new)), reason))
-        elif hunks is None:
-            problems += _explain(change.path, old, by_git[change.path])
+        old, new = read_blob(git, before.oid if before else ZERO), read_blob(git, after.oid)
+        hunks = additive_hunks(old, new, by_git.get(path))
+        if b"\0" in new:
+            problems.append(Problem(path, 1, "binary content"))
+        elif hunks is not None:
+            oid = before.oid if before else ZERO
+            files.append(FilePatch(path, oid, after.oid, after.mode, hunks))
+        elif before:
+            problems += _explain(path, old, by_git[path])
         else:
-            files.append(FilePatch(change.path, change.old, change.new, change.new_mode, hunks))
+            reason = "the last line does not end with a line feed: add one"
+            problems.append(Problem(path, len(split_lines(new)), reason))
     if problems:
         raise NotAdditiveError(problems)
     return tuple(files)
@@ -237,15 +216,15 @@ def subsequence(old: Sequence[bytes], new: Sequence[bytes]) -> list[Range] | Non
     return found
 
 
-def _refusal(change: Change) -> str:
-    if reason := path_problem(change.path):
+def _refusal(path: str, before: Version | None, after: Version | None) -> str:
+    if reason := path_problem(path):
         return reason
-    if change.new == ZERO:
+    if not after:
         return "upstream file deleted"
-    if change.new_mode not in MODES or change.old_mode not in (*MODES, "000000"):
-        return f"mode {change.new_mode}: only ordinary files can be patched"
-    if change.old != ZERO and change.old_mode != change.new_mode:
-        return f"mode changed from {change.old_mode} to {change.new_mode}"
+    if any(version and version.mode not in MODES for version in (before, after)):
+        return f"mode {after.mode}: only ordinary files can be patched"
+    if before and before.mode != after.mode:
+        return f"mode changed from {before.mode} to {after.mode}"
     return ""
 
 
@@ -255,10 +234,7 @@ def _explain(path: str, old: bytes, by_git: Iterable[Range]) -> list[Problem]:
     for r in by_git:
         last = r.old + r.removed
         if last == len(lines) and old and not old.endswith(b"\n"):
-            reason = (
-                "upstream's last line has no line feed, so inserting behind it would change it: "
-                "insert before it"
-            )
+            reason = "upstream's last line has no line feed: insert before it"
         elif r.removed:
             which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
             reason = f"upstream {which} {'changed' if r.added else 'deleted'}"

@@ -249,7 +249,7 @@ def _rebase(git: Git, *args: str) -> None:
     """Let git go on to its next stop, or to the end."""
     before = git.resolve("REBASE_HEAD")
     settings = [part for key, value in _CONFIG.items() for part in ("-c", f"{key}={value}")]
-    rc, _, err = git.try_run(*settings, "rebase", *args, env={"GIT_EDITOR": "true"})
+    rc, _, err = git.with_env(GIT_EDITOR="true").try_run(*settings, "rebase", *args)
     if rc and (not _stopped(git) or git.resolve("REBASE_HEAD") == before):
         raise MtoError(f"git rebase cannot go on in {git.folder}: {' '.join(err.split())}")
 
