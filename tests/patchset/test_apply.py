@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -104,85 +103,66 @@ def test_linked_work_trees(work: Workspace, tmp_path: Path, said: list[str]) -> 
 
 
 IN_THE_WAY = {
-    "edited": "engine.py (edited)",
-    "deleted": "engine.py (deleted)",
-    "staged": "engine.py (staged)",
-    "staged, then restored": "engine.py (staged, and edited since)",
-    "assume-unchanged": "engine.py (edited)",
-    "mode": "engine.py (edited)",
-    "folder for a file": "engine.py (edited)",
-}
-IN_THE_WAY_OF_A_NEW_FILE = {
-    "untracked": "ds.json (untracked",
-    "ignored": "ds.json (untracked",
-    "added": "ds.json (staged by you",
-    "folder": "ds.json (untracked",
-    "pipe": "ds.json (untracked",
+    **dict.fromkeys(("edited", "deleted", "staged", "assume-unchanged", "mode"), "engine.py"),
+    **dict.fromkeys(("staged, then restored", "folder for a file"), "engine.py"),
+    **dict.fromkeys(("untracked", "ignored", "added", "folder"), "ds.json"),
 }
 
 
-def put_in_the_way(work: Workspace, way: str, target: Path) -> None:
+def put_in_the_way(target: Path, way: str) -> None:
     """Make the edit that `way` names."""
-    original = target.read_bytes() if target.exists() else b""
+    clone, original = target.parent, target.read_bytes() if target.exists() else b""
     if way == "assume-unchanged":
-        raw_git(work.clone, "update-index", "--assume-unchanged", "engine.py")
+        raw_git(clone, "update-index", "--assume-unchanged", target.name)
     if way in ("deleted", "folder for a file"):
         target.unlink()
     if way == "mode":
         target.chmod(0o755)
-    elif way == "pipe":
-        os.mkfifo(target)
     elif "folder" in way:
-        write(work.clone, {f"{target.name}/inside": "mine\n"})
+        write(clone, {f"{target.name}/inside": "mine\n"})
     elif way != "deleted":
         target.write_text("mine\n")
     if way in ("staged", "staged, then restored", "added"):
-        raw_git(work.clone, "add", target.name)
+        raw_git(clone, "add", target.name)
     if way == "staged, then restored":
         target.write_bytes(original)
     if way == "ignored":
-        (work.clone / ".git" / "info").mkdir(exist_ok=True)
-        (work.clone / ".git" / "info" / "exclude").write_text("ds.json\n")
+        write(clone / ".git", {"info/exclude": "ds.json\n"})
 
 
 @pytest.mark.parametrize(
-    ("verb", "way"),
-    [("apply", way) for way in IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE]
-    + [("revert", way) for way in ("staged", "assume-unchanged", "mode")],
+    ("verb", "way"), [*(("apply", way) for way in IN_THE_WAY), ("revert", "staged")]
 )
 def test_edits_in_the_way_are_refused_and_the_hint_puts_them_aside(
     work: Workspace, verb: str, way: str
 ) -> None:
-    reason = (IN_THE_WAY | IN_THE_WAY_OF_A_NEW_FILE)[way]
-    ensure_clone(work.toy, quiet)
     run, back = (apply, revert) if verb == "apply" else (revert, apply)
-    if verb == "revert":
-        apply(work.toy, quiet)
-    target = work.clone / reason.split()[0]
-    put_in_the_way(work, way, target)
+    (ensure_clone if verb == "apply" else apply)(work.toy, quiet)
+    target = work.clone / IN_THE_WAY[way]
+    put_in_the_way(target, way)
     seen = raw_git(work.clone, "status", "--porcelain", "-uall")
     head = raw_git(work.clone, "rev-parse", "HEAD")
-    with pytest.raises(RefusedError) as caught:
-        run(work.toy, quiet)
-    assert reason in caught.value.message
-    assert raw_git(work.clone, "status", "--porcelain", "-uall") == seen
-    assert raw_git(work.clone, "rev-parse", "HEAD") == head
-    assert not list((work.clone / ".git").glob("*.lock"))
-    hinted = subprocess.run(
-        ["bash", "-c", caught.value.hint], env={**os.environ, **IDENTITY}, capture_output=True
-    )
-    assert hinted.returncode == 0, hinted.stderr
+    # an edit that git was told to overlook has to be shown to git first
+    for _ in range(1 + (way == "assume-unchanged")):
+        with pytest.raises(RefusedError, match=target.name) as caught:
+            run(work.toy, quiet)
+        assert raw_git(work.clone, "status", "--porcelain", "-uall") == seen
+        assert raw_git(work.clone, "rev-parse", "HEAD") == head
+        assert not list((work.clone / ".git").glob("*.lock"))
+        hint = ["bash", "-c", caught.value.hint]
+        subprocess.run(hint, env={**os.environ, **IDENTITY}, check=True)
+        if way == "assume-unchanged":
+            seen = " M engine.py"
     if way == "folder for a file":
         raw_git(work.clone, "restore", target.name)
     assert run(work.toy, quiet).changed
     # back to where the user was, and their edits come back as they were
     back(work.toy, quiet)
-    if "untracked" in reason or "folder" in way:
+    if "folder" in way or way in ("untracked", "ignored"):
         assert target.with_name(f"{target.name}.mine").exists()
-        return
-    raw_git(work.clone, "stash", "pop", "--index")
-    expected = " M engine.py" if way == "assume-unchanged" else seen
-    assert raw_git(work.clone, "status", "--porcelain", "-uall") == expected
+    else:
+        raw_git(work.clone, "stash", "pop", "--index")
+        assert raw_git(work.clone, "status", "--porcelain", "-uall") == seen
 
 
 def test_nothing_of_a_refused_apply_stays(work: Workspace) -> None:
@@ -197,7 +177,7 @@ def test_nothing_of_a_refused_apply_stays(work: Workspace) -> None:
     assert apply(work.toy, quiet).changed
 
 
-def test_new_series_over_an_old_one(work: Workspace) -> None:
+def test_new_series_and_new_pin_over_an_old_one(work: Workspace) -> None:
     """After `git pull` of mto the lock is new and the clone holds the old series."""
     apply(work.toy, quiet)
     work.write_series({"0001-mto-loss.patch": patch_of("engine.py", (4, ["mto = 2"]))})
@@ -208,10 +188,8 @@ def test_new_series_over_an_old_one(work: Workspace) -> None:
     assert raw_git(work.clone, "status", "--porcelain") == " M data.txt"
     revert(work.toy, quiet)
     assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
-
-
-def test_new_pin_in_a_clone_of_ours(work: Workspace) -> None:
-    apply(work.toy, quiet)
+    # and where its pin is new
+    raw_git(work.clone, "restore", "data.txt")
     work.commit_and_pin({"engine.py": f"new first line\n{LINES}"})
     apply(work.toy, quiet)
     assert read(work, "engine.py").splitlines()[:3] == ["new first line", "line 1", "mto = 1"]
@@ -232,44 +210,37 @@ def test_wrong_base(work: Workspace, own: Path) -> None:
 
 def test_diff_is_our_lines(work: Workspace) -> None:
     apply(work.toy, quiet)
-    text = diff(work.toy, stat=False, color=False).decode()
+    text = diff(work.toy, color=False).decode()
     assert "5 files changed, 9 insertions(+)" in text
     assert "+mto.add()" in text
     assert not [line for line in text.splitlines() if line.startswith("-") and line[:3] != "---"]
-    assert "+mto" not in diff(work.toy, stat=True, color=False).decode()
 
 
-def test_no_series_yet(work: Workspace) -> None:
-    work.write_series({})
-    (work.patches / "lock").unlink()
-    with pytest.raises(MissingError, match="no series for toy yet"):
-        apply(work.toy, quiet)
-
-
-def test_damaged_lock_does_not_hinder_revert(work: Workspace) -> None:
+def test_damaged_lock_does_not_hinder_revert_and_none_is_told(work: Workspace) -> None:
     apply(work.toy, quiet)
     (work.patches / "lock").write_text("{")
     with pytest.raises(CorruptError):
         apply(work.toy, quiet)
     revert(work.toy, quiet)
     assert raw_git(work.clone, "rev-parse", "HEAD") == work.pin
+    for file in work.patches.glob("[0l]*"):
+        file.unlink()
+    with pytest.raises(MissingError, match="no series for toy yet"):
+        apply(work.toy, quiet)
 
 
 def test_command_line(work: Workspace) -> None:
-    run = work.mto("apply", "toy", "--through", "mto", "--json")
-    assert run.returncode == 0, run.stderr
-    (outcome,) = json.loads(run.stdout)
-    lock = work.lock
-    assert outcome["tree"] == lock.patches[2].tree == work.head_tree()
+    run = work.mto("apply", "toy", "--through", "mto")
+    assert (run.returncode, run.stdout) == (0, "")
     assert str(work.clone) in run.stderr  # every command names the folder it worked on
+    assert work.head_tree() == work.lock.patches[2].tree
     assert work.mto("status", "TOY", "--expect", "applied").returncode == 0
-    run = work.mto("diff", "toy", "--stat")
+    run = work.mto("diff", "toy")
     assert (run.returncode, run.stderr) == (0, "")
     run = work.mto("verify", "toy")
     assert (run.returncode, run.stdout) == (0, "")
     assert str(work.clone) in run.stderr
-    run = work.mto("apply", "toy", "--through", "moon")
-    assert run.returncode == 2
+    assert work.mto("apply", "toy", "--through", "moon").returncode == 2
     run = work.mto("apply", "moon")
     assert run.returncode == 3
     assert "known: toy" in run.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shlex
 from pathlib import Path
 
 import pytest
@@ -44,20 +43,14 @@ def test_order_of_sources(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_source(toy).value == "git@host:some/toy"
     assert find_source(toy).kind == "url"
     assert find_source(toy, "ssh://option/x").origin == "--source"
+    forms = "host:x.git me+ci@host:x.git [::1]:x.git [me@host:22]:x ssh://h/x ext::prog"
+    assert {find_source(toy, form).kind for form in forms.split()} == {"url"}
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["host:x.git", "me+ci@host:x.git", "[::1]:x.git", "[me@host:22]:x", "ssh://h/x", "ext::prog x"],
-)
-def test_every_form_of_a_url_that_git_takes(work: Workspace, value: str) -> None:
-    assert find_source(work.toy, value).kind == "url"
-
-
-@pytest.mark.parametrize("word", ["secret", "se@cret", "se:c@ret"])
-def test_a_password_is_never_shown(work: Workspace, word: str) -> None:
-    shown = find_source(work.toy, f"https://me:{word}@host/some/toy.git").shown
-    assert shown == "https://***@host/some/toy.git"
+def test_a_password_is_never_shown(work: Workspace) -> None:
+    for word in ("secret", "se@cret", "se:c@ret"):
+        shown = find_source(work.toy, f"https://me:{word}@host/some/toy.git").shown
+        assert shown == "https://***@host/some/toy.git"
     assert "secret" not in hide("fatal: unable to access 'https://me:sec@secret@host/x'")
 
 
@@ -71,25 +64,12 @@ def test_a_source_of_another_user_is_told_as_such(work: Workspace, tmp_path: Pat
     for source in (str(mirror), f"file://{mirror}"):
         with pytest.raises(MissingError, match="ownership") as caught:
             make_clone(work.toy, quiet, source)
-        assert shlex.split(caught.value.hint)[-1] == str(mirror)
+        assert f"safe.directory '{mirror}'" in caught.value.message
     write(work.home / "upstream" / "embedded" / "small", RECIPE)
     raw_git(work.home, "init", "-q", ".")
     os.chown(work.home, 12345, 12345)
     with pytest.raises(GitError, match="ownership"):
         embedded_commit(embedded(work.home), Git(work.origin))
-
-
-def test_server_that_refuses_unadvertised_objects(work: Workspace) -> None:
-    """The pin is no tip, and protocol 0 gives tips only: the whole history is fetched then."""
-    write(work.origin, {"later.py": "later\n"})
-    raw_git(work.origin, "add", "-A")
-    raw_git(work.origin, "commit", "-q", "-m", "third")
-    config = work.home.parent / "gitconfig"
-    config.write_text("[protocol]\n\tversion = 0\n")
-    make_clone(work.toy, quiet, f"file://{work.origin}")
-    assert clone_is_whole(work)
-    assert raw_git(work.clone, "rev-list", "--count", "HEAD") == "2"
-    assert raw_git(work.clone, "for-each-ref", "--format=%(refname)") == "refs/heads/base"
 
 
 @pytest.mark.parametrize("kind", ["url", "bare", "shallow", "bundle", "shallow bundle"])

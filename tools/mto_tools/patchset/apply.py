@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
@@ -16,12 +15,13 @@ from mto_tools.patchset.clone_state import (
     BRANCH,
     BranchMove,
     checked_out_elsewhere,
+    find_base,
     read_state,
     write_state,
 )
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import edited_files
-from mto_tools.patchset.lock import Lock, Series, load_series, read_lock
+from mto_tools.patchset.lock import Series, load_series, read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock
@@ -32,10 +32,8 @@ from mto_tools.upstreams.upstream import Upstream
 class Outcome:
     """The state a command left behind."""
 
-    name: str  # of the upstream
-    repo: str  # the clone
+    repo: Path  # the clone
     commit: str  # where HEAD is
-    tree: str
     changed: bool  # False where there was nothing to do
 
 
@@ -68,8 +66,17 @@ def apply(
         goal = lock.commits[len(lock.through(through))]
         state = read_state(git)
         ours = {*state.commits, *lock.commits[1:]}
-        _require_base(git, upstream, lock, ours, repo)
         branch, head = git.head()
+        base, ahead = find_base(git, {*ours, lock.base_commit})
+        if ahead and base in ours:
+            raise RefusedError(
+                f"{git.folder} has commits of yours on top of the series: HEAD is {head}",
+                hint=f"mto {_command('export', upstream, repo)} takes them into the series; or "
+                f"{git.command('branch', '-m', 'mto', 'my-work')}, "
+                f"then mto {_command('revert', upstream, repo)}",
+            )
+        if ahead or not base:
+            raise _wrong_base(git, upstream, head)
         attach, refs = BRANCH, []
         if checked_out_elsewhere(git, BRANCH):
             attach = ""
@@ -84,19 +91,19 @@ def apply(
                 )
             refs.append((BRANCH, goal, at))
             state.owns_branch = True
-        base = git.resolve(BASE)
-        if state.created_by_mto and base in state.commits and base != lock.base_commit:
-            refs.append((BASE, lock.base_commit, base))
+        former = git.resolve(BASE)
+        if state.created_by_mto and former in state.commits and former != lock.base_commit:
+            refs.append((BASE, lock.base_commit, former))
         if head not in ours - {lock.base_commit} and branch != BRANCH:
             state.original_ref, state.original_commit = branch, head
         state.commits = list(dict.fromkeys([*state.commits, *lock.commits[1:]]))
         changed = (branch, head) != (attach, goal)
         if changed:
-            move = BranchMove(str(git.folder), branch, head, attach, goal, refs, asdict(state))
+            move = BranchMove(str(git.folder), branch, head, attach, goal, refs, state)
             switch(git, move, _command("apply", upstream, repo, through), say)
         else:
             write_state(git, state)
-        return _outcome(upstream, git, goal, changed)
+        return Outcome(git.folder, goal, changed)
 
 
 def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome:
@@ -110,8 +117,7 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         RefusedError: Going on would overwrite something of the user's, or HEAD is neither base
             nor series.
     """
-    clone = open_clone(upstream, repo)
-    with clone_lock(clone, say) as git:
+    with clone_lock(open_clone(upstream, repo), say) as git:
         state = read_state(git)
         base = git.resolve(BASE)
         applied = set(state.commits)
@@ -120,12 +126,12 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
             applied.update(lock.commits if lock else ())
         applied -= {upstream.pin, base if state.created_by_mto else ""}
         branch, head = git.head()
-        on_top = head not in applied and _descends(git, head, applied)
+        top, ahead = find_base(git, applied)
         on_branch = branch == BRANCH and state.owns_branch
-        if head not in applied and not on_top and not on_branch:
+        if not top and not on_branch:
             if head not in (upstream.pin, base, state.original_commit):
                 raise _wrong_base(git, upstream, head)
-            return _outcome(upstream, git, head, False)
+            return Outcome(git.folder, head, False)
         attach = state.original_ref if git.resolve(state.original_ref or "-") else ""
         goal = git.resolve(attach) if attach else state.original_commit or upstream.pin
         if attach and checked_out_elsewhere(git, attach):
@@ -133,14 +139,14 @@ def revert(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
         at = git.resolve(BRANCH)
         unused = not checked_out_elsewhere(git, BRANCH)
         delete = state.owns_branch and unused and at in {*applied, upstream.pin}
-        if at and (on_top or (on_branch and not delete)):
+        if at and (ahead or (on_branch and not delete)):
             say(f"{upstream.name}: your commits stay on branch mto, {at}")
         if delete or on_branch:  # deleted, or the user's now
             state.owns_branch = False
         refs = ((BRANCH, "", at),) if delete else ()
-        move = BranchMove(str(git.folder), branch, head, attach, goal, refs, asdict(state))
+        move = BranchMove(str(git.folder), branch, head, attach, goal, refs, state)
         switch(git, move, _command("revert", upstream, repo), say)
-        return _outcome(upstream, git, goal, True)
+        return Outcome(git.folder, goal, True)
 
 
 def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome:
@@ -162,15 +168,14 @@ def verify(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Outcome
                 hint=f"mto {_command('diff', upstream, repo)} shows the edits; "
                 f"{git.command('stash', 'push', '--', *edited)} puts them aside",
             )
-        return _outcome(upstream, git, head, True)
+        return Outcome(git.folder, head, True)
 
 
-def diff(upstream: Upstream, *, repo: Path | None = None, stat: bool, color: bool) -> bytes:
-    """Return what the checkout changes over the pin: a summary, then (without `stat`) a patch."""
+def diff(upstream: Upstream, *, repo: Path | None = None, color: bool) -> bytes:
+    """Return what the checkout changes over the pin: a summary, then a patch."""
     git = open_clone(upstream, repo)
-    shape = ["--stat", *([] if stat else ["--patch"]), f"--color={'always' if color else 'never'}"]
-    flags = ("--no-ext-diff", "--no-textconv")
-    return git.run("diff", *shape, *flags, upstream.pin, "--", convert=True)
+    flags = ("--stat", "--patch", f"--color={'always' if color else 'never'}", "--no-ext-diff")
+    return git.run("diff", *flags, "--no-textconv", upstream.pin, "--", convert=True)
 
 
 def _series(upstream: Upstream) -> Series:
@@ -189,22 +194,6 @@ def _command(verb: str, upstream: Upstream, repo: Path | None, through: str | No
     return shlex.join([verb, upstream.name, *at, *(["--through", through] if through else [])])
 
 
-def _require_base(
-    git: Git, upstream: Upstream, lock: Lock, ours: set[str], repo: Path | None
-) -> None:
-    head = git.resolve("HEAD")
-    if head == lock.base_commit or head in ours:
-        return
-    if head and _descends(git, head, ours):
-        raise RefusedError(
-            f"{git.folder} has commits of yours on top of the series: HEAD is {head}",
-            hint=f"mto {_command('export', upstream, repo)} takes them into the series; or "
-            f"{git.command('branch', '-m', 'mto', 'my-work')}, "
-            f"then mto {_command('revert', upstream, repo)}",
-        )
-    raise _wrong_base(git, upstream, head)
-
-
 def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
     return RefusedError(
         f"{git.folder} is at {head or 'no commit'}; expected the pin {upstream.pin} or a commit of "
@@ -212,15 +201,3 @@ def _wrong_base(git: Git, upstream: Upstream, head: str) -> RefusedError:
         hint=f"{git.command('switch', '--detach', upstream.pin)}    # or, to move the series to "
         f"your commit: mto upgrade {upstream.name} --to {head}",
     )
-
-
-def _descends(git: Git, head: str, commits: Iterable[str]) -> bool:
-    return any(
-        git.resolve(f"{commit}^{{commit}}") and git.ok("merge-base", "--is-ancestor", commit, head)
-        for commit in commits
-    )
-
-
-def _outcome(upstream: Upstream, git: Git, commit: str, changed: bool) -> Outcome:
-    tree = git.resolve(f"{commit}^{{tree}}")
-    return Outcome(upstream.name, str(git.folder), commit, tree, changed)

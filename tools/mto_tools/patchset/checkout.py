@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MissingError
@@ -76,21 +74,28 @@ def ensure_clone(
 def _fetch_pin(git: Git, upstream: Upstream, say: Say, source: str | None) -> dict[str, str]:
     """Bring the pin into a repository; return path to OID of files the source lacks."""
     if upstream.source == "embedded":
-        _require_pin(upstream, git)
+        if (found := embedded_commit(upstream, git)) != upstream.pin:
+            folder = upstream.home / upstream.path
+            raise CorruptError(
+                f"{folder} differs from the pin in {upstream.folder / 'upstream.toml'}: "
+                f"expected commit {upstream.pin}, found {found}",
+                hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
+                f"if not: {restore_command(folder)}",
+            )
         return {}
-    found = find_source(upstream, source)
-    say(f"{upstream.name}: fetching {upstream.pin} from {found.shown}")
-    fetch_commit(git, found, upstream.pin, upstream)
+    place = find_source(upstream, source)
+    say(f"{upstream.name}: fetching {upstream.pin} from {place.shown}")
+    fetch_commit(git, place, upstream.pin, upstream)
     lost = missing_files(git, upstream.pin)
     lock = read_lock(upstream)
     for path, oid in lost.items():
         if lock and path in lock.touched():
             raise MissingError(
-                f"{found.shown} ({found.origin}) lacks {path}, blob {oid}, which the series of "
+                f"{place.shown} ({place.origin}) lacks {path}, blob {oid}, which the series of "
                 f"{upstream.name} patches",
                 hint=source_hint(upstream),
             )
-        say(f"{upstream.name}: {found.shown} lacks {path}, blob {oid}; left out, no patch needs it")
+        say(f"{upstream.name}: {place.shown} lacks {path}, blob {oid}; left out, no patch needs it")
     return lost
 
 
@@ -101,23 +106,34 @@ def make_clone(upstream: Upstream, say: Say, source: str | None = None) -> None:
         MissingError: No source gives the pin.
         RefusedError: Another mto is making it.
     """
-    with _half_made(upstream) as part:
+    part = upstream.checkout.parent / ".mto" / upstream.name
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.with_name(f"{upstream.name}.lock").open("w") as stream:
+        hold(stream.fileno(), f"another mto is checking out {upstream.name}")
         if exists(upstream.checkout):
-            return  # another mto was faster
-        git = Git(part)
-        git.run("init", "--quiet", "--template=", "-b", BASE.rpartition("/")[2], ".")
-        # A clone of our own holds the very bytes that were pinned, whatever the user's default.
-        for key, value in (("autocrlf", "false"), ("eol", "lf"), ("attributesFile", os.devnull)):
-            git.run("config", f"core.{key}", value)
-        if upstream.url:
-            git.run("remote", "add", "origin", upstream.url)
-        lost = _fetch_pin(git, upstream, say, source)
-        git.run("update-ref", BASE, upstream.pin)
-        if lost:
-            leave_out(git, list(lost))
-        git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
-        write_state(git, CloneState(created_by_mto=True, commits=[upstream.pin], missing=lost))
-        part.rename(upstream.checkout)  # also over an empty folder
+            return  # that one made it
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir()
+            _fill_clone(Git(part), upstream, say, source)
+            part.rename(upstream.checkout)  # also over an empty folder
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill_clone(git: Git, upstream: Upstream, say: Say, source: str | None) -> None:
+    git.run("init", "--quiet", "--template=", "-b", BASE.rpartition("/")[2], ".")
+    # A clone of our own holds the very bytes that were pinned, whatever the user's default.
+    for key, value in (("autocrlf", "false"), ("eol", "lf"), ("attributesFile", os.devnull)):
+        git.run("config", f"core.{key}", value)
+    if upstream.url:
+        git.run("remote", "add", "origin", upstream.url)
+    lost = _fetch_pin(git, upstream, say, source)
+    git.run("update-ref", BASE, upstream.pin)
+    if lost:
+        leave_out(git, list(lost))
+    git.run("read-tree", "-m", "-u", upstream.pin, convert=True)
+    write_state(git, CloneState(created_by_mto=True, commits=[upstream.pin], missing=lost))
 
 
 def leave_out(git: Git, paths: list[str]) -> None:
@@ -128,22 +144,6 @@ def leave_out(git: Git, paths: list[str]) -> None:
     file = git.git_dir() / "info" / "sparse-checkout"
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"/*\n{patterns}", "utf-8", errors="surrogateescape")
-
-
-@contextmanager
-def _half_made(upstream: Upstream) -> Iterator[Path]:
-    """Give an empty folder beside the clones, under a lock, and clear it afterwards."""
-    shop = upstream.checkout.parent / ".mto"
-    shop.mkdir(parents=True, exist_ok=True)
-    part = shop / upstream.name
-    with (shop / f"{upstream.name}.lock").open("w") as stream:
-        hold(stream.fileno(), f"another mto is checking out {upstream.name}")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
-            yield part
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def embedded_commit(upstream: Upstream, repo: Git) -> str:
@@ -182,16 +182,3 @@ def _embedded_files(upstream: Upstream, folder: Path) -> list[str]:
     if not names:
         raise MissingError(f"{upstream.name}: no file in {folder}", hint=restore_command(folder))
     return sorted(names)
-
-
-def _require_pin(upstream: Upstream, repo: Git) -> None:
-    """Write an embedded recipe's commit into `repo` and compare it with the pin."""
-    found = embedded_commit(upstream, repo)
-    if found != upstream.pin:
-        folder = upstream.home / upstream.path
-        raise CorruptError(
-            f"{folder} differs from the pin in {upstream.folder / 'upstream.toml'}: "
-            f"expected commit {upstream.pin}, found {found}",
-            hint=f"if the change is yours: mto upgrade {upstream.name} --to embedded --accept; "
-            f"if not: {restore_command(folder)}",
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,6 @@ from mto_tools.patchset.lock import open_upstream
 from mto_tools.upstreams.upstream import LAYERS, Upstream, upstream_names
 
 if TYPE_CHECKING:
-    from mto_tools.patchset.apply import Outcome
     from mto_tools.patchset.status import Status
 
 _COLORS = {"absent": "dim", "pristine": "cyan", "applied": "green"}
@@ -52,25 +50,6 @@ def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
     return [open_upstream(home, name, say) for name in dict.fromkeys(names)]
 
 
-def _each(
-    run: Callable[..., Outcome],
-    names: list[str],
-    repo: Path | None,
-    as_json: bool,
-    changed: str,
-    unchanged: str = "",
-    **options: str | None,
-) -> None:
-    """Run a command on each upstream, say what was done and where, and print JSON if asked."""
-    outcomes = []
-    for upstream in upstreams(names, repo):
-        outcome = run(upstream, say, repo=repo, **options)
-        say(f"{outcome.name}: {changed if outcome.changed else unchanged} in {outcome.repo}")
-        outcomes.append(asdict(outcome))
-    if as_json:
-        typer.echo(json.dumps(outcomes, indent=2))
-
-
 def checkout(names: Names, source: From = None) -> None:
     """Clone upstreams at their pins, unpatched."""
     from mto_tools.patchset.checkout import ensure_clone
@@ -88,42 +67,44 @@ def apply(
     ] = None,
     repo: Repo = None,
     source: From = None,
-    as_json: Json = False,
 ) -> None:
     """Clone if needed, check every object, and switch to the patched tree."""
     from mto_tools.patchset.apply import apply as run
 
     if through is not None and through not in LAYERS:
         raise typer.BadParameter(f"one of {', '.join(LAYERS)}", param_hint="--through")
-    done = "applied" + (f" through layer {through}" if through else "")
-    _each(run, names, repo, as_json, done, f"already {done}", through=through, source=source)
+    for upstream in upstreams(names, repo):
+        done = run(upstream, say, through=through, repo=repo, source=source)
+        layers = f" through layer {through}" if through else ""
+        already = "" if done.changed else "already "
+        say(f"{upstream.name}: {already}applied{layers} in {done.repo}")
 
 
-def revert(names: Names, repo: Repo = None, as_json: Json = False) -> None:
+def revert(names: Names, repo: Repo = None) -> None:
     """Go back to where the clone was before apply."""
     from mto_tools.patchset.apply import revert as run
 
-    _each(run, names, repo, as_json, "reverted", "nothing to revert")
+    for upstream in upstreams(names, repo):
+        done = run(upstream, say, repo=repo)
+        what = "reverted" if done.changed else "nothing to revert"
+        say(f"{upstream.name}: {what} in {done.repo}")
 
 
-def verify(names: Names, repo: Repo = None, as_json: Json = False) -> None:
+def verify(names: Names, repo: Repo = None) -> None:
     """Build the series again; compare patches, lock, trees, commits and work tree."""
     from mto_tools.patchset.apply import verify as run
 
-    _each(run, names, repo, as_json, "patches, lock, trees, commits and work tree agree")
+    for upstream in upstreams(names, repo):
+        found = run(upstream, say, repo=repo)
+        say(f"{upstream.name}: patches, lock, trees, commits and work tree agree in {found.repo}")
 
 
-def diff(
-    name: Annotated[str, typer.Argument(help="One upstream.")],
-    repo: Repo = None,
-    stat: Annotated[bool, typer.Option("--stat", help="Only the summary.")] = False,
-) -> None:
+def diff(name: Annotated[str, typer.Argument(help="One upstream.")], repo: Repo = None) -> None:
     """Show what the checkout changes over the pinned commit."""
     from mto_tools.patchset.apply import diff as run
 
     (upstream,) = upstreams([name], repo)
-    out = run(upstream, repo=repo, stat=stat, color=sys.stdout.isatty())
-    typer.echo(out, nl=False)
+    typer.echo(run(upstream, repo=repo, color=sys.stdout.isatty()), nl=False)
 
 
 def status(
@@ -136,9 +117,6 @@ def status(
         str | None,
         typer.Option(help="Exit 1 unless each one named is in this state.", metavar="WORD"),
     ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Lines inserted by each layer, OIDs, files.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """One word per upstream.
@@ -158,12 +136,12 @@ def status(
         states = [{**asdict(state), "good": state.good} for state in found]
         typer.echo(json.dumps(states, indent=2))
     else:
-        _print_status(found, verbose)
+        _print_status(found)
     if not all(s.word == expect and not s.series if expect else s.good for s in found):
         raise typer.Exit(1)
 
 
-def _print_status(found: list[Status], verbose: bool) -> None:
+def _print_status(found: list[Status]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -171,18 +149,13 @@ def _print_status(found: list[Status], verbose: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("upstream", "state"):
         table.add_column(column, no_wrap=True)
-    for column in ("patched with", *(["inserted lines"] if verbose else []), "note"):
+    for column in ("patched with", "note"):
         table.add_column(column, overflow="fold")
     for state in found:
         off = "off until a run turns it on" if state.layers else ""
         note = "; ".join(part for part in (state.detail, state.series, off) if part)
         word = Text(state.word, _COLORS.get(state.word, "bold red"))
-        row = [", ".join(state.layers) or "-"]
-        if verbose:
-            row.append(", ".join(f"{layer} {n}" for layer, n in state.inserted.items()) or "-")
-            more = [f"HEAD {state.head or 'none'}", f"pin {state.pin}", state.repo, *state.edited]
-            note = "\n".join(part for part in (note, *more) if part)
-        table.add_row(state.name, word, *row, Text(printable(note)))
+        table.add_row(state.name, word, ", ".join(state.layers) or "-", Text(printable(note)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 400  # a pipe has no right margin

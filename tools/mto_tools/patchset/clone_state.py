@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mto_tools.errors import RefusedError
 from mto_tools.patchset.git import Git
@@ -53,7 +52,7 @@ class BranchMove:
     attach: str  # branch HEAD is on afterwards; "" for a detached HEAD
     goal: str  # commit HEAD is at afterwards
     refs: Sequence[Sequence[str]] = ()  # (ref, new OID or "" to delete it, old OID or "" for none)
-    state: dict[str, Any] | None = None  # new facts about the clone; None leaves them
+    state: CloneState | None = None  # new facts about the clone; None leaves them
     commit_all: bool = False  # the index takes the tracked files, as `git commit -a` does
 
 
@@ -71,6 +70,16 @@ def require_free_name(git: Git, move: BranchMove) -> None:
                 f"{ref.removeprefix('refs/heads/')}",
                 hint=git.command("branch", "-m", below[0], f"my-{below[0]}"),
             )
+
+
+def find_base(git: Git, commits: Collection[str]) -> tuple[str, int]:
+    """Return the latest of `commits` that HEAD builds on, and how many commits lie in between.
+
+    ("", 0) where HEAD builds on none of them.
+    """
+    history = ("rev-list", "--first-parent", "--max-count=1000", "HEAD")
+    listed = git.text(*history, check=False).split()
+    return next(((oid, ahead) for ahead, oid in enumerate(listed) if oid in commits), ("", 0))
 
 
 def checked_out_elsewhere(git: Git, ref: str) -> bool:
@@ -100,7 +109,7 @@ def move_head(git: Git, move: BranchMove) -> None:
     if move.attach and git.resolve(move.attach) == move.goal:
         git.run("symbolic-ref", "-m", "mto", "HEAD", move.attach)
     if move.state is not None:
-        write_state(git, CloneState(**move.state))
+        write_state(git, move.state)
     _move_index(git, move)
 
 

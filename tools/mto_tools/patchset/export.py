@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, RefusedError
@@ -13,8 +13,8 @@ from mto_tools.patchset.clone_state import (
     BRANCH,
     BranchMove,
     checked_out_elsewhere,
+    find_base,
     read_state,
-    require_free_name,
 )
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.line_owners import split_edit
@@ -193,8 +193,7 @@ def _require_whole_series(git: Git, upstream: Upstream, lock: Lock) -> None:
         RefusedError: HEAD holds a part of the series, or has nothing to do with it.
     """
     head, known = git.resolve("HEAD"), lock.commits
-    ancestors = git.text("rev-list", "--first-parent", "--max-count=1000", "HEAD").split("\n")
-    found = next((commit for commit in ancestors if commit in known), "")
+    found, _ = find_base(git, known)
     if not found:
         raise RefusedError(
             f"{git.folder}: HEAD {head} descends neither from the pin {upstream.pin} nor from a "
@@ -275,7 +274,6 @@ def _branch_move(git: Git, lock: Lock, edited: str) -> tuple[BranchMove | None, 
     state.owns_branch = state.owns_branch or not branch
     state.commits = [*(oid for oid in state.commits if oid != new), new]
     refs = ((BRANCH, new, branch),)
-    move = BranchMove(str(git.folder), ref, head, BRANCH, new, refs, asdict(state), commit_all=True)
-    require_free_name(git, move)
+    move = BranchMove(str(git.folder), ref, head, BRANCH, new, refs, state, commit_all=True)
     mine = f"your own commits end at {head}: {git.command('log', head)}"
     return move, () if head in ours else (mine,)

@@ -14,12 +14,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
-
-if TYPE_CHECKING:
-    from git.cmd import Git as GitPython
 
 OLDEST = (2, 31)  # rev-parse --path-format; `mto upgrade` asks for 2.38 itself
 
@@ -96,10 +93,7 @@ class Git:
         return Git(self.folder, {**self.env, **env}, self.held)
 
     def try_run(
-        self,
-        *args: str,
-        input: bytes = b"",
-        convert: bool = False,
+        self, *args: str, input: bytes = b"", convert: bool = False
     ) -> tuple[int, bytes, str]:
         """Run `git ARGS` and return (exit status, stdout, stderr); never raises on a status.
 
@@ -110,11 +104,18 @@ class Git:
                 commands that read or write the work tree, such as `status` and `checkout`.
 
         Raises:
-            MissingError: There is no git, or no such folder.
+            MissingError: There is no such folder, no git, or one that cannot say its version.
         """
-        gitpython, not_found = _gitpython()
         if not self.folder.is_dir():
             raise MissingError(f"there is no folder {self.folder}")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        try:  # here, for the import takes 0.2 s and starts git
+            from git.cmd import Git as GitPython
+            from git.exc import GitCommandNotFound
+        except ImportError as error:
+            words = " ".join(str(error).split())
+            hint = "git --version shows the same; mend what it names, such as ~/.gitconfig"
+            raise MissingError(f"git does not start: {words}", hint=hint) from error
         settings = [*_NEUTRAL, *(() if convert else _NO_CONVERSION)]
         # -C although cwd is given: GitPython falls back to its own cwd where it may not enter.
         command = ["git", "-C", str(self.folder)]
@@ -123,7 +124,7 @@ class Git:
             stdin.write(input)
             stdin.seek(0)
             try:
-                rc, out, err = gitpython(str(self.folder)).execute(
+                rc, out, err = GitPython(str(self.folder)).execute(
                     command,
                     istream=stdin,
                     env={**_ENVIRONMENT, **self.env},
@@ -133,7 +134,7 @@ class Git:
                     strip_newline_in_stdout=False,
                     pass_fds=() if self.held is None else (self.held,),
                 )
-            except not_found as error:
+            except GitCommandNotFound as error:
                 hint = "install git 2.31 or newer, as by conda install git, onto PATH"
                 raise MissingError("there is no git on PATH", hint=hint) from error
         return rc, out, err if isinstance(err, str) else err.decode(errors="replace")
@@ -229,25 +230,6 @@ class Git:
         return self.text("symbolic-ref", "--quiet", "HEAD", check=False), self.resolve("HEAD")
 
 
-def _gitpython() -> tuple[type[GitPython], type[Exception]]:
-    """Import GitPython, which takes 0.2 s and starts git.
-
-    Raises:
-        MissingError: git cannot even say its version.
-    """
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    try:
-        from git.cmd import Git as GitPython
-        from git.exc import GitCommandNotFound
-    except ImportError as error:
-        words = " ".join(line.strip() for line in str(error).splitlines())
-        raise MissingError(
-            f"git does not start: {words}",
-            hint="git --version shows the same; mend what it names, such as ~/.gitconfig",
-        ) from error
-    return GitPython, GitCommandNotFound
-
-
 def restore_command(path: Path) -> str:
     """Return the command that gives a tracked file or folder its committed content again."""
     folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
@@ -260,17 +242,9 @@ def hide(text: str) -> str:
 
 
 def _explain(folder: Path, args: tuple[str, ...], rc: int, err: str) -> MtoError:
-    """Turn git's own words into our error, keeping them."""
+    """Turn git's own words into our error; they name the command that mends it, where one can."""
     words = hide(" ".join(err.split())) or f"status {rc}"
     what = f"git {' '.join(args[:2])} failed in {folder}: {words}"
     if any(w in err for w in ("No space left", "Disk quota exceeded", "Out of diskspace")):
         return MissingError(what, hint="free some disk space, then run the command again")
-    trust = f"git config --global --add safe.directory {shlex.quote(str(folder))}"
-    busy = "wait for the git that is at work in this clone; if none is, remove the lock file"
-    hints = {
-        "dubious ownership": trust,
-        ".lock': File exists": busy,
-        "Permission denied": f"see that you may write in {folder}",
-        "Read-only file system": f"see that you may write in {folder}",
-    }
-    return GitError(what, hint=next((hint for w, hint in hints.items() if w in err), ""))
+    return GitError(what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from os.path import lexists
 from pathlib import Path
@@ -96,6 +96,22 @@ def untracked(git: Git) -> tuple[str, ...]:
     return tuple(out.split("\0")[:-1])
 
 
+def require_visible(git: Git, paths: Collection[str] = ()) -> None:
+    """Refuse edits, of `paths` or else of any file, that git was told to overlook.
+
+    Raises:
+        RefusedError: Names them, and the command that shows them to git.
+    """
+    with unmarked_index(git) as (away, marked):
+        differ = away.text("diff", "--name-only", "-z", convert=True).split("\0") if marked else []
+    if hidden := sorted(marked.intersection(differ).intersection(paths or differ)):
+        raise RefusedError(
+            f"{git.folder} has edits that git was told to overlook: {', '.join(hidden)}",
+            hint=f"{git.command('update-index', '--no-assume-unchanged', *hidden)}    # or "
+            "--no-skip-worktree: makes them part; git diff then shows them",
+        )
+
+
 def edited_tree(git: Git) -> str:
     """Return the tree of all tracked files as they stand in the work tree.
 
@@ -109,13 +125,7 @@ def edited_tree(git: Git) -> str:
             f"{git.folder} has unmerged files: {', '.join(unmerged.splitlines())}",
             hint="resolve them and git add them",
         )
-    with unmarked_index(git) as (away, marked):
-        differ = away.text("diff", "--name-only", "-z", convert=True).split("\0")
-        if hidden := sorted(marked.intersection(differ)):
-            raise RefusedError(
-                f"{git.folder} has edits that git was told to overlook: {', '.join(hidden)}",
-                hint=f"{git.command('update-index', '--no-assume-unchanged', *hidden)}    # or "
-                "--no-skip-worktree: makes them part; git diff then shows them",
-            )
+    require_visible(git)
+    with unmarked_index(git) as (away, _):
         away.run("add", "-u", convert=True)
         return away.text("write-tree", "--missing-ok")

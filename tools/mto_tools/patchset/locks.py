@@ -55,14 +55,11 @@ def index_lock(git: Git) -> Iterator[None]:
     lock = git.git_dir() / "index.lock"
     try:
         lock.symlink_to(_MARKER)
-    except OSError:  # taken already, or a file system without links
-        try:
-            lock.touch(exist_ok=False)
-        except FileExistsError:
-            raise RefusedError(
-                f"another git is at work in {git.folder}: {lock} exists",
-                hint=f"wait until it is done; if no git runs there: rm {shlex.quote(str(lock))}",
-            ) from None
+    except FileExistsError:
+        raise RefusedError(
+            f"another git is at work in {git.folder}: {lock} exists",
+            hint=f"wait until it is done; if no git runs there: rm {shlex.quote(str(lock))}",
+        ) from None
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +92,10 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
                 f"{upstream.name}: {' '.join(err.split())}",
                 hint=f"make it again: git bundle create {upstream.name}.bundle --all",
             )
-    elif source.kind == "repository" and (lost := missing_objects(Git(source.value), commit)):
-        _from_incomplete(git, source, commit, lost)
+    elif source.kind == "repository" and _lacks_files(Git(source.value), commit):
+        _copy_incomplete(git, source, commit)
     else:
-        _by_oid(git, source, commit, upstream)
+        _fetch(git, source, commit, upstream)
     if git.text("cat-file", "-t", commit, check=False) != "commit":
         raise MissingError(
             f"{source.shown} ({source.origin}) does not hold the commit {commit} of "
@@ -106,33 +105,24 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
     _mark_shallow(git, commit)
 
 
-def _by_oid(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
-    fetch = ("fetch", "--no-tags")
-    quiet = ("--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules")
+def _fetch(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
+    flags = ("--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head")
     # Cut in a clone that has its whole history only where the source's own history is cut.
     for depth in (["--depth=1"],) if _may_be_cut(git) else ([], ["--depth=1"]):
-        rc, _, first = git.try_run(*fetch, *quiet, *depth, "--", source.value, commit)
-        if rc == 0 and git.ok("rev-list", "--quiet", commit, "--not", "--all"):
-            return
+        fetch = ("fetch", *flags, "--no-recurse-submodules", *depth, "--", source.value, commit)
+        rc, _, err = git.try_run(*fetch)
         if rc:
-            break
-    # An old server only gives what it advertises; and a shallow source cannot be cut again.
-    refs = "+refs/*:refs/mto-fetch/*"
-    rc, _, _ = git.try_run(*fetch, *quiet, "--", source.value, refs)
-    for ref in git.text("for-each-ref", "--format=%(refname)", "refs/mto-fetch/").split():
-        git.run("update-ref", "-d", ref)
-    if rc:
-        raise cannot_fetch(upstream, source, first, f" {commit}")
+            raise cannot_fetch(upstream, source, err, f" {commit}")
+        if git.ok("rev-list", "--quiet", commit, "--not", "--all"):
+            return
 
 
 def cannot_fetch(upstream: Upstream, source: Source, err: str, what: str = "") -> MissingError:
     """Return the error of a failed fetch; `err` is git's own reason."""
-    folder = shlex.quote(source.value.removeprefix("file://"))
-    trust = f"git config --global --add safe.directory {folder}"
     return MissingError(
         f"cannot fetch {upstream.name}{what} from {source.shown} ({source.origin}): "
         f"{hide(' '.join(err.split()))}",
-        hint=trust if "dubious ownership" in err else source_hint(upstream),
+        hint=source_hint(upstream),
     )
 
 
@@ -142,47 +132,37 @@ def _may_be_cut(git: Git) -> bool:
     return empty or (git.common_dir() / "shallow").exists()
 
 
-def _from_incomplete(git: Git, source: Source, commit: str, lost: list[str]) -> None:
+def _lacks_files(mirror: Git, commit: str) -> bool:
+    return mirror.ok("cat-file", "-e", commit) and bool(missing_files(mirror, commit))
+
+
+def _copy_incomplete(git: Git, source: Source, commit: str) -> None:
     """Copy what a local repository does hold; a fetch would give up at the first lost object."""
     mirror = Git(source.value)
-    walk = ("--no-walk",) if _may_be_cut(git) or _may_be_cut(mirror) else ()
-    listed = mirror.text("rev-list", "--objects", *walk, "--missing=print", commit)
-    oids = [line.split(" ")[0] for line in listed.splitlines() if not line.startswith("?")]
-    wanted = "\n".join(oid for oid in oids if oid not in lost) + "\n"
-    pack = mirror.run("pack-objects", "--stdout", "--quiet", input=wanted.encode())
+    cut = f"--shallow {commit}\n" if _may_be_cut(git) or _may_be_cut(mirror) else ""
+    flags = ("--revs", "--missing=allow-any", "--stdout", "--quiet")
+    pack = mirror.run("pack-objects", *flags, input=f"{cut}{commit}\n".encode())
     git.run("index-pack", "--stdin", input=pack)
-
-
-def missing_objects(git: Git, commit: str) -> list[str]:
-    """Return the OIDs that `commit` needs and the repository lacks, history left out.
-
-    A partial clone lacks nothing: git fetches the rest when it is needed.
-    """
-    if git.ok("config", "--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$"):
-        return []
-    rc, out, _ = git.try_run("rev-list", "--objects", "--no-walk", "--missing=print", commit)
-    lines = [] if rc else out.split(b"\n")
-    return [line[1:].decode() for line in lines if line.startswith(b"?")]
 
 
 def missing_files(git: Git, commit: str) -> dict[str, str]:
     """Return path to OID of the files of `commit` whose blobs the repository lacks.
 
+    A partial clone lacks nothing: git fetches the rest when it is needed.
+
     Raises:
         CorruptError: A folder's tree is missing: then the files below cannot even be named.
     """
-    lost = set(missing_objects(git, commit))
-    if not lost:
+    if git.ok("config", "--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$"):
         return {}
-    rc, out, err = git.try_run("ls-tree", "-r", "-t", "-z", "--full-tree", commit)
+    rc, out, err = git.try_run("ls-tree", "-r", "-z", "--full-tree", commit)
     if rc:
         raise CorruptError(f"{git.folder}: the tree of {commit} is incomplete: {err.strip()}")
-    found = {}
-    for entry in out.decode("utf-8", "surrogateescape").split("\0")[:-1]:
-        meta, path = entry.split("\t", 1)
-        if meta.split()[2] in lost:
-            found[path] = meta.split()[2]
-    return found
+    entries = [e.split("\t", 1) for e in out.decode("utf-8", "surrogateescape").split("\0")[:-1]]
+    blobs = {path: meta.split()[2] for meta, path in entries if " blob " in meta}
+    asked = "\n".join(blobs.values()).encode()
+    checked = set(git.text("cat-file", "--batch-check", input=asked).split("\n"))
+    return {path: oid for path, oid in blobs.items() if f"{oid} missing" in checked}
 
 
 def init_with_alternates(folder: Path, objects: Sequence[Path]) -> Git:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MtoError
 from mto_tools.patchset.checkout import clone_folder, exists
-from mto_tools.patchset.clone_state import read_state
+from mto_tools.patchset.clone_state import find_base, read_state
 from mto_tools.patchset.git import Git, GitError
 from mto_tools.patchset.local_edits import edited_files
 from mto_tools.patchset.lock import Lock, load_series, read_lock
@@ -43,7 +42,6 @@ class Status:
     edited: list[str] = field(default_factory=list)  # tracked files that differ from HEAD
     missing: list[str] = field(default_factory=list)  # files left out: the source lacked them
     series: str = ""  # the fault of patches or lock
-    inserted: dict[str, int] = field(default_factory=dict)  # lines of the series by layer
     layers: list[str] = field(default_factory=list)
 
     @property
@@ -58,11 +56,7 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
     found = Status(upstream.name, ABSENT, str(folder), upstream.pin)
     lock = Lock(upstream.pin, "")
     try:
-        series = load_series(upstream)
-        lock = series.lock
-        for patch, (_, data) in zip(lock.patches, series.files, strict=True):
-            count = found.inserted.get(patch.layer, 0) + inserted_lines(data)
-            found.inserted[patch.layer] = count
+        lock = load_series(upstream).lock
     except MtoError as error:
         found.series = error.message
         with suppress(MtoError):
@@ -75,12 +69,6 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
     return found
 
 
-def inserted_lines(patch: bytes) -> int:
-    """Return the number of lines a zero-context patch inserts, by its hunk headers."""
-    counts = re.findall(rb"^@@ -[\d,]+ \+\d+(?:,(\d+))? @@", patch, re.MULTILINE)
-    return sum(int(count or 1) for count in counts)
-
-
 def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     found.word = INCOMPLETE
     try:
@@ -88,7 +76,15 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     except (CorruptError, GitError) as error:
         found.detail = error.message
         return
-    unfinished = _finish(git, say)
+    try:
+        if interrupted(git):
+            with clone_lock(git, say):
+                pass
+    except (MtoError, OSError) as error:
+        words = getattr(error, "message", error)
+        found.word = PARTLY
+        found.detail = f"a command was interrupted and cannot be finished now: {words}"
+        return
     found.head = git.resolve("HEAD")
     if not found.head:
         found.detail = "no commit is checked out"
@@ -103,40 +99,26 @@ def _look(git: Git, lock: Lock, found: Status, say: Say) -> None:
     found.edited = sorted(edited_files(git))
     if found.edited and found.word != EDITED:  # by commits on top of the series
         found.word, found.detail = EDITED, f"edited: {_few(found.edited)}"
-    if unfinished:
-        found.word, found.detail = PARTLY, unfinished
-    elif not found.detail and found.missing:
+    if not found.detail and found.missing:
         found.detail = f"the source lacked {_few(found.missing)}"
-
-
-def _finish(git: Git, say: Say) -> str:
-    try:
-        if interrupted(git):
-            with clone_lock(git, say):
-                pass
-        return ""
-    except (MtoError, OSError) as error:
-        words = getattr(error, "message", error)
-        return f"a command was interrupted and cannot be finished now: {words}"
 
 
 def _position(git: Git, lock: Lock, head: str) -> tuple[str, str, str]:
     """Return (word, last layer applied, detail), by HEAD alone."""
-    patches = lock.patches
-    if head == lock.base_commit:
-        return PRISTINE, "", ""
-    if head in lock.commits:
-        here = lock.commits.index(head)
-        layer = patches[here - 1].layer
-        if patches[here:] and patches[here].layer == layer:
-            return PARTLY, layer, f"{here} of {len(patches)} patches"
-        return APPLIED, layer, ""
-    if head in read_state(git).commits:
+    base, ahead = find_base(git, {*lock.commits, *read_state(git).commits})
+    if not base or (ahead and base not in lock.commits[1:]):
+        return WRONG_BASE, "", f"HEAD is {head}, expected {lock.base_commit}"
+    if base not in lock.commits:
         return WRONG_BASE, "", "at a former pin or series; mto apply moves on"
-    if patches and git.ok("merge-base", "--is-ancestor", lock.commit, head):
-        number = git.text("rev-list", "--count", f"{lock.commit}..{head}")
-        return EDITED, patches[-1].layer, f"{number} commits of yours on top of the series"
-    return WRONG_BASE, "", f"HEAD is {head}, expected {lock.base_commit}"
+    if base == lock.base_commit:
+        return PRISTINE, "", ""
+    here = lock.commits.index(base)
+    layer = lock.patches[here - 1].layer
+    if ahead:
+        return EDITED, layer, f"{ahead} commits of yours on top of the series"
+    if lock.patches[here:] and lock.patches[here].layer == layer:
+        return PARTLY, layer, f"{here} of {len(lock.patches)} patches"
+    return APPLIED, layer, ""
 
 
 def _few(names: list[str]) -> str:

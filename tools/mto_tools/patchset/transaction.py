@@ -19,7 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import CorruptError
-from mto_tools.patchset.clone_state import BranchMove, can_move, move_head
+from mto_tools.patchset.clone_state import (
+    BranchMove,
+    CloneState,
+    can_move,
+    move_head,
+    require_free_name,
+)
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import SUBMODULE, SYMLINK, blocking_parent, file_version
 from mto_tools.patchset.locks import (
@@ -147,9 +153,12 @@ def replace_staged(
         Lines for the user: edits that were made meanwhile, and their new names.
 
     Raises:
-        RefusedError: Another git is at work in the clone; nothing has changed.
+        RefusedError: Another git is at work in the clone, or a branch takes the name of another;
+            nothing has changed.
         OSError: The step is decided but cannot be finished now; the next command does it.
     """
+    if move and git:
+        require_free_name(git, move)
     new = place.with_name(f"{place.name}.new")
     try:
         (new / "files").mkdir(parents=True)
@@ -221,11 +230,12 @@ def _read(place: Path) -> _Log:
     file = place / "log.json"
     try:
         log = json.loads(file.read_bytes())
-        files = {
-            path: (before and Version(*before), after and Version(*after))
-            for path, (before, after) in log["files"].items()
-        }
-        return _Log(log["what"], files, log["move"] and BranchMove(**log["move"]))
+        for path, versions in log["files"].items():
+            log["files"][path] = tuple(version and Version(*version) for version in versions)
+        if move := log["move"]:
+            move["state"] = move["state"] and CloneState(**move["state"])
+            log["move"] = BranchMove(**move)
+        return _Log(**log)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CorruptError(
             f"{file}: not a log of mto: {error!r}",
