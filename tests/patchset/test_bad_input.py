@@ -10,10 +10,9 @@ import pytest
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.patchset.apply import apply
-from mto_tools.patchset.build import build_series
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import format_lock, sha256
+from mto_tools.patchset.lock import build_series, format_lock, sha256
 from mto_tools.upstreams.upstream import all_upstreams, load_upstream
 
 from .conftest import Workspace, patch_of, quiet, raw_git

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def prompt(command: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_document_is_true(tmp_path, raw, own_git_configuration, monkeypatch) -> None:
+def test_the_document_is_true(tmp_path, raw, own_git_configuration, fork_server) -> None:
     origin = tmp_path / "origin"
     origin.mkdir()
     raw(origin, "init", "-q", "-b", "main", ".")
@@ -98,7 +98,8 @@ def test_the_document_is_true(tmp_path, raw, own_git_configuration, monkeypatch)
     (home / "patches").mkdir()
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "mto").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mto_tools.cli "$@"\n')
+    python = fork_server("torch", "mto_tools.app", "mto_tools.recipe").command
+    (tools / "mto").write_text(f'#!/bin/sh\nexec {shlex.join(python)} -m mto_tools.cli "$@"\n')
     (tools / "mto").chmod(0o755)
     env = {
         **os.environ,
@@ -148,7 +149,7 @@ def test_the_document_is_true(tmp_path, raw, own_git_configuration, monkeypatch)
     script = str(home / "upstream/toymim/train.py")
     plain, on = (
         subprocess.run(
-            [sys.executable, script, "--output_dir", str(tmp_path / "out"), *flags],
+            [*python, script, "--output_dir", str(tmp_path / "out"), *flags],
             cwd=tmp_path,
             capture_output=True,
             text=True,

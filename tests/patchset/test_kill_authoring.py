@@ -11,13 +11,12 @@ import pytest
 
 from mto_tools.patchset import apply as applying
 from mto_tools.patchset import transaction, upgrade
-from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import load_series, read_lock
-from mto_tools.patchset.parser import read_series
+from mto_tools.patchset.lock import build_series, load_series, read_lock
 from mto_tools.patchset.rehearse import rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
+from mto_tools.patchset.series import read_series
 from mto_tools.upstreams.upstream import load_upstream
 
 from .conftest import quiet
