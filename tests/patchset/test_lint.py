@@ -118,7 +118,7 @@ def test_command_line(authored) -> None:
     good = authored.mto("lint")
     assert good.returncode == 0
     assert "not checked: upstream text" in good.stderr
-    assert "2 upstreams, 8 patches, 18 inserted lines: what could be checked" in good.stderr
+    assert "upstreams: 2, patches: 8, inserted lines: 18; what could be checked" in good.stderr
     replaced(MTO, b"+mto = 1\n", b"+mto = 1\n line 3\n")(authored.patches)
     run = authored.mto("lint", "--json")
     assert run.returncode == 1

@@ -82,7 +82,7 @@ def swap(old: str, new: str):
         (swap(r"^\+first", "+first\n context"), 14, "context"),
         (swap(r"^\+first", "-first"), 13, "deletes an upstream line"),
         (swap(r"\+1 @@", "+1 @@ def forward(self):"), 12, "behind @@"),
-        (swap(r"-0,0 \+1 @@", "-1 +1 @@"), 12, "takes none away"),
+        (swap(r"-0,0 \+1 @@", "-1 +1 @@"), 12, "expected '@@ -A,0"),
         (swap(r"-2,0 \+4,3", "-3,0 +4,3"), 14, r"expected '@@ -3,0 \+5,3 @@'"),
         (swap(r"-2,0 \+4,3", "-0,0 +2,3"), 14, "behind 0"),
         (swap(r"\+4,3", "+4,2"), 14, r"expected '@@ -2,0 \+4,3 @@'"),

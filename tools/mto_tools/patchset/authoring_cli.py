@@ -64,8 +64,8 @@ def export(
     else:
         say(f"{name}: patches and lock are already those of {repo or upstream.checkout}")
     if done.untracked:
-        shown = ", ".join(done.untracked[:5]) + (" ..." if len(done.untracked) > 5 else "")
-        say(f"not exported, because untracked (git add makes them part): {shown}")
+        files = ", ".join(done.untracked)
+        say(f"not exported, because untracked (git add makes them part): {files}")
 
 
 def lint(
@@ -91,19 +91,14 @@ def lint(
         for what in result.unchecked:
             say(f"{result.name}: not checked: {what}")
     if problems:
-        raise MtoError(f"mto lint found {_count(len(problems), 'problem')}")
-    total = sum(result.patches for result in results)
+        raise MtoError(f"mto lint found problems: {len(problems)}")
+    patches = sum(result.patches for result in results)
     lines = sum(result.inserted for result in results)
+    done = "what could be checked is" if any(result.unchecked for result in results) else "all"
     say(
-        f"{_count(len(results), 'upstream')}, {_count(total, 'patch', 'patches')}, "
-        f"{_count(lines, 'inserted line')}: "
-        + ("what could be checked is" if any(r.unchecked for r in results) else "all")
-        + " as promised"
+        f"upstreams: {len(results)}, patches: {patches}, inserted lines: {lines}; "
+        f"{done} as promised"
     )
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def upgrade(
@@ -142,7 +137,7 @@ def upgrade(
         say(f"removed {folder}; pin, patches and lock are as they were")
         return
     with series_lock(upstream.folder, say) if accept or go_on else nullcontext():
-        upstream = load_upstream(home, name)
+        upstream = load_upstream(home, upstream.name)
         if go_on:
             lock = upgrading.proceed(upstream, say, repo)
         else:

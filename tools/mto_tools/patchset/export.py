@@ -92,7 +92,7 @@ def export(
             )
         files, new = write_series(git, upstream.pin, list(zip(patches, trees, strict=True)))
         move = _branch_move(git, new, edited, say)
-        written, removed = store_series(upstream, files, new, "export", move=move, git=git)
+        written, removed = store_series(upstream, files, new, "export", move, git)
         return Exported(written, removed, new, untracked(git))
 
 
@@ -150,15 +150,13 @@ def store_series(
     files: Mapping[str, bytes],
     lock: Lock,
     what: str,
-    *,
-    more: Mapping[str, bytes] | None = None,
     move: BranchMove | None = None,
     git: Git | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write patch files, lock and `more` in one step; return names (written, removed)."""
+    """Write patch files, lock and other `files` in one step; return names (written, removed)."""
     folder = upstream.folder
-    wanted = {**files, **(more or {})}
-    if files or lock_path(folder).exists():
+    wanted = dict(files)
+    if lock.patches or lock_path(folder).exists():
         wanted[lock_path(folder).name] = format_lock(lock)
     removed = sorted({file.name for file in folder.glob("*.patch")} - files.keys())
     new = {

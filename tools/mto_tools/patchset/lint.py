@@ -37,13 +37,7 @@ class Linted:
 
 
 def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
-    """Check `patches/NAME`, against its clone where there is one; write nothing, anywhere.
-
-    Args:
-        home: Root of the mto clone.
-        name: The upstream.
-        repo: Its clone; by default the one under `upstream/`.
-    """
+    """Check `patches/NAME`, against the clone `repo` if there is one; write nothing, anywhere."""
     linted = Linted(name)
     try:
         upstream = load_upstream(home, name)

@@ -17,7 +17,7 @@ from mto_tools.errors import RefusedError
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import copied_lines, is_licence
 from mto_tools.patchset.lock import load_series, rebuild
-from mto_tools.patchset.replay import VERDICTS, HunkReport, Step, replay
+from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import read_series
 from mto_tools.patchset.tree_diff import changes, file_patches
@@ -75,9 +75,11 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
     target = scratch.resolve(ref)
     _refuse_series(git, upstream.pin, target, ref)
     steps = list(replay(git, lock, read_series(upstream), target))
+    removed = ("log", "-1", "--full-history", "--no-renames", "--diff-filter=D")
+    shown = ("--format=removed by %H (%cs)", f"{upstream.pin}..{target}", "--")
     for hunk in (hunk for step in steps for hunk in step.hunks):
         if hunk.verdict in ("renamed", "gone"):
-            hunk.note = find_removing_commit(git, upstream.pin, target, hunk.path)
+            hunk.note = git.text(*removed, *shown, hunk.path, check=False)
     date, _, subject = git.text("log", "-1", "--format=%cs %s", target).partition(" ")
     rc, out, _ = git.try_run("rev-list", "--left-right", "--count", f"{upstream.pin}...{target}")
     behind, ahead = (int(part) for part in out.split()) if rc == 0 else (-1, -1)
@@ -102,13 +104,6 @@ def _refuse_series(git: Git, pin: str, target: str, ref: str) -> None:
             "would be left",
             hint=f"name a commit without the series; the one below it is {below}",
         )
-
-
-def find_removing_commit(git: Git, pin: str, target: str, path: str) -> str:
-    """Say which commit between `pin` and `target` took `path` away."""
-    query = ("log", "-1", "--full-history", "--no-renames", "--format=%H (%cs)", "--diff-filter=D")
-    found = git.text(*query, f"{pin}..{target}", "--", path, check=False)
-    return f"removed by {found}" if found else "no commit between the two removed it by itself"
 
 
 def copied(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str]:
@@ -147,7 +142,16 @@ def show(console: Console, rehearsal: Rehearsal) -> None:
         line(f"\n{step.patch.name}", "bold")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         for hunk in step.hunks:
-            table.add_row("", *_row(hunk))
+            here = (hunk.path, hunk.after)
+            now = "" if hunk.now in (None, here) else f"-> {hunk.now[0]}:{hunk.now[1]}"
+            table.add_row(
+                "",
+                Text(f"{hunk.path}:{hunk.after}"),
+                Text(f"+{hunk.count}", "dim"),
+                Text(*VERDICTS[hunk.verdict]),
+                Text(now),
+                Text("upstream changed around it" if hunk.changed_around else "", "dim"),
+            )
         console.print(table)
         notes = [f"  {hunk.path}: {hunk.note}" for hunk in step.hunks if hunk.note]
         for note in dict.fromkeys([*notes, *step.refused.splitlines()]):
@@ -161,17 +165,6 @@ def show(console: Console, rehearsal: Rehearsal) -> None:
     for path, diff in r.licence.items():
         line(f"\nlicence: {path} differs", "bold yellow")
         line(_quoted(diff.splitlines()))
-
-
-def _row(hunk: HunkReport) -> list[Text]:
-    now = "" if hunk.now in (None, (hunk.path, hunk.after)) else f"-> {hunk.now[0]}:{hunk.now[1]}"
-    return [
-        Text(f"{hunk.path}:{hunk.after}"),
-        Text(f"+{hunk.count}", "dim"),
-        Text(*VERDICTS[hunk.verdict]),
-        Text(now),
-        Text("upstream changed around it" if hunk.changed_around else "", "dim"),
-    ]
 
 
 def _quoted(lines: list[str]) -> str:

@@ -142,16 +142,14 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
     Raises:
         MissingError: Nobody has the pin.
     """
-    embedded = upstream.source == "embedded"
-    if embedded:
+    if upstream.source == "embedded":
         embedded_commit(upstream, git)
         lock = read_lock(upstream)
         if lock and git.resolve(f"{lock.base_tree}^{{tree}}"):
             commit_tree(git, lock.base_tree, [], f"{upstream.name}: embedded recipe", DATE)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
         raise MissingError(
-            f"{upstream.name}: nobody has its pin {upstream.pin}: neither {upstream.checkout} nor "
-            + (f"the history of {upstream.path}" if embedded else "the source"),
-            hint=f"mto checkout {upstream.name}"
-            + (", between git stash and git stash pop" if embedded else ""),
+            f"{upstream.name}: neither clone nor source has its pin {upstream.pin}",
+            hint=f"mto checkout {upstream.name}; between git stash and git stash pop where "
+            "an embedded recipe is edited",
         )

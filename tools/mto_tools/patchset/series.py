@@ -37,7 +37,8 @@ _FILE = re.compile(
     rb"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (100644|100755))?\n(?:--- .+\n\+\+\+ .+\n)?"
 )
 _HUNK = re.compile(rb"@@ -(\d+),0 \+.+ @@\n((?:\+.*\n)*)")
-_WRONG = {
+_WRONG = {  # by the first letter of a line
+    b"@": "expected '@@ -A,0 +B,C @@': no line of upstream shown or taken, no text behind @@",
     b"-": "deletes an upstream line; a patch only inserts",
     b"+": "inserted line that no '@@' announces",
     b"\\": "the inserted text does not end with a line feed",
@@ -212,11 +213,7 @@ def read_series(upstream: Upstream) -> list[Patch]:
 
 
 def parse(data: bytes, name: str) -> Patch:
-    """Parse the bytes of a patch file.
-
-    Args:
-        data: The whole file.
-        name: Its name, for error messages.
+    """Parse the bytes of the patch file `name`.
 
     Raises:
         PatchFormatError: The file is not exactly what `render` would write; names the first place.
@@ -232,7 +229,8 @@ def parse(data: bytes, name: str) -> Patch:
         line = data.count(b"\n", 0, at) + 1
         match = _FILE.match(data, at)
         if not match:
-            raise PatchFormatError(name, line, _reason(data[at:].split(b"\n", 1)[0]))
+            other = "context, or binary content: a patch holds inserted lines only"
+            raise PatchFormatError(name, line, _WRONG.get(data[at : at + 1], other))
         path, new_mode, before, after, mode = (part.decode() for part in match.groups(b""))
         if reason := path_problem(path):
             raise PatchFormatError(name, line, f"{path}: {reason}")
@@ -273,12 +271,3 @@ def read_header(data: bytes, name: str) -> Patch:
     if reason := message_problem(subject) or message_problem(body):
         raise PatchFormatError(name, 2, reason)
     return Patch(layer, subject, body, (), name)
-
-
-def _reason(line: bytes) -> str:
-    """Say why a line can stand neither in a hunk nor before one."""
-    if line.startswith(b"@@"):
-        if line.count(b"@@") > 1 and not line.endswith(b"@@"):
-            return "text behind @@ (upstream's function line)"
-        return "expected '@@ -A,0 +B,C @@': a patch shows no upstream line, and takes none away"
-    return _WRONG.get(line[:1], "context, or binary content: a patch holds inserted lines only")

@@ -19,7 +19,7 @@ from mto_tools.errors import ConflictError, MissingError, MtoError, RefusedError
 from mto_tools.patchset.checkout import leave_out, open_clone
 from mto_tools.patchset.export import store_series, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, load_series, lock_path, sha256
+from mto_tools.patchset.lock import Lock, load_series
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.rehearse import Rehearsal, copied, refuse_upstream_text
 from mto_tools.patchset.replay import SETTINGS, read_stages
@@ -82,10 +82,10 @@ def proceed(upstream: Upstream, say: Say, repo: Path | None = None) -> Lock:
         MissingError: No upgrade is under way.
     """
     with clone_lock(Git(_under_way(upstream)), say) as git:
-        if _config(git, "lock") != _lock_digest(upstream):
+        if _config(git, "series") != load_series(upstream).lock.commit:
             raise RefusedError(
-                f"{git.folder} carries over the series as it was before "
-                f"{lock_path(upstream.folder)} changed: going on would lose what is new",
+                f"{git.folder} carries over the series as it was before {upstream.folder} "
+                "changed: going on would lose what is new",
                 hint=f"keep a copy of what you resolved there, then mto upgrade {upstream.name} "
                 f"--abort, and mto upgrade {upstream.name} --to {_config(git, 'target')} --accept",
             )
@@ -114,15 +114,9 @@ def accept(
     say: Say,
     repo: Path | None = None,
 ) -> Lock:
-    """Write pin, series and lock for `target` in one step; the caller holds the series' lock.
+    """Write pin, series and lock for the commit `target` in one step.
 
-    Args:
-        git: The repository with the trees and the target.
-        upstream: The upstream with its old pin.
-        target: Full OID of the new pin.
-        done: Each patch and the tree with it.
-        say: Told what is left to do.
-        repo: The user's clone, if not under `upstream/`.
+    The caller holds the series' lock. `done` has each patch, and the tree with it in `git`.
 
     Raises:
         RefusedError: The new series would hold upstream text.
@@ -137,7 +131,7 @@ def accept(
     document["pin"] = target
     if upstream.pin_date and upstream.source != "embedded":
         document["pin_date"] = git.text("log", "-1", "--format=%cs", target)
-    more = {"upstream.toml": tomlkit.dumps(document).encode()}
+    files["upstream.toml"] = tomlkit.dumps(document).encode()
     try:
         with clone_lock(open_clone(upstream, repo), say) as clone:
             if not clone.resolve(f"{target}^{{commit}}"):
@@ -145,7 +139,7 @@ def accept(
                 fetch_commit(clone, here, target, upstream)
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
-    store_series(upstream, files, lock, "upgrade --accept", more=more)
+    store_series(upstream, files, lock, "upgrade --accept")
     return lock
 
 
@@ -160,7 +154,8 @@ def _start_rebase(scratch: Scratch, target: str) -> Git:
     memory = folder.parent / ".rerere" / upstream.name
     memory.mkdir(parents=True, exist_ok=True)
     (git.git_dir() / "rr-cache").symlink_to(memory)
-    state = {"mto.target": target, "mto.lock": _lock_digest(upstream)}
+    series = load_series(upstream).lock.commit
+    state = {"mto.target": target, "mto.series": series}
     for key, value in {**_CONFIG, **state}.items():
         git.run("config", key, value)
     if lost := missing_files(git, target):
@@ -168,7 +163,7 @@ def _start_rebase(scratch: Scratch, target: str) -> Git:
     git.run("update-ref", "--no-deref", "HEAD", target)
     git.run("read-tree", "-m", "-u", target)
     flags = ("--empty=keep", "--no-rebase-merges", "--no-autosquash", "--no-autostash")
-    _rebase(git, *flags, "--onto", target, upstream.pin, load_series(upstream).lock.commit)
+    _rebase(git, *flags, "--onto", target, upstream.pin, series)
     part.rename(folder)
     return Git(folder)
 
@@ -209,11 +204,6 @@ def _under_way(upstream: Upstream) -> Path:
             hint=f"mto upgrade {upstream.name} --to REF --accept",
         )
     return folder
-
-
-def _lock_digest(upstream: Upstream) -> str:
-    """The state of series and pin: the lock names both."""
-    return sha256(lock_path(upstream.folder).read_bytes())
 
 
 def _config(git: Git, key: str) -> str:
