@@ -71,6 +71,13 @@ def write(folder: Path, files: dict[str, str]) -> None:
             file.chmod(0o755)
 
 
+def replace_in(file: Path, old: str, new: str) -> None:
+    """Replace a text that the file must have."""
+    data = file.read_bytes()
+    assert old.encode() in data
+    file.write_bytes(data.replace(old.encode(), new.encode()))
+
+
 def make_repo(folder: Path, files: dict[str, str]) -> str:
     """Make a repository with two commits and return the second one's OID."""
     folder.mkdir(parents=True)

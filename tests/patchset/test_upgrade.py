@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -23,15 +24,14 @@ from mto_tools.patchset.series import read_series
 from mto_tools.patchset.tree_diff import NotAdditiveError
 from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import quiet, raw_git
+from .conftest import quiet, raw_git, replace_in
 
 ANCHOR = ("line 9\n", "line nine, our anchor\n")
 
 
 def goes_on(work, old: str, new: str, tag: str = "") -> str:
     """Replace text of engine.py in the upstream; commit all that has changed there."""
-    engine = work.origin / "engine.py"
-    engine.write_text(engine.read_text().replace(old, new))
+    replace_in(work.origin / "engine.py", old, new)
     raw_git(work.origin, "add", "-A")
     raw_git(work.origin, "commit", "-qm", f"subject of {tag}")
     if tag:
@@ -166,31 +166,21 @@ def test_accept_writes_pin_series_and_lock(moved, raw) -> None:
     toml = work.patches / "upstream.toml"
     toml.write_text("# ours\n" + toml.read_text() + "# kept\n")
     (work.clone / "engine.py").write_text((work.clone / "engine.py").read_text() + "# mine\n")
+    names = [patch.file for patch in work.lock.patches]
     accept(work, "v2")
-    text = toml.read_text()
-    assert text.startswith("# ours\n")
-    assert text.endswith("# kept\n")
+    assert re.fullmatch("# ours\n.*# kept\n", toml.read_text(), re.DOTALL)
     assert work.toy.pin == commits["v2"]
-    assert [patch.name for patch in read_series(work.toy)] == [
-        "0001-compat-import.patch",
-        "0002-compat-shim.patch",
-        "0003-mto-loss.patch",
-        "0004-deepspeed-engine.patch",
-    ]
+    assert [patch.file for patch in work.lock.patches] == names
     assert lint(work.home, "toy").problems == []
+    before = snapshot(work.patches)
+    accept(work, "v2")  # where it is already
+    assert snapshot(work.patches) == before
     assert (work.clone / "engine.py").read_text().endswith("# mine\n")
-    assert json.loads(work.mto("status", "toy", "--json").stdout) != {}
     raw(work.clone, "checkout", "-q", "--", "engine.py")
     shutil.rmtree(work.origin)  # the accepted commit is in the clone already
     done = work.mto("apply", "toy")
     assert done.returncode == 0, done.stderr
     assert "shim = 1" in (work.clone / "lib/deep.py").read_text()
-
-
-def test_accept_to_where_it_is_changes_nothing(authored) -> None:
-    before = snapshot(authored.patches)
-    accept(authored, authored.pin)
-    assert snapshot(authored.patches) == before
 
 
 def test_a_conflict_is_resolved_by_a_person(moved) -> None:
@@ -208,11 +198,14 @@ def test_a_conflict_is_resolved_by_a_person(moved) -> None:
         go_on(work)
     text = (folder / "engine.py").read_text()
     assert "|||||||" in text, "zdiff3 shows what it was"
-    with pytest.raises(ConflictError, match=r"markers are left .*engine.py:\d+"):
+    drop_markers(folder / "engine.py", middle=False)
+    number = (folder / "engine.py").read_text().splitlines().index("=======") + 1
+    with pytest.raises(ConflictError, match=rf"markers are left .*engine.py:{number}\n"):
         go_on(work)
+    (folder / "engine.py").write_text(text)
     drop_markers(folder / "engine.py")
     good = (folder / "engine.py").read_text()
-    (folder / "engine.py").write_text(good.replace("line nine, our anchor", "line 9"))
+    replace_in(folder / "engine.py", "line nine, our anchor", "line 9")
     with pytest.raises(NotAdditiveError, match=r"engine.py:13: upstream line 13 changed"):
         go_on(work)
     assert snapshot(work.patches) == before
@@ -314,12 +307,11 @@ def waiting(authored):
 
 
 def test_an_export_made_meanwhile_is_not_dropped(waiting) -> None:
-    file = waiting.clone / "engine.py"
-    file.write_text("# new\n" + file.read_text())
+    replace_in(waiting.clone / "engine.py", "line 1\n", "# new\nline 1\n")
     export(waiting.toy, layer="compat")
     folder = upgrade.folder_of(waiting.toy)
     drop_markers(folder / "engine.py")
-    with pytest.raises(RefusedError, match="as it was before .*lock changed") as caught:
+    with pytest.raises(RefusedError, match="as it was before .* changed") as caught:
         go_on(waiting)
     assert "mto upgrade toy --abort" in caught.value.hint
     # The hint holds: abort, start again, and the new line goes along.
@@ -364,14 +356,6 @@ def test_abort_forgets_and_an_aborted_rebase_takes_nothing_along(waiting, raw) -
         with pytest.raises(MissingError, match="no upgrade of toy is under way"):
             command(waiting.toy)
     assert snapshot(waiting.patches) == before
-
-
-def test_the_middle_marker_is_one_too(waiting) -> None:
-    folder = upgrade.folder_of(waiting.toy)
-    drop_markers(folder / "engine.py", middle=False)
-    number = (folder / "engine.py").read_text().splitlines().index("=======") + 1
-    with pytest.raises(ConflictError, match=rf"markers are left .*engine.py:{number}\n"):
-        go_on(waiting)
 
 
 def test_a_line_of_upstream_is_no_marker(authored) -> None:

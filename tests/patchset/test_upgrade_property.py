@@ -1,4 +1,4 @@
-"""Upgrade against `git cherry-pick` in a real work tree, over hundreds of random upstream edits.
+"""Upgrade against `git cherry-pick` in a real work tree, over random upstream edits.
 
 Either the rehearsal gives the tree that cherry-pick gives, or it reports a conflict where
 cherry-pick stops, too; and the patch files made of it give that very tree again.
@@ -19,7 +19,7 @@ from mto_tools.patchset.lock import build_series
 from mto_tools.patchset.replay import replay
 from mto_tools.patchset.series import Patch, parse
 
-CASES = 60
+CASES = 36
 # Lines that occur more than once are what makes a merge ambiguous.
 COMMON = ["", "pass", "    return x", "x = 1", "mto = 1"]
 PATHS = ["engine.py", "main.py", "util/misc.py", "util/deep/model.py"]
@@ -125,7 +125,7 @@ def cherry_pick(repo: Path, target: str, commits: list[str]) -> str | None:
     return run.stdout.decode().strip()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_tree_of_cherry_pick_or_a_conflict(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     repo = tmp_path / "repo"

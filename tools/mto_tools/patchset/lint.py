@@ -16,8 +16,7 @@ from mto_tools.patchset.series import FilePatch, Patch, PatchFormatError, Proble
 from mto_tools.patchset.sources import init_with_alternates
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
-SHORTEST = 20
-"""Inserted lines of so many characters must not equal an upstream line."""
+SHORTEST = 20  # inserted lines of so many characters must not equal an upstream line
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice)\b[^/]*", re.IGNORECASE)
 
 

@@ -14,8 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -131,12 +130,8 @@ def format_lock(lock: Lock) -> bytes:
     return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def parse_lock(data: bytes, where: Path) -> Lock:
-    """Read a lock; `where` is only named in errors.
-
-    Raises:
-        CorruptError: Not a lock, or not in its one byte form.
-    """
+def _parse(data: bytes, where: Path) -> Lock:
+    """Read a lock, in its one byte form only; `where` is named in errors."""
     try:
         file = _LockFile.model_validate_json(data)
     except ValidationError as error:
@@ -171,7 +166,7 @@ def read_lock(upstream: Upstream) -> Lock | None:
                 hint=restore_command(file),
             ) from None
         return None
-    lock = parse_lock(data, file)
+    lock = _parse(data, file)
     if lock.base_commit != upstream.pin:
         raise CorruptError(
             f"{file}: base is {lock.base_commit}, but upstream.toml pins {upstream.pin}",
@@ -251,26 +246,24 @@ def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> L
     Raises:
         CorruptError: A patch does not apply, changes nothing, or does more than insert.
     """
-    base_tree = git.resolve(f"{base}^{{tree}}")
-    if not base_tree:
+    lock = Lock(base, git.resolve(f"{base}^{{tree}}"))
+    if not lock.base_tree:
         raise CorruptError(f"{git.folder} does not hold the base commit {base}")
-    tree, commit = base_tree, base
     date = int(git.text("log", "-1", "--format=%ct", base)) if patches else 0
-    built = []
     for number, (name, data) in enumerate(patches, start=1):
-        after = apply_patch(git, tree, data, name)
+        tree = apply_patch(git, lock.tree, data, name)
         touched = []
-        for path, old, new in changes(git, tree, after):
+        for path, old, new in changes(git, lock.tree, tree):
             reason = refusal(path, old, new)
             if reason or not new:
                 raise CorruptError(f"{name}: {path}: {reason}; a series only inserts lines")
             touched.append(Touched(path, new.mode, old.oid if old else None, new.oid))
         if not touched:
             raise CorruptError(f"{name} changes nothing")
-        commit = commit_tree(git, after, [commit], _message(name, data), date + number)
-        built.append(LockedPatch(name, sha256(data), layer_of(name), after, commit, tuple(touched)))
-        tree = after
-    return Lock(base, base_tree, tuple(built))
+        commit = commit_tree(git, tree, [lock.commit], _message(name, data), date + number)
+        patch = LockedPatch(name, sha256(data), layer_of(name), tree, commit, tuple(touched))
+        lock = replace(lock, patches=(*lock.patches, patch))
+    return lock
 
 
 def _message(name: str, patch: bytes) -> str:
@@ -281,20 +274,30 @@ def _message(name: str, patch: bytes) -> str:
 
 
 def rebuild(git: Git, series: Series, where: Path) -> Lock:
-    """Build a series in `git`, compare every object with its lock, and return the lock.
+    """Build a series in `git`, compare every object with its lock, and return what was built.
 
-    The lock of an empty series then names the base's tree. `where` is the folder, for messages.
+    `where` is the folder of the series, for messages.
 
     Raises:
-        CorruptError: A patch does not apply, or an object differs; names the lock's first line.
+        CorruptError: A patch does not apply, or an object differs; names the first one.
     """
     built = build_series(git, series.lock.base_commit, series.files)
-    both = (format_lock(lock).decode().splitlines() for lock in (series.lock, built))
-    for line, (expected, found) in enumerate(zip_longest(*both, fillvalue=""), start=1):
-        if series.files and expected != found:
+    locked, found = _objects(series.lock), _objects(built)
+    for what, expected in locked.items() if series.files else ():
+        if expected != found.get(what):
             raise CorruptError(
-                f"{lock_path(where)}:{line}: expected {expected.strip()}, found {found.strip()}",
+                f"{lock_path(where)}: {what}: expected {expected}, found {found.get(what)}",
                 hint=f"{restore_command(where)}; or, if you wrote the "
                 f"patches: mto export {where.name} --from-patches",
             )
     return built
+
+
+def _objects(lock: Lock) -> dict[str, str]:
+    found = {"tree of the base commit": lock.base_tree}
+    for patch in lock.patches:
+        for file in patch.touched:
+            found[f"{patch.file}: {file.path}"] = f"{file.mode} {file.before} -> {file.after}"
+        for part in ("layer", "tree", "commit"):
+            found[f"{patch.file}: {part}"] = getattr(patch, part)
+    return found

@@ -22,8 +22,7 @@ from mto_tools.patchset.scratch_repo import Scratch
 from mto_tools.patchset.series import read_series
 from mto_tools.patchset.tree_diff import changes, file_patches
 
-_MOST = 24
-"""Lines of upstream text shown of one place."""
+_MOST = 24  # lines of upstream text shown of one place
 
 
 @dataclass(frozen=True)

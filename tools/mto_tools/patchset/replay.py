@@ -41,8 +41,7 @@ VERDICTS = {  # of a hunk, each with its words and style in the report
     "conflict": ("conflict", "bold red"),  # a person must decide
     "gone": ("file gone", "bold red"),
 }
-NEAR = 3
-"""Upstream lines on either side of a hunk that count as its surroundings."""
+NEAR = 3  # upstream lines on either side of a hunk that count as its surroundings
 
 Stages = Mapping[int, tuple[str, str]]  # 1 base, 2 upstream, 3 ours: (mode, blob OID)
 
