@@ -68,6 +68,9 @@ def become(job: dict[str, Any], fds: list[int]) -> None:
     for number, fd in enumerate((os.open(os.devnull, os.O_RDONLY), *fds)):
         os.dup2(fd, number)
         os.close(fd)
+    # New streams: those of the server know whether its own output can seek.
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])

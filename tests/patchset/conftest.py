@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.patchset import build
-from mto_tools.patchset.export import Draft, write_series
+from mto_tools.patchset.export import write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, format_lock, lock_path, read_lock
+from mto_tools.patchset.lock import (
+    Lock,
+    apply_patch,
+    build_series,
+    format_lock,
+    lock_path,
+    read_lock,
+)
+from mto_tools.patchset.series import Patch
 from mto_tools.upstreams.upstream import Upstream, layer_of, load_upstream
 
 IDENTITY = {
@@ -62,6 +69,13 @@ def write(folder: Path, files: dict[str, str]) -> None:
         file.write_bytes(text.encode())
         if text.startswith("#!"):
             file.chmod(0o755)
+
+
+def replace_in(file: Path, old: str, new: str) -> None:
+    """Replace a text that the file must have."""
+    data = file.read_bytes()
+    assert old.encode() in data
+    file.write_bytes(data.replace(old.encode(), new.encode()))
 
 
 def make_repo(folder: Path, files: dict[str, str]) -> str:
@@ -153,7 +167,7 @@ class Workspace:
             old.unlink()
         for name, data in series.items():
             (self.patches / name).write_bytes(data)
-        lock = build.build_series(Git(self.origin), self.pin, sorted(series.items()))
+        lock = build_series(Git(self.origin), self.pin, sorted(series.items()))
         lock_path(self.patches).write_bytes(format_lock(lock))
 
     def mto(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -223,11 +237,11 @@ def said() -> list[str]:
 def authored(tmp_path: Path) -> Workspace:
     """The workspace of `work`, its series in the canonical form that `mto export` writes."""
     work = make_workspace(tmp_path, FILES, {})
-    git, tree, drafts = Git(work.origin), work.pin, []
+    git, tree, done = Git(work.origin), work.pin, []
     for name, data in SERIES.items():
-        tree = build.apply_patch(git, tree, data, name)
-        drafts.append(Draft(layer_of(name), name[5:-6], "So that it does.", tree, name))
-    work.write_series(write_series(git, work.pin, drafts)[0])
+        tree = apply_patch(git, tree, data, name)
+        done.append((Patch(layer_of(name), name[5:-6], "So that it does.", (), name), tree))
+    work.write_series(write_series(git, work.pin, done)[0])
     return work
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.patchset.apply import apply
-from mto_tools.patchset.build import build_series
 from mto_tools.patchset.checkout import ensure_clone
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import format_lock, sha256
+from mto_tools.patchset.lock import build_series, format_lock, sha256
 from mto_tools.upstreams.upstream import all_upstreams, load_upstream
 
 from .conftest import Workspace, patch_of, quiet, raw_git
@@ -136,17 +135,17 @@ def test_lock_of_another_base(work: Workspace) -> None:
         (b"not a patch\n", "does not apply"),
         (
             b"diff --git a/run.sh b/run.sh\nold mode 100755\nnew mode 100644\n",
-            "run.sh goes from mode 100755 to 100644",
+            "run.sh: mode changed from 100755 to 100644",
         ),
         (
             b"diff --git a/README.md b/README.md\ndeleted file mode 100644\n"
             b"--- a/README.md\n+++ /dev/null\n@@ -1 +0,0 @@\n-first\n",
-            "README.md goes from mode 100644 to 000000",
+            "README.md: upstream file deleted",
         ),
         (
             b"diff --git a/link b/link\nnew file mode 120000\n--- /dev/null\n+++ b/link\n"
             b"@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n",
-            "link goes from mode 000000 to 120000",
+            "link: mode 120000",
         ),
         (
             b"diff --git a/.git/hooks/x b/.git/hooks/x\nnew file mode 100755\n--- /dev/null\n"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
-import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -59,15 +60,8 @@ def main(args):
 if __name__ == "__main__":
     main(get_parser().parse_args())
 """
-LATER = {"v1.1": '"""A toy."""\n\n' + TRAIN}
-LATER["v2.0"] = LATER["v1.1"].replace("model(images)", "model(images, ratio=0.6)")
-
-
-def commit(raw, origin: Path, text: str, tag: str) -> None:
-    (origin / "train.py").write_text(text)
-    raw(origin, "add", "-A")
-    raw(origin, "commit", "-qm", f"toymim {tag}")
-    raw(origin, "tag", tag)
+VERSIONS = {"v1.0": TRAIN, "v1.1": '"""A toy."""\n\n' + TRAIN}
+VERSIONS["v2.0"] = VERSIONS["v1.1"].replace("model(images)", "model(images, ratio=0.6)")
 
 
 def commands(block: str) -> list[str]:
@@ -86,69 +80,62 @@ def prompt(command: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_document_is_true(tmp_path, raw, own_git_configuration, monkeypatch) -> None:
+def test_the_document_is_true(tmp_path, raw, own_git_configuration, fork_server) -> None:
     origin = tmp_path / "origin"
     origin.mkdir()
     raw(origin, "init", "-q", "-b", "main", ".")
     (origin / "LICENSE").write_text("MIT License\n")
-    commit(raw, origin, TRAIN, "v1.0")
+    for tag, text in VERSIONS.items():
+        (origin / "train.py").write_text(text)
+        raw(origin, "add", "-A")
+        raw(origin, "commit", "-qm", f"toymim {tag}")
+        raw(origin, "tag", tag)
+    raw(origin, "reset", "-q", "--hard", "v1.0")
     own_git_configuration.write_text(f'[url "file://{origin}"]\n insteadOf = {URL}\n')
     home = tmp_path / "mto"
     (home / "mto_core").mkdir(parents=True)
     (home / "patches").mkdir()
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "mto").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mto_tools.cli "$@"\n')
+    python = fork_server("torch", "mto_tools.app", "mto_tools.recipe").command
+    (tools / "mto").write_text(f'#!/bin/sh\nexec {shlex.join(python)} -m mto_tools.cli "$@"\n')
     (tools / "mto").chmod(0o755)
     env = {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "MTO_HOME": str(home),
-        "PYTHONUNBUFFERED": "1",
         "COLUMNS": "100",
         "LC_ALL": "C.UTF-8",
     }
     document = DOCUMENT.read_text()
     parts = re.split(r"(?ms)^```console\n(.*?)^```\n", document)
-    variables, folder = "", home
-    for number in range(1, len(parts), 2):
-        if "## A newer upstream" in parts[number - 1]:
-            for tag, text in LATER.items():
-                commit(raw, origin, text, tag)
-        shown = ""
-        for command in commands(parts[number]):
-            # One shell each, as a person's would go on: folder and variables are handed over.
-            script = f'{variables}{command}\necho "@@$PWD@@$url@@$pin" >&3\n'
-            read, write = os.pipe()
-            run = subprocess.run(
-                ["bash", "-c", f"exec 3>&{write}; {script}"],
-                cwd=folder,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=[write],
-                text=True,
-                check=False,
-            )
-            os.close(write)
-            with os.fdopen(read) as stream:
-                _, where, url, pin = stream.read().strip().split("@@")
-            folder, variables = Path(where), f"url={url}; pin={pin}\n"
-            out = run.stdout.replace(str(home), "~/mto")
-            shown += prompt(command) + re.sub(r" +$", "", out, flags=re.MULTILINE)
-        if os.environ.get("WRITE_DOCS"):
-            parts[number] = shown
-        assert parts[number] == shown, f"block {number // 2 + 1}"
-        parts[number] = f"```console\n{shown}```\n"
+    asked = [commands(block) for block in parts[1::2]]
+    script = "".join(f"echo %%%%\n{command}\n" for block in asked for command in block)
+    run = subprocess.run(
+        ["bash", "-c", script],
+        cwd=home,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    out = re.sub(r" +$", "", run.stdout.replace(str(home), "~/mto"), flags=re.MULTILINE)
+    answers = iter(out.split("%%%%\n")[1:])
+    shown = ["".join(prompt(command) + next(answers) for command in block) for block in asked]
     if os.environ.get("WRITE_DOCS"):
-        DOCUMENT.write_text("".join(parts))
+        fences = [f"```console\n{block}```\n" for block in shown]
+        both = zip_longest(parts[::2], fences, fillvalue="")
+        DOCUMENT.write_text("".join(text + fence for text, fence in both))
+    else:
+        assert parts[1::2] == shown
     # What the story leaves behind is a recipe that runs, with MTO and without.
     status = subprocess.run(["mto", "apply", "toymim"], env=env, cwd=home, check=False)
     assert status.returncode == 0
     script = str(home / "upstream/toymim/train.py")
     plain, on = (
         subprocess.run(
-            [sys.executable, script, "--output_dir", str(tmp_path / "out"), *flags],
+            [*python, script, "--output_dir", str(tmp_path / "out"), *flags],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -11,16 +11,15 @@ import pytest
 
 from mto_tools.patchset import apply as applying
 from mto_tools.patchset import transaction, upgrade
-from mto_tools.patchset.build import build_series
 from mto_tools.patchset.export import export
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import load_series, read_lock
-from mto_tools.patchset.parser import read_series
+from mto_tools.patchset.lock import build_series, load_series
 from mto_tools.patchset.rehearse import rehearse
 from mto_tools.patchset.scratch_repo import open_scratch
-from mto_tools.upstreams.upstream import load_upstream
+from mto_tools.patchset.series import read_series
+from mto_tools.upstreams.upstream import Upstream, load_upstream
 
-from .conftest import quiet
+from .conftest import LINES, quiet, replace_in, write
 from .kill import run_killed
 
 
@@ -29,58 +28,53 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def kill_and_check(
-    work, root: Path, action: Callable[[Path], object], check: Callable[[Path, str], None]
+    work, root: Path, action: Callable[[Upstream], object], check: Callable[[Upstream, str], None]
 ) -> None:
     """Kill `action` at counted events: the folder is at one of two states, nothing is lost.
 
     Args:
         work: A workspace; the rounds are played in copies of it.
         root: Where the copies are made.
-        action: The work, given the copy.
-        check: Further checks, given the copy and "old" or "new".
+        action: The work, given the copy's upstream.
+        check: Further checks, given the same and "old" or "new".
     """
 
-    def fresh() -> Path:
+    def fresh() -> Upstream:
         shutil.rmtree(root / "again", ignore_errors=True)
         shutil.copytree(work.home, root / "again", symlinks=True)
-        return root / "again"
+        return load_upstream(root / "again", "toy")
 
-    states = {"old": content(work.patches)}
-    home = fresh()
-    total = run_killed(lambda: action(home), 0)
-    states["new"] = content(home / "patches/toy")
+    toy = fresh()
+    total = run_killed(lambda: action(toy), 0)
+    states = {"old": content(work.patches), "new": content(toy.folder)}
     assert states["new"] != states["old"]
     assert total > 40
     seen = set()
     # The last events are those that decide: most of the kills fall there.
     for number, at in enumerate([*range(1, total - 40, total // 6), *range(total - 40, total, 4)]):
-        home = fresh()
-        folder, edits = home / "patches/toy", user_files(home)
-        run_killed(lambda home=home: action(home), at)  # type: ignore[misc]
-        transaction.recover(folder, quiet)
-        now = content(folder)
+        toy = fresh()
+        edits = user_files(toy.checkout)
+        run_killed(lambda toy=toy: action(toy), at)  # type: ignore[misc]
+        transaction.recover(toy.folder, quiet)
+        now = content(toy.folder)
         state = next((name for name, files in states.items() if files == now), "between")
         assert state != "between", f"killed before event {at}: {sorted(now)}"
-        assert not list(folder.glob(".transaction*"))
+        assert not list(toy.folder.glob(".transaction*"))
         seen.add(state)
-        toy = load_upstream(home, "toy")
+        toy = load_upstream(toy.home, "toy")
         load_series(toy)
         read_series(toy)
-        assert user_files(home) == edits
-        check(home, state)
+        assert user_files(toy.checkout) == edits
+        check(toy, state)
         if state == "old" and number % 5 == 0:  # the command can simply be given again
-            action(home)
-            assert content(folder) == states["new"]
+            action(toy)
+            assert content(toy.folder) == states["new"]
     assert seen == {"old", "new"}
 
 
-def user_files(home: Path) -> dict[str, bytes]:
-    clone = home / "upstream/toy"
-    return {
-        str(path.relative_to(clone)): path.read_bytes()
-        for path in clone.rglob("*")
-        if path.is_file() and ".git" not in path.parts
-    }
+def user_files(clone: Path) -> dict[Path, bytes]:
+    files = [path for path in clone.rglob("*") if path.is_file() and ".git" not in path.parts]
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -89,49 +83,37 @@ def small(work):
     work.write_series({})
     (work.patches / "lock").unlink()
     applying.ensure_clone(work.toy, print)
-    (work.clone / "engine.py").write_text("import mto\n" + (work.clone / "engine.py").read_text())
+    replace_in(work.clone / "engine.py", "line 1\n", "import mto\nline 1\n")
     export(work.toy, message=("one", "Why."))
-    (work.clone / "main.py").write_text("import x\n" + (work.clone / "main.py").read_text())
-    (work.clone / "notes.txt").write_text("the user's\n")
-    (work.clone / "out").mkdir()
-    (work.clone / "out/log.txt").write_text("the user's, ignored\n")
+    replace_in(work.clone / "main.py", "import sys\n", "import x\nimport sys\n")
+    write(work.clone, {"notes.txt": "the user's\n", "out/log.txt": "the user's, ignored\n"})
     return work
 
 
 def test_killed_export(small, tmp_path, raw) -> None:
-    def action(home: Path) -> None:
-        export(load_upstream(home, "toy"), layer="mto", say=quiet)
-
-    def check(home: Path, state: str) -> None:
-        clone = home / "upstream/toy"
-        lock = read_lock(load_upstream(home, "toy"))
-        assert lock
-        head = raw(clone, "rev-parse", "HEAD")
+    def check(toy: Upstream, state: str) -> None:
         # The branch moves last, and the next command sees to it; here that was `recover`.
-        assert head == lock.commit, state
-        assert raw(clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
-        status = raw(clone, "status", "--porcelain", "--untracked-files=no")
+        assert raw(toy.checkout, "rev-parse", "HEAD") == load_series(toy).lock.commit
+        assert raw(toy.checkout, "symbolic-ref", "HEAD") == "refs/heads/mto"
+        status = raw(toy.checkout, "status", "--porcelain", "--untracked-files=no")
         assert status == ("" if state == "new" else " M main.py")
 
-    kill_and_check(small, tmp_path, action, check)
+    kill_and_check(small, tmp_path, lambda toy: export(toy, layer="mto", say=quiet), check)
 
 
-def new_upstream(work, raw, text: str) -> None:
-    (work.origin / "engine.py").write_text(text)
+def upstream_moves(work, raw, old: str, new: str) -> None:
+    replace_in(work.origin / "engine.py", old, new)
     raw(work.origin, "commit", "-qam", "upstream moves")
 
 
 def test_killed_upgrade(small, tmp_path, raw) -> None:
-    lines = (small.origin / "engine.py").read_text()
-    new_upstream(small, raw, lines.replace("line 9\n", "line 9 is other now\n"))
+    upstream_moves(small, raw, "line 9\n", "line 9 is other now\n")
 
-    def action(home: Path) -> None:
-        toy = load_upstream(home, "toy")
+    def action(toy: Upstream) -> None:
         with transaction.series_lock(toy.folder, print), open_scratch(toy, print) as scratch:
             upgrade.upgrade(scratch, rehearse(scratch, "main"), print)
 
-    def check(home: Path, state: str) -> None:
-        toy = load_upstream(home, "toy")
+    def check(toy: Upstream, state: str) -> None:
         assert (toy.pin == small.pin) == (state == "old")
         series = load_series(toy)
         assert build_series(Git(small.origin), toy.pin, series.files) == series.lock
@@ -141,22 +123,19 @@ def test_killed_upgrade(small, tmp_path, raw) -> None:
 
 def test_killed_continue(small, tmp_path, raw) -> None:
     """What the person resolved is still there, or already accepted."""
-    lines = (small.origin / "engine.py").read_text()
-    new_upstream(small, raw, "other first line\n" + lines)
+    upstream_moves(small, raw, "line 1\n", "other first line\nline 1\n")
     run = small.mto("upgrade", "toy", "--to", "main", "--accept")
     assert run.returncode == 6, run.stderr
-    resolved = "other first line\nimport mto\n" + lines
-    (small.home / "upstream/.resolve/toy/engine.py").write_text(resolved)
+    resolved = f"other first line\nimport mto\n{LINES}"
+    (upgrade.folder_of(small.toy) / "engine.py").write_text(resolved)
 
-    def action(home: Path) -> None:
-        toy = load_upstream(home, "toy")
+    def action(toy: Upstream) -> None:
         with transaction.series_lock(toy.folder, print):
             upgrade.proceed(toy, quiet)
 
-    def check(home: Path, state: str) -> None:
-        folder = upgrade.folder_of(load_upstream(home, "toy"))
+    def check(toy: Upstream, state: str) -> None:
         if state == "old":
-            assert (folder / "engine.py").read_text() == resolved
+            assert (upgrade.folder_of(toy) / "engine.py").read_text() == resolved
 
     kill_and_check(small, tmp_path, action, check)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -15,18 +14,11 @@ from mto_tools.patchset import apply as applying
 from mto_tools.patchset.export import regenerate
 from mto_tools.patchset.lint import lint
 
-
-def mute(line: str) -> None:
-    """Say nothing."""
+from .conftest import quiet, replace_in
 
 
-def replaced(name: str, old: bytes, new: bytes):
-    def do(folder) -> None:
-        file = folder / name
-        assert old in file.read_bytes()
-        file.write_bytes(file.read_bytes().replace(old, new))
-
-    return do
+def replaced(name: str, old: str, new: str):
+    return lambda folder: replace_in(folder / name, old, new)
 
 
 MTO = "0003-mto-loss.patch"
@@ -35,19 +27,16 @@ MTO = "0003-mto-loss.patch"
 @pytest.mark.parametrize(
     ("do", "found"),
     [
-        (replaced(MTO, b"+mto = 1", b"+mto = 2"), r"lock:1: .*not the patch that was locked"),
-        (replaced(MTO, b"@@ -2,0 +3 @@", b"@@ -2,0 +3 @@ class A"), rf"{MTO}:\d+: text behind @@"),
-        (replaced(MTO, b"+mto = 1\n", b"+mto = 1\n line 3\n"), rf"{MTO}:\d+: context"),
-        (replaced(MTO, b"+mto = 1\n", b"-line 3\n"), rf"{MTO}:\d+: deletes an upstream line"),
-        (replaced(MTO, b"@@ -9,0", b"@@ -8,0"), rf"{MTO}:\d+: expected '\+"),
-        (replaced(MTO, b"So that it does.\n", b""), rf"{MTO}:2: the message does not say why"),
-        (replaced("lock", b'"layer": "mto"', b'"layer": "other"'), "lock:1: .*layer"),
-        (replaced("lock", b"\n", b"\r\n"), "lock:1: .*one byte form"),
+        (replaced(MTO, "+mto = 1", "+mto = 2"), r"lock:1: .*not the patch that was locked"),
+        (replaced(MTO, "@@ -2,0 +3 @@", "@@ -2,0 +3 @@ class A"), rf"{MTO}:\d+: .*text behind @@"),
+        (replaced(MTO, "So that it does.\n", ""), rf"{MTO}:2: the message does not say why"),
+        (replaced("lock", '"layer": "mto"', '"layer": "other"'), "lock:1: .*layer"),
+        (replaced("lock", "\n", "\r\n"), "lock:1: .*one byte form"),
         (
-            replaced("upstream.toml", b'pin = "', b'pin = "main"\nx = "'),
+            replaced("upstream.toml", 'pin = "', 'pin = "main"\nx = "'),
             "toml:1: .*full OID",
         ),
-        (replaced("upstream.toml", b"MIT", b'MIT"'), "upstream.toml:1: .*not TOML"),
+        (replaced("upstream.toml", "MIT", 'MIT"'), "upstream.toml:1: .*not TOML"),
         (lambda f: (f / "lock").unlink(), "lock:1: .*is missing"),
         (lambda f: (f / MTO).unlink(), "toml:1: .*expected number 0003"),
         (lambda f: (f / MTO).rename(f / "0003-other.patch"), "toml:1: .*is named 000N-"),
@@ -69,66 +58,50 @@ def test_without_a_clone_it_says_what_it_did_not_check(authored) -> None:
     linted = lint(authored.home, "toy")
     assert (linted.patches, linted.inserted) == (4, 9)
     assert any("no clone" in what for what in linted.unchecked)
-    applying.ensure_clone(authored.toy, mute)
-    assert lint(authored.home, "toy").unchecked == []
+    applying.ensure_clone(authored.toy, quiet)
+    before = {path: path.lstat().st_mtime_ns for path in authored.clone.rglob("*")}
+    linted = lint(authored.home, "toy")
+    assert (linted.problems, linted.unchecked) == ([], [])
+    assert before == {path: path.lstat().st_mtime_ns for path in authored.clone.rglob("*")}
+    # A lock that agrees with itself alone needs the clone to be found.
+    text = (authored.patches / "lock").read_text()
+    (authored.patches / "lock").write_text(text.replace(json.loads(text)["tree"], "1" * 40))
+    (problem,) = lint(authored.home, "toy").problems
+    assert "0004-deepspeed-engine.patch: tree: expected 1111" in problem.reason
 
 
-def test_upstream_text_and_rebuild_with_a_clone(authored, raw) -> None:
+def test_upstream_text_and_rebuild_with_a_clone(authored) -> None:
     long = "def upstreams_own_function(argument):"
-    engine = authored.origin / "engine.py"
-    engine.write_text(f"    {long}\n" + engine.read_text())
-    raw(authored.origin, "commit", "-qam", "long line")
-    authored.pin = raw(authored.origin, "rev-parse", "HEAD")
-    toml = authored.patches / "upstream.toml"
-    old = authored.toy.pin
-    toml.write_text(toml.read_text().replace(old, authored.pin))
-    (authored.patches / "lock").unlink()
-    for file in authored.patches.glob("*.patch"):
-        file.rename(file.with_suffix(".away"))
-    applying.ensure_clone(authored.toy, mute)
-    for file in authored.patches.glob("*.away"):
-        file.rename(file.with_suffix(".patch"))
-    regenerate(authored.toy, mute)
+    text = (authored.origin / "engine.py").read_text()
+    series = {file.name: file.read_bytes() for file in authored.toy.patch_files()}
+    authored.commit_and_pin({"engine.py": f"    {long}\n{text}"}, series)
+    applying.ensure_clone(authored.toy, quiet)
+    regenerate(authored.toy, quiet)
     assert lint(authored.home, "toy").problems == []
-    assert lint(authored.home, "toy").unchecked == []
     # The same words with other white space are upstream's, too.
-    replaced(MTO, b"+mto = 1", b"+" + long.encode())(authored.patches)
-    regenerate(authored.toy, mute)
+    replaced(MTO, "+mto = 1", "+" + long)(authored.patches)
+    regenerate(authored.toy, quiet)
     (problem,) = lint(authored.home, "toy").problems
     line = (authored.patches / MTO).read_text().splitlines()[problem.line - 1]
     assert line == "+" + long
     assert "upstream has this line too" in problem.reason
     # 20 characters decide: shorter lines are nobody's.
-    replaced(MTO, b"+" + long.encode(), b"+line 3")(authored.patches)
-    regenerate(authored.toy, mute)
+    replaced(MTO, "+" + long, "+line 3")(authored.patches)
+    regenerate(authored.toy, quiet)
     assert lint(authored.home, "toy").problems == []
-
-
-def test_a_lock_that_is_only_consistent_with_itself_is_found_by_the_rebuild(authored) -> None:
-    """Tampering with patch, sha256 and all OIDs together needs a clone to be found."""
-    applying.ensure_clone(authored.toy, mute)
-    lock = json.loads((authored.patches / "lock").read_text())
-    text = (authored.patches / "lock").read_text()
-    text = text.replace(lock["tree"], "1" * 40)
-    (authored.patches / "lock").write_text(text)
-    (problem,) = lint(authored.home, "toy").problems
-    assert "0004-deepspeed-engine.patch: tree: expected 1111" in problem.reason
 
 
 def test_regenerate_takes_patches_edited_by_hand(authored) -> None:
-    applying.ensure_clone(authored.toy, mute)
-    replaced(MTO, b"+mto = 1\n", b"+mto = 11\n")(authored.patches)
+    applying.ensure_clone(authored.toy, quiet)
+    replaced(MTO, "+mto = 1\n", "+mto = 11\n")(authored.patches)
     assert lint(authored.home, "toy").problems
-    assert MTO in (done := regenerate(authored.toy, mute)).written
+    assert MTO in regenerate(authored.toy, quiet).written
     assert lint(authored.home, "toy").problems == []
-    applying.apply(authored.toy, mute)
+    applying.apply(authored.toy, quiet)
     assert "mto = 11" in (authored.clone / "engine.py").read_text()
-    before = (authored.patches / MTO).read_bytes()
-    replaced(MTO, b"+mto = 11\n", b"-line 3\n+mto = 11\n")(authored.patches)
+    replaced(MTO, "+mto = 11\n", "-line 3\n+mto = 11\n")(authored.patches)
     with pytest.raises(CorruptError, match="does not apply"):
-        regenerate(authored.toy, mute)
-    (authored.patches / MTO).write_bytes(before)
-    assert regenerate(authored.toy, mute) == replace(done, written=())
+        regenerate(authored.toy, quiet)
 
 
 def test_command_line(authored) -> None:
@@ -138,8 +111,8 @@ def test_command_line(authored) -> None:
     good = authored.mto("lint")
     assert good.returncode == 0
     assert "not checked: upstream text" in good.stderr
-    assert "2 upstreams, 8 patches, 18 inserted lines: what could be checked" in good.stderr
-    replaced(MTO, b"+mto = 1\n", b"+mto = 1\n line 3\n")(authored.patches)
+    assert "upstreams: 2, patches: 8, inserted lines: 18; what could be checked" in good.stderr
+    replaced(MTO, "+mto = 1\n", "+mto = 1\n line 3\n")(authored.patches)
     run = authored.mto("lint", "--json")
     assert run.returncode == 1
     table = json.loads(run.stdout)

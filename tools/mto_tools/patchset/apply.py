@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
-from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.checkout import ensure_clone, open_clone
 from mto_tools.patchset.clone_state import (
     BASE,
@@ -21,7 +20,7 @@ from mto_tools.patchset.clone_state import (
 )
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import edited_files
-from mto_tools.patchset.lock import Series, load_series, read_lock
+from mto_tools.patchset.lock import Series, load_series, read_lock, rebuild
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.switch import switch
 from mto_tools.patchset.transaction import clone_lock

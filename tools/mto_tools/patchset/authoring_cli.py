@@ -53,21 +53,19 @@ def export(
         done = exporting.export(upstream, repo, layer, message or (), say)
     if as_json:
         facts = {"name": name, **asdict(done), "tree": done.lock.tree, "commit": done.lock.commit}
-        _dump({key: value for key, value in facts.items() if key not in ("lock", "notes")})
+        _dump({key: value for key, value in facts.items() if key != "lock"})
         return
     for file in done.written:
         typer.echo(f"patches/{name}/{file}")
-    for note in (*(f"removed patches/{name}/{file}" for file in done.removed), *done.notes):
-        say(note)
-    if from_patches:
-        say(f"{name}: patches and lock fit; mto apply {name} brings a checkout to them")
-    elif not (done.written or done.removed):
-        say(f"{name}: patches and lock are already those of {repo or upstream.checkout}")
-    else:
+    for file in done.removed:
+        say(f"removed patches/{name}/{file}")
+    if done.written or done.removed or from_patches:
         say(f"{name}: patches and lock are written in {upstream.folder}")
+    else:
+        say(f"{name}: patches and lock are already those of {repo or upstream.checkout}")
     if done.untracked:
-        shown = ", ".join(done.untracked[:5]) + (" ..." if len(done.untracked) > 5 else "")
-        say(f"not exported, because untracked (git add makes them part): {shown}")
+        files = ", ".join(done.untracked)
+        say(f"not exported, because untracked (git add makes them part): {files}")
 
 
 def lint(
@@ -84,7 +82,8 @@ def lint(
     results = [linting.lint(home, name, repo) for name in names or upstream_names(home)]
     problems = [problem for result in results for problem in result.problems]
     if as_json:
-        _dump({"ok": not problems, "upstreams": [result.as_dict() for result in results]})
+        table = [{**asdict(result), "ok": not result.problems} for result in results]
+        _dump({"ok": not problems, "upstreams": table})
     for result in results:
         if not as_json:
             for problem in result.problems:
@@ -92,19 +91,14 @@ def lint(
         for what in result.unchecked:
             say(f"{result.name}: not checked: {what}")
     if problems:
-        raise MtoError(f"mto lint found {_count(len(problems), 'problem')}")
-    total = sum(result.patches for result in results)
+        raise MtoError(f"mto lint found problems: {len(problems)}")
+    patches = sum(result.patches for result in results)
     lines = sum(result.inserted for result in results)
+    done = "what could be checked is" if any(result.unchecked for result in results) else "all"
     say(
-        f"{_count(len(results), 'upstream')}, {_count(total, 'patch', 'patches')}, "
-        f"{_count(lines, 'inserted line')}: "
-        + ("what could be checked is" if any(r.unchecked for r in results) else "all")
-        + " as promised"
+        f"upstreams: {len(results)}, patches: {patches}, inserted lines: {lines}; "
+        f"{done} as promised"
     )
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def upgrade(
@@ -143,7 +137,7 @@ def upgrade(
         say(f"removed {folder}; pin, patches and lock are as they were")
         return
     with series_lock(upstream.folder, say) if accept or go_on else nullcontext():
-        upstream = load_upstream(home, name)
+        upstream = load_upstream(home, upstream.name)
         if go_on:
             lock = upgrading.proceed(upstream, say, repo)
         else:
@@ -168,8 +162,10 @@ def upgrade(
         _dump({"name": name, "pin": lock.base_commit, "accepted": True})
     else:
         typer.echo(lock.base_commit)
-    say(f"{name} is now pinned to {lock.base_commit}; patches and lock are rewritten")
-    say(f"they are in {upstream.folder}; a checkout still holds the old ones: mto apply {name}")
+    say(
+        f"{name} is now pinned to {lock.base_commit}; patches and lock in {upstream.folder} are "
+        f"rewritten, and mto apply {name} brings a checkout to them"
+    )
 
 
 def _dump(table: dict[str, Any]) -> None:

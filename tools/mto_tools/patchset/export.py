@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, RefusedError
-from mto_tools.patchset.build import apply_patch, build_series, rebuild
 from mto_tools.patchset.checkout import open_clone
 from mto_tools.patchset.clone_state import (
     BRANCH,
@@ -19,10 +19,25 @@ from mto_tools.patchset.clone_state import (
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.line_owners import split_edit
 from mto_tools.patchset.local_edits import edited_tree, untracked
-from mto_tools.patchset.lock import Lock, format_lock, load_series, lock_path
+from mto_tools.patchset.lock import (
+    Lock,
+    apply_patch,
+    build_series,
+    format_lock,
+    load_series,
+    lock_path,
+    rebuild,
+)
 from mto_tools.patchset.locks import Say
-from mto_tools.patchset.parser import parse, read_header, read_series
-from mto_tools.patchset.series import Patch, file_name, message_problem, render
+from mto_tools.patchset.series import (
+    Patch,
+    file_name,
+    message_problem,
+    parse,
+    read_header,
+    read_series,
+    render,
+)
 from mto_tools.patchset.transaction import clone_lock, replace_files, series_lock
 from mto_tools.patchset.tree_diff import file_patches
 from mto_tools.upstreams.upstream import LAYERS, Upstream
@@ -30,37 +45,12 @@ from mto_tools.upstreams.upstream import LAYERS, Upstream
 
 @dataclass(frozen=True)
 class Exported:
-    """The files an export wrote.
+    """The files an export wrote."""
 
-    Attributes:
-        written: Names of patch files that are new or changed.
-        removed: Names of patch files that are gone: nothing is inserted, or the number is another.
-        lock: The new lock.
-        untracked: Files beside the tracked ones that no patch holds.
-        notes: Further lines for a person.
-    """
-
-    written: tuple[str, ...]
-    removed: tuple[str, ...]
-    lock: Lock
-    untracked: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A patch to be: its message, the tree after it, and the name it had."""
-
-    layer: str
-    subject: str
-    body: str
-    tree: str
-    name: str = ""
-
-
-def draft_of(patch: Patch, tree: str = "") -> Draft:
-    """Return a draft that keeps the message and the name of `patch`."""
-    return Draft(patch.layer, patch.subject, patch.body, tree, patch.name)
+    written: tuple[str, ...]  # names of patch files that are new or changed
+    removed: tuple[str, ...]  # of those that are gone: nothing is inserted, or a new number
+    lock: Lock  # the new one
+    untracked: tuple[str, ...] = ()  # files of the checkout that no patch holds
 
 
 def export(
@@ -78,7 +68,7 @@ def export(
         layer: Where inserted lines go; by default the last layer that is applied.
         message: Subject, then paragraphs that say why. A layer's first patch needs them; they
             replace the message of a patch only where `layer` names its layer.
-        say: Told what a killed command left to finish.
+        say: Takes lines for the user.
 
     Raises:
         NotAdditiveError: The edit takes something of upstream away.
@@ -89,28 +79,21 @@ def export(
         series = read_series(upstream)
         _require_whole_series(git, upstream, lock)
         edited = edited_tree(git)
-        if not series and edited == lock.base_tree:
-            raise RefusedError(
-                f"{git.folder} holds the pin unchanged: there is nothing to export",
-                hint="edit tracked files there, or git add new ones",
-            )
-        at, drafts = _place(upstream, series, layer, message)
-        files = {patch.name: patch.files for patch in series}
-        history = [files.get(draft.name, ()) for draft in drafts]
+        at, patches = _place(upstream, series, layer, message)
+        history = [patch.files for patch in patches]
         trees = split_edit(git, lock.base_tree, lock.tree, edited, history, at)
-        if not drafts[at].name and trees[at] == [lock.base_tree, *trees][at]:
-            layer = drafts[at].layer
+        if not patches[at].name and trees[at] == [lock.base_tree, *trees][at]:
+            layer = patches[at].layer
             raise RefusedError(
-                f"layer {layer} would get no line: each one inserted in {git.folder} belongs to a "
-                "patch of another layer already",
-                hint="to move lines, take them out, export, and insert them again; then "
-                f"mto export {upstream.name} --layer {layer} -m ...",
+                f"layer {layer} would get no line: {git.folder} holds none that is not in a patch "
+                "of another layer already",
+                hint="edit tracked files there, or git add new ones; to move lines, take them out, "
+                f"export, insert them again; mto export {upstream.name} --layer {layer} -m ...",
             )
-        done = [replace(draft, tree=tree) for draft, tree in zip(drafts, trees, strict=True)]
-        new_files, new = write_series(git, upstream.pin, done)
-        move, notes = _branch_move(git, new, edited)
-        written, removed = store_series(upstream, new_files, new, "export", move=move, git=git)
-        return Exported(written, removed, new, untracked(git), notes)
+        files, new = write_series(git, upstream.pin, list(zip(patches, trees, strict=True)))
+        move = _branch_move(git, new, edited, say)
+        written, removed = store_series(upstream, files, new, "export", move, git)
+        return Exported(written, removed, new, untracked(git))
 
 
 def regenerate(upstream: Upstream, say: Say, repo: Path | None = None) -> Exported:
@@ -123,19 +106,22 @@ def regenerate(upstream: Upstream, say: Say, repo: Path | None = None) -> Export
         NotAdditiveError: A patch does more than insert.
     """
     with series_lock(upstream.folder, say), clone_lock(open_clone(upstream, repo), say) as git:
-        drafts, tree = [], upstream.pin
+        done, tree = [], upstream.pin
         for file in upstream.patch_files(numbered=False):
             data = file.read_bytes()
             tree = apply_patch(git, tree, data, file.name)
-            drafts.append(draft_of(read_header(data, file.name), tree))
-        files, lock = write_series(git, upstream.pin, drafts)
+            done.append((read_header(data, file.name), tree))
+        files, lock = write_series(git, upstream.pin, done)
         return Exported(*store_series(upstream, files, lock, "export"), lock)
 
 
-def write_series(git: Git, base: str, drafts: Sequence[Draft]) -> tuple[dict[str, bytes], Lock]:
-    """Return the patch files and the lock of `drafts`; one that inserts nothing is left out.
+def write_series(
+    git: Git, base: str, done: Sequence[tuple[Patch, str]]
+) -> tuple[dict[str, bytes], Lock]:
+    """Return patch files and lock of the series with these messages and these trees.
 
-    The files are applied again, as `mto apply` does it, before anybody sees them.
+    A patch that inserts nothing is left out. The files are applied again, as `mto apply` does it,
+    before anybody sees them.
 
     Raises:
         NotAdditiveError: A tree is not the one before it plus insertions.
@@ -143,14 +129,13 @@ def write_series(git: Git, base: str, drafts: Sequence[Draft]) -> tuple[dict[str
     """
     files: dict[str, bytes] = {}
     trees = [git.text("rev-parse", "--verify", f"{base}^{{tree}}")]
-    for draft in drafts:
-        if draft.tree == trees[-1]:
+    for patch, tree in done:
+        if tree == trees[-1]:
             continue
-        name = file_name(len(files) + 1, draft.layer, draft.subject, draft.name)
-        inserted = file_patches(git, trees[-1], draft.tree)
-        files[name] = render(Patch(draft.layer, draft.subject, draft.body, inserted, name))
+        name = file_name(len(files) + 1, patch.layer, patch.subject, patch.name)
+        files[name] = render(replace(patch, files=file_patches(git, trees[-1], tree)))
         parse(files[name], name)
-        trees.append(draft.tree)
+        trees.append(tree)
     lock = build_series(git, base, list(files.items()))
     if lock.trees != trees:
         raise CorruptError(
@@ -165,15 +150,13 @@ def store_series(
     files: Mapping[str, bytes],
     lock: Lock,
     what: str,
-    *,
-    more: Mapping[str, bytes] | None = None,
     move: BranchMove | None = None,
     git: Git | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write patch files, lock and `more` in one step; return names (written, removed)."""
+    """Write patch files, lock and other `files` in one step; return names (written, removed)."""
     folder = upstream.folder
-    wanted = {**files, **(more or {})}
-    if files or lock_path(folder).exists():
+    wanted = dict(files)
+    if lock.patches or lock_path(folder).exists():
         wanted[lock_path(folder).name] = format_lock(lock)
     removed = sorted({file.name for file in folder.glob("*.patch")} - files.keys())
     new = {
@@ -202,78 +185,70 @@ def _require_whole_series(git: Git, upstream: Upstream, lock: Lock) -> None:
         )
     if found == lock.commit:
         return
-    holds = f"{git.folder} holds {known.index(found)} of {len(lock.patches)} patches"
-    catch_up = (
-        f"{git.command('stash')} && mto apply {upstream.name} && {git.command('stash', 'pop')}"
-    )
-    if found == head:
-        raise RefusedError(f"{holds}: an export from here would lose the others", hint=catch_up)
     # `commit --amend` and rebase leave the later patches' lines in a commit of another name.
     raise RefusedError(
-        f"{holds}, and a commit of yours, {head}, which has the others too if you amended or "
-        "rebased: an export from here could lose them",
-        hint=f"if it has them: {git.command('reset', '--soft', lock.commit)} changes no file; "
-        f"if not: {git.command('reset', '--soft', found)} && {catch_up}",
+        f"{git.folder} is at {head}, which holds {known.index(found)} of {len(lock.patches)} "
+        "patches: an export from here would lose the others",
+        hint=f"if a commit of yours has them, amended or rebased: "
+        f"{git.command('reset', '--soft', lock.commit)} changes no file; "
+        f"if not: {git.command('reset', '--soft', found)} && {git.command('stash')} && "
+        f"mto apply {upstream.name} && {git.command('stash', 'pop')}",
     )
 
 
 def _place(
     upstream: Upstream, series: Sequence[Patch], layer: str, message: Sequence[str]
-) -> tuple[int, list[Draft]]:
-    """Return the index of the patch that gets new lines, and the drafts of all patches."""
+) -> tuple[int, list[Patch]]:
+    """Return the index of the patch that gets new lines, and all patches, a new one among them."""
     named = bool(layer)
     layer = layer or (series[-1].layer if series else "mto")
     if layer not in LAYERS:
         raise RefusedError(f"there is no layer {layer!r}", hint=f"one of {', '.join(LAYERS)}")
-    rank = LAYERS.index(layer)
-    drafts = [draft_of(patch) for patch in series]
-    subject, body = _message(message)
-    mine = [n for n, draft in enumerate(drafts) if draft.layer == layer]
+    subject, _, body = "\n\n".join(message).strip().partition("\n")
+    subject, body = subject.rstrip(), re.sub(r"[^\S\n]+$", "", body, flags=re.MULTILINE).strip("\n")
+    if reason := message_problem(subject) or message_problem(body):
+        raise RefusedError(f"--message: {reason}")
+    patches = list(series)
+    mine = [n for n, patch in enumerate(patches) if patch.layer == layer]
     if mine and subject and not named:
+        others = " or ".join(other for other in LAYERS if other != layer)
         raise RefusedError(
-            f"{drafts[mine[-1]].name} has a message already, and no --layer says whether it is to "
+            f"{patches[mine[-1]].name} has a message already, and no --layer says whether it is to "
             "be replaced or the lines are for another layer",
             hint=f"mto export {upstream.name} --layer {layer} -m ... replaces it; "
-            f"--layer {' or '.join(LAYERS[rank + 1 :] or LAYERS[:rank])} takes the lines elsewhere",
+            f"--layer {others} takes the lines elsewhere",
         )
     if mine:
+        at = mine[-1]
         if subject:
-            drafts[mine[-1]] = replace(drafts[mine[-1]], subject=subject, body=body)
-        return mine[-1], drafts
+            patches[at] = replace(patches[at], subject=subject, body=body)
+        return at, patches
     if not subject:
         raise RefusedError(
             f"{upstream.name} has no patch of layer {layer} yet, so it needs a message",
             hint=f'mto export {upstream.name} --layer {layer} -m "what" -m "why"',
         )
-    at = sum(LAYERS.index(draft.layer) <= rank for draft in drafts)
-    return at, [*drafts[:at], Draft(layer, subject, body, ""), *drafts[at:]]
+    at = sum(LAYERS.index(patch.layer) <= LAYERS.index(layer) for patch in patches)
+    patches.insert(at, Patch(layer, subject, body, ()))
+    return at, patches
 
 
-def _message(message: Sequence[str]) -> tuple[str, str]:
-    """Return subject and body."""
-    subject, _, body = "\n\n".join(message).strip().partition("\n")
-    body = "\n".join(line.rstrip() for line in body.split("\n")).strip("\n")
-    if reason := message_problem(subject) or message_problem(body):
-        raise RefusedError(f"--message: {reason}")
-    return subject.strip(), body
-
-
-def _branch_move(git: Git, lock: Lock, edited: str) -> tuple[BranchMove | None, tuple[str, ...]]:
+def _branch_move(git: Git, lock: Lock, edited: str, say: Say) -> BranchMove | None:
     """Return how the checkout's branch moves to the commit that has the edited content."""
     new = dict(zip(lock.trees, lock.commits, strict=True))[edited]
     (ref, head), branch, state = git.head(), git.resolve(BRANCH), read_state(git)
     if new == lock.base_commit or (ref, head) == (BRANCH, new):
-        return None, ()
+        return None
     ours = {*lock.commits, *state.commits}
-    if ref != BRANCH and branch and branch not in ours:
-        return None, (f"{git.folder}: its branch mto holds commits of yours, so it stays as it is",)
-    if ref != BRANCH and checked_out_elsewhere(git, BRANCH):
-        return None, (f"{git.folder}: another work tree is on the branch mto, so it stays",)
     if ref != BRANCH:
+        if (branch and branch not in ours) or checked_out_elsewhere(git, BRANCH):
+            say(f"{git.folder}: its branch mto is in use, or holds commits of yours, so it stays")
+            return None
         state.original_ref, state.original_commit = ref, head
     state.owns_branch = state.owns_branch or not branch
     state.commits = [*(oid for oid in state.commits if oid != new), new]
     refs = ((BRANCH, new, branch),)
     move = BranchMove(str(git.folder), ref, head, BRANCH, new, refs, state, commit_all=True)
-    mine = f"your own commits end at {head}: {git.command('log', head)}"
-    return move, () if head in ours else (mine,)
+    if head not in ours:
+        say(f"your own commits end at {head}: {git.command('log', head)}")
+    return move

@@ -5,60 +5,38 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mto_tools.errors import CorruptError, MtoError
-from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Series, load_series
-from mto_tools.patchset.parser import parse
+from mto_tools.patchset.lock import load_series, rebuild
 from mto_tools.patchset.scratch_repo import objects_of
-from mto_tools.patchset.series import FilePatch, PatchFormatError, Problem
+from mto_tools.patchset.series import FilePatch, Patch, PatchFormatError, Problem, parse
 from mto_tools.patchset.sources import init_with_alternates
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
-SHORTEST = 20
-"""Inserted lines of so many characters must not equal an upstream line."""
+SHORTEST = 20  # inserted lines of so many characters must not equal an upstream line
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice)\b[^/]*", re.IGNORECASE)
 
 
 @dataclass
 class Linted:
-    """The result for one upstream's folder.
+    """The result for one upstream's folder."""
 
-    Attributes:
-        name: The upstream.
-        problems: Each with file and line.
-        patches: Number of patch files.
-        inserted: Number of inserted lines.
-        unchecked: Checks that were not possible here, and why.
-    """
-
-    name: str
+    name: str  # of the upstream
     problems: list[Problem] = field(default_factory=list)
-    patches: int = 0
-    inserted: int = 0
-    unchecked: list[str] = field(default_factory=list)
+    patches: int = 0  # number of patch files
+    inserted: int = 0  # number of inserted lines
+    unchecked: list[str] = field(default_factory=list)  # checks not possible here, and why
 
     def problem(self, file: str, line: int, reason: str) -> None:
         """Note a problem at a line of a file of the folder."""
         self.problems.append(Problem(f"patches/{self.name}/{file}", line, reason))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for `--json`."""
-        return {**asdict(self), "ok": not self.problems}
-
 
 def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
-    """Check `patches/NAME`, against its clone where there is one; write nothing, anywhere.
-
-    Args:
-        home: Root of the mto clone.
-        name: The upstream.
-        repo: Its clone; by default the one under `upstream/`.
-    """
+    """Check `patches/NAME`, against the clone `repo` if there is one; write nothing, anywhere."""
     linted = Linted(name)
     try:
         upstream = load_upstream(home, name)
@@ -66,42 +44,51 @@ def lint(home: Path, name: str, repo: Path | None = None) -> Linted:
     except MtoError as error:
         linted.problem("upstream.toml", 1, error.message)
         return linted
+    linted.patches = len(files)
     patches = []
     for file in files:
         try:
-            patch = parse(file.read_bytes(), file.name)
+            patches.append(patch := parse(file.read_bytes(), file.name))
         except PatchFormatError as error:
             linted.problem(file.name, error.problem.line, error.problem.reason)
             continue
-        patches.append(patch)
+        linted.inserted += patch.inserted
         if not patch.body:
             linted.problem(file.name, 2, "the message does not say why: write a paragraph below it")
-    linted.patches = len(files)
-    linted.inserted = sum(patch.inserted for patch in patches)
-    series = None
     try:
-        series = load_series(upstream)
+        load_series(upstream)
     except MtoError as error:
         linted.problem("lock", 1, error.message)
-    git = Git(repo or upstream.checkout)
+    git, missing = Git(repo or upstream.checkout), ""
     if not git.folder.is_dir() or not git.is_toplevel():
         missing = f"no clone at {git.folder} (mto checkout {name})"
     elif not git.resolve(f"{upstream.pin}^{{commit}}"):
         missing = f"{git.folder} lacks {upstream.pin}"
-    else:
-        names = git.text("ls-tree", "--name-only", "-z", upstream.pin).split("\0")
-        if not upstream.licence and (found := [name for name in names if is_licence(name)]):
-            reason = f"names no licence, but the pin has {', '.join(found)}"
-            linted.problem("upstream.toml", 1, f"{reason}: licence.spdx is missing")
-        for patch in patches:
-            for path, number, _ in copied_lines(git, upstream.pin, patch.files):
-                reason = f"upstream has this line too ({path}): write it in your words"
-                linted.problem(patch.name, number, reason)
-        _rebuild(linted, upstream, series, git)
-        return linted
-    if patches:
+    if not missing:
+        _compare_with_clone(linted, upstream, patches, git)
+    elif patches:
         linted.unchecked.append(f"upstream text and rebuild: {missing}")
     return linted
+
+
+def _compare_with_clone(linted: Linted, upstream: Upstream, patches: list[Patch], git: Git) -> None:
+    names = git.text("ls-tree", "--name-only", "-z", upstream.pin).split("\0")
+    if not upstream.licence and (found := [name for name in names if is_licence(name)]):
+        reason = f"names no licence, but the pin has {', '.join(found)}"
+        linted.problem("upstream.toml", 1, f"{reason}: licence.spdx is missing")
+    for patch in patches:
+        for path, number, _ in copied_lines(git, upstream.pin, patch.files):
+            reason = f"upstream has this line too ({path}): write it in your words"
+            linted.problem(patch.name, number, reason)
+    if linted.problems:
+        linted.unchecked.append("rebuild: not before the problems above are solved")
+        return
+    with tempfile.TemporaryDirectory(prefix="mto-lint-") as folder:
+        scratch = init_with_alternates(Path(folder), [objects_of(git)])
+        try:
+            rebuild(scratch, load_series(upstream), upstream.folder)
+        except MtoError as error:
+            linted.problem("lock", 1, error.message)
 
 
 def copied_lines(git: Git, commit: str, files: Iterable[FilePatch]) -> list[tuple[str, int, bytes]]:
@@ -132,14 +119,3 @@ def copied_lines(git: Git, commit: str, files: Iterable[FilePatch]) -> list[tupl
 def is_licence(path: str) -> bool:
     """Whether a path is that of a licence file in the top folder."""
     return bool(_LICENCE.fullmatch(path))
-
-
-def _rebuild(linted: Linted, upstream: Upstream, series: Series | None, git: Git) -> None:
-    if linted.problems or series is None:
-        linted.unchecked.append("rebuild: not before the problems above are solved")
-        return
-    with tempfile.TemporaryDirectory(prefix="mto-lint-") as folder:
-        try:
-            rebuild(init_with_alternates(Path(folder), [objects_of(git)]), series, upstream.folder)
-        except MtoError as error:
-            linted.problem("lock", 1, error.message)

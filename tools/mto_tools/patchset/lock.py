@@ -1,78 +1,63 @@
-"""The lock of a series: every object that applying it must give.
+"""The lock of a series: every object that applying it must give; and how they are built.
 
 A zero-context hunk is located by its line number alone, and git ignores the OIDs in a patch's
 index lines. Such a patch is safe because every blob and tree is compared with this file.
+
+Objects are built away from every work tree: each patch goes into a temporary index by
+`git apply --cached`, becomes a tree and then a commit whose author, date and message are fixed. The
+same series gives the same OIDs in every clone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.patchset.git import restore_command
+from mto_tools.patchset.git import Git, restore_command
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.transaction import recover
-from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, load_upstream
+from mto_tools.patchset.tree_diff import changes, commit_tree, refusal, temporary_index
+from mto_tools.upstreams.upstream import LAYERS, OID, Upstream, layer_of, load_upstream
 
 Oid = Annotated[str, Field(pattern=f"^{OID}$")]
 
 
 @dataclass(frozen=True)
 class Touched:
-    """One file a patch changes.
+    """One file a patch changes."""
 
-    Attributes:
-        path: Relative to the clone, with slashes.
-        mode: Of the file, the same before and after.
-        before: OID of the blob before; None where the patch adds the file.
-        after: OID of the blob after.
-    """
-
-    path: str
-    mode: Annotated[str, Field(pattern="^100(644|755)$")]
-    before: Oid | None
+    path: str  # relative to the clone, with slashes
+    mode: Annotated[str, Field(pattern="^100(644|755)$")]  # the same before and after
+    before: Oid | None  # of the blob; None where the patch adds the file
     after: Oid
 
 
 @dataclass(frozen=True)
 class LockedPatch:
-    """One patch and the objects that applying it gives.
+    """One patch and the objects that applying it gives."""
 
-    Attributes:
-        file: Name of the patch file.
-        sha256: Of that file's bytes.
-        layer: compat, mto or deepspeed.
-        tree: OID of the tree after this patch.
-        commit: OID of the reproducible commit after this patch.
-        touched: Files it changes, in the order of their paths.
-    """
-
-    file: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    file: str  # name of the patch file
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of its bytes
     layer: Annotated[str, Field(pattern=f"^({'|'.join(LAYERS)})$")]
-    tree: Oid
-    commit: Oid
-    touched: Annotated[tuple[Touched, ...], Field(min_length=1)]
+    tree: Oid  # after this patch
+    commit: Oid  # after this patch, reproducible
+    touched: Annotated[tuple[Touched, ...], Field(min_length=1)]  # in the order of the paths
 
 
 @dataclass(frozen=True)
 class Lock:
-    """Base and result of a series.
+    """Base and result of a series."""
 
-    Attributes:
-        base_commit: The pin.
-        base_tree: Its tree; "" where no series has been built yet.
-        patches: In the order of the series.
-    """
-
-    base_commit: str
-    base_tree: str
+    base_commit: str  # the pin
+    base_tree: str  # "" where no series has been built yet
     patches: tuple[LockedPatch, ...] = ()
 
     @property
@@ -100,27 +85,17 @@ class Lock:
         last = len(LAYERS) if layer is None else LAYERS.index(layer)
         return tuple(p for p in self.patches if LAYERS.index(p.layer) <= last)
 
-    def touched(self) -> dict[str, tuple[str | None, str]]:
-        """Return for every path of the series (blob in the base or None, blob at the end)."""
-        paths: dict[str, tuple[str | None, str]] = {}
-        for patch in self.patches:
-            for file in patch.touched:
-                first = paths[file.path][0] if file.path in paths else file.before
-                paths[file.path] = (first, file.after)
-        return paths
+    def touched(self) -> set[str]:
+        """Return the paths of all files the series changes."""
+        return {file.path for patch in self.patches for file in patch.touched}
 
 
 @dataclass(frozen=True)
 class Series:
-    """Lock and patch files of an upstream, checked against one another.
+    """Lock and patch files of an upstream, checked against one another."""
 
-    Attributes:
-        lock: The lock; where there is no series yet, one that names the pin only.
-        files: (name, bytes) of the patch files, in order.
-    """
-
-    lock: Lock
-    files: tuple[tuple[str, bytes], ...] = ()
+    lock: Lock  # where there is no series yet, one that names the pin only
+    files: tuple[tuple[str, bytes], ...] = ()  # (name, bytes), in order
 
 
 class _Base(BaseModel):
@@ -155,12 +130,8 @@ def format_lock(lock: Lock) -> bytes:
     return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def parse_lock(data: bytes, where: Path) -> Lock:
-    """Read a lock; `where` is only named in errors.
-
-    Raises:
-        CorruptError: Not a lock, or not in its one byte form.
-    """
+def _parse(data: bytes, where: Path) -> Lock:
+    """Read a lock, in its one byte form only; `where` is named in errors."""
     try:
         file = _LockFile.model_validate_json(data)
     except ValidationError as error:
@@ -195,7 +166,7 @@ def read_lock(upstream: Upstream) -> Lock | None:
                 hint=restore_command(file),
             ) from None
         return None
-    lock = parse_lock(data, file)
+    lock = _parse(data, file)
     if lock.base_commit != upstream.pin:
         raise CorruptError(
             f"{file}: base is {lock.base_commit}, but upstream.toml pins {upstream.pin}",
@@ -246,3 +217,87 @@ def open_upstream(home: Path, name: str, say: Say) -> Upstream:
     upstream = load_upstream(home, name)  # refuses a name that is a path
     recover(upstream.folder, say)
     return load_upstream(home, name)
+
+
+def apply_patch(git: Git, tree: str, patch: bytes, name: str) -> str:
+    """Return the OID of `tree` (or of a commit's tree) with one patch file in it.
+
+    Raises:
+        CorruptError: git cannot read the patch, or it does not fit the tree.
+    """
+    with temporary_index(git) as index:
+        index.run("read-tree", tree)
+        # --unidiff-zero: without it git moves zero-context additions to the end of the file.
+        rc, _, err = index.try_run(
+            "apply", "--cached", "--unidiff-zero", "--whitespace=nowarn", "-", input=patch
+        )
+        if rc:
+            words = " ".join(err.split())
+            raise CorruptError(f"{name} does not apply to tree {git.resolve(tree)}: {words}")
+        # Blobs that the source lacked are none of the series' business; the OID is the check.
+        return index.text("write-tree", "--missing-ok")
+
+
+def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> Lock:
+    """Apply (file name, contents) of `patches` to the commit `base`; return the objects as a lock.
+
+    Only objects are written. Commits are dated one second after another, from the base's own date.
+
+    Raises:
+        CorruptError: A patch does not apply, changes nothing, or does more than insert.
+    """
+    lock = Lock(base, git.resolve(f"{base}^{{tree}}"))
+    if not lock.base_tree:
+        raise CorruptError(f"{git.folder} does not hold the base commit {base}")
+    date = int(git.text("log", "-1", "--format=%ct", base)) if patches else 0
+    for number, (name, data) in enumerate(patches, start=1):
+        tree = apply_patch(git, lock.tree, data, name)
+        touched = []
+        for path, old, new in changes(git, lock.tree, tree):
+            reason = refusal(path, old, new)
+            if reason or not new:
+                raise CorruptError(f"{name}: {path}: {reason}; a series only inserts lines")
+            touched.append(Touched(path, new.mode, old.oid if old else None, new.oid))
+        if not touched:
+            raise CorruptError(f"{name} changes nothing")
+        commit = commit_tree(git, tree, [lock.commit], _message(name, data), date + number)
+        patch = LockedPatch(name, sha256(data), layer_of(name), tree, commit, tuple(touched))
+        lock = replace(lock, patches=(*lock.patches, patch))
+    return lock
+
+
+def _message(name: str, patch: bytes) -> str:
+    """The patch's own message; its file name where it has none."""
+    head = patch.partition(b"diff --git ")[0]
+    match = re.search(rb"^Subject: \[PATCH\] (.+?)\n---\n", head, re.DOTALL | re.MULTILINE)
+    return match[1].decode().strip() if match else name.removesuffix(".patch")
+
+
+def rebuild(git: Git, series: Series, where: Path) -> Lock:
+    """Build a series in `git`, compare every object with its lock, and return what was built.
+
+    `where` is the folder of the series, for messages.
+
+    Raises:
+        CorruptError: A patch does not apply, or an object differs; names the first one.
+    """
+    built = build_series(git, series.lock.base_commit, series.files)
+    locked, found = _objects(series.lock), _objects(built)
+    for what, expected in locked.items() if series.files else ():
+        if expected != found.get(what):
+            raise CorruptError(
+                f"{lock_path(where)}: {what}: expected {expected}, found {found.get(what)}",
+                hint=f"{restore_command(where)}; or, if you wrote the "
+                f"patches: mto export {where.name} --from-patches",
+            )
+    return built
+
+
+def _objects(lock: Lock) -> dict[str, str]:
+    found = {"tree of the base commit": lock.base_tree}
+    for patch in lock.patches:
+        for file in patch.touched:
+            found[f"{patch.file}: {file.path}"] = f"{file.mode} {file.before} -> {file.after}"
+        for part in ("layer", "tree", "commit"):
+            found[f"{patch.file}: {part}"] = getattr(patch, part)
+    return found

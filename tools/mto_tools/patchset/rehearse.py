@@ -5,7 +5,6 @@ Upstream text is shown on the terminal and stored nowhere.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,54 +14,31 @@ from rich.table import Table
 from rich.text import Text
 
 from mto_tools.errors import RefusedError
-from mto_tools.patchset.build import rebuild
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lint import copied_lines, is_licence
-from mto_tools.patchset.lock import load_series
-from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.replay import VERDICTS, HunkReport, Step, replay
+from mto_tools.patchset.lock import load_series, rebuild
+from mto_tools.patchset.replay import VERDICTS, Step, replay
 from mto_tools.patchset.scratch_repo import Scratch
+from mto_tools.patchset.series import read_series
 from mto_tools.patchset.tree_diff import changes, file_patches
 
-_SHOWN = {
-    "clean": ("clean", "green"),
-    "moved": ("only moved", "green"),
-    "absorbed": ("upstream has it", "yellow"),
-    "renamed": ("file renamed", "yellow"),
-    "conflict": ("conflict", "bold red"),
-    "gone": ("file gone", "bold red"),
-}
-_MOST = 24
-"""Lines of upstream text shown of one place."""
+_MOST = 24  # lines of upstream text shown of one place
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The result of an upgrade that was only tried.
+    """The result of an upgrade that was only tried."""
 
-    Attributes:
-        name: The upstream.
-        pin: Full OID of the pinned commit.
-        target: Full OID of the other one.
-        date: Its day.
-        subject: Its first line, for the terminal only.
-        ahead: Commits of the target that the pin has not; -1 where histories are not at hand.
-        behind: Commits of the pin that the target has not.
-        steps: The outcome of each patch.
-        copied: Places of inserted lines that the target's text has, too: lint would refuse them.
-        licence: Licence files that differ, each with its diff for the terminal only.
-    """
-
-    name: str
-    pin: str
-    target: str
-    date: str
-    subject: str
-    ahead: int
-    behind: int
-    steps: list[Step]
-    copied: list[str]
-    licence: dict[str, str]
+    name: str  # of the upstream
+    pin: str  # full OID
+    target: str  # full OID of the other commit
+    date: str  # its day
+    subject: str  # its first line; for the terminal only
+    ahead: int  # commits of the target that the pin has not; -1 where histories are not at hand
+    behind: int  # commits of the pin that the target has not
+    steps: list[Step]  # the outcome of each patch
+    copied: list[str]  # "path: line" of inserted lines that the target's text has, too
+    licence: dict[str, str]  # licence files that differ, with the diff for the terminal only
 
     @property
     def ok(self) -> bool:
@@ -72,10 +48,10 @@ class Rehearsal:
     def as_dict(self) -> dict[str, Any]:
         """Return it for `--json`: facts only, no upstream text."""
         facts = ("name", "pin", "target", "date", "ahead", "behind", "ok")
-        found = Counter(hunk.verdict for step in self.steps for hunk in step.hunks)
+        found = [hunk.verdict for step in self.steps for hunk in step.hunks]
         return {
             **{key: getattr(self, key) for key in facts},
-            "counts": {verdict: found[verdict] for verdict in VERDICTS},
+            "counts": {verdict: found.count(verdict) for verdict in VERDICTS},
             "patches": [
                 {"file": s.patch.name, "ok": s.ok, "hunks": [asdict(hunk) for hunk in s.hunks]}
                 for s in self.steps
@@ -98,27 +74,22 @@ def rehearse(scratch: Scratch, ref: str) -> Rehearsal:
     target = scratch.resolve(ref)
     _refuse_series(git, upstream.pin, target, ref)
     steps = list(replay(git, lock, read_series(upstream), target))
+    removed = ("log", "-1", "--full-history", "--no-renames", "--diff-filter=D")
+    shown = ("--format=removed by %H (%cs)", f"{upstream.pin}..{target}", "--")
     for hunk in (hunk for step in steps for hunk in step.hunks):
         if hunk.verdict in ("renamed", "gone"):
-            hunk.note = find_removing_commit(git, upstream.pin, target, hunk.path)
+            hunk.note = git.text(*removed, *shown, hunk.path, check=False)
     date, _, subject = git.text("log", "-1", "--format=%cs %s", target).partition(" ")
     rc, out, _ = git.try_run("rev-list", "--left-right", "--count", f"{upstream.pin}...{target}")
     behind, ahead = (int(part) for part in out.split()) if rc == 0 else (-1, -1)
+    places = [place for s in steps if s.ok for place in copied(git, [target], s.before, s.after)]
+    licence = {
+        change.path: git.text("diff-tree", "-p", upstream.pin, target, "--", change.path)
+        for change in changes(git, upstream.pin, target)
+        if is_licence(change.path)
+    }
     return Rehearsal(
-        name=upstream.name,
-        pin=upstream.pin,
-        target=target,
-        date=date,
-        subject=subject,
-        ahead=ahead,
-        behind=behind,
-        steps=steps,
-        copied=[place for s in steps if s.ok for place in copied(git, [target], s.before, s.after)],
-        licence={
-            change.path: git.text("diff-tree", "-p", upstream.pin, target, "--", change.path)
-            for change in changes(git, upstream.pin, target)
-            if is_licence(change.path)
-        },
+        upstream.name, upstream.pin, target, date, subject, ahead, behind, steps, places, licence
     )
 
 
@@ -134,13 +105,6 @@ def _refuse_series(git: Git, pin: str, target: str, ref: str) -> None:
         )
 
 
-def find_removing_commit(git: Git, pin: str, target: str, path: str) -> str:
-    """Say which commit between `pin` and `target` took `path` away."""
-    query = ("log", "-1", "--full-history", "--no-renames", "--format=%H (%cs)", "--diff-filter=D")
-    found = git.text(*query, f"{pin}..{target}", "--", path, check=False)
-    return f"removed by {found}" if found else "no commit between the two removed it by itself"
-
-
 def copied(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str]:
     """Return "path: line" of every line inserted between two trees that a commit's text has."""
     files = file_patches(git, before, tree)
@@ -148,13 +112,18 @@ def copied(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str
     return [f"{path}: {line.decode(errors='replace')}" for path, _, line in dict.fromkeys(found)]
 
 
-def upstream_text(what: str, places: Sequence[str]) -> RefusedError:
-    """Return the error for a patch, or series, whose lines at `places` are upstream's."""
-    return RefusedError(
-        f"{what} would hold upstream text:\n" + "\n".join(f"  {place}" for place in places),
-        hint="insert lines in words of your own, and bring back no file that upstream deleted; a "
-        "line that upstream took over is reworded in the checkout, exported, then upgraded",
-    )
+def refuse_upstream_text(what: str, places: Sequence[str]) -> None:
+    """Refuse a patch, or series, whose lines at `places` are upstream's.
+
+    Raises:
+        RefusedError: There are such lines.
+    """
+    if places:
+        raise RefusedError(
+            f"{what} would hold upstream text:\n" + "\n".join(f"  {place}" for place in places),
+            hint="insert lines in words of your own, and bring back no file that upstream deleted; "
+            "a line that upstream took over is reworded in the checkout, exported, then upgraded",
+        )
 
 
 def show(console: Console, rehearsal: Rehearsal) -> None:
@@ -172,7 +141,16 @@ def show(console: Console, rehearsal: Rehearsal) -> None:
         line(f"\n{step.patch.name}", "bold")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         for hunk in step.hunks:
-            table.add_row("", *_row(hunk))
+            here = (hunk.path, hunk.after)
+            now = "" if hunk.now in (None, here) else f"-> {hunk.now[0]}:{hunk.now[1]}"
+            table.add_row(
+                "",
+                Text(f"{hunk.path}:{hunk.after}"),
+                Text(f"+{hunk.count}", "dim"),
+                Text(*VERDICTS[hunk.verdict]),
+                Text(now),
+                Text("upstream changed around it" if hunk.changed_around else "", "dim"),
+            )
         console.print(table)
         notes = [f"  {hunk.path}: {hunk.note}" for hunk in step.hunks if hunk.note]
         for note in dict.fromkeys([*notes, *step.refused.splitlines()]):
@@ -186,17 +164,6 @@ def show(console: Console, rehearsal: Rehearsal) -> None:
     for path, diff in r.licence.items():
         line(f"\nlicence: {path} differs", "bold yellow")
         line(_quoted(diff.splitlines()))
-
-
-def _row(hunk: HunkReport) -> list[Text]:
-    now = "" if hunk.now in (None, (hunk.path, hunk.after)) else f"-> {hunk.now[0]}:{hunk.now[1]}"
-    return [
-        Text(f"{hunk.path}:{hunk.after}"),
-        Text(f"+{hunk.count}", "dim"),
-        Text(*_SHOWN[hunk.verdict]),
-        Text(now),
-        Text("upstream changed around it" if hunk.changed_around else "", "dim"),
-    ]
 
 
 def _quoted(lines: list[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,74 +33,48 @@ SETTINGS = {
     "merge.renameLimit": "7000",
     "merge.renormalize": "false",
 }
-VERDICTS = ("clean", "moved", "absorbed", "renamed", "conflict", "gone")
-NEAR = 3
-"""Upstream lines on either side of a hunk that count as its surroundings."""
+VERDICTS = {  # of a hunk, each with its words and style in the report
+    "clean": ("clean", "green"),  # merges
+    "moved": ("only moved", "green"),  # merges; only the line number differs
+    "absorbed": ("upstream has it", "yellow"),
+    "renamed": ("file renamed", "yellow"),  # merges into the renamed file
+    "conflict": ("conflict", "bold red"),  # a person must decide
+    "gone": ("file gone", "bold red"),
+}
+NEAR = 3  # upstream lines on either side of a hunk that count as its surroundings
 
 Stages = Mapping[int, tuple[str, str]]  # 1 base, 2 upstream, 3 ours: (mode, blob OID)
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The outcome of a merge; `conflicts` has the paths git could not merge."""
-
-    tree: str
-    clean: bool
-    conflicts: Mapping[str, Stages]
-
-
 @dataclass
 class HunkReport:
-    """What became of one hunk.
+    """What became of one hunk."""
 
-    Attributes:
-        path: File in the pinned upstream.
-        after: Line behind which the hunk stands there, other patches included.
-        count: Number of inserted lines.
-        verdict: clean (merges), moved (merges; only the line number differs), absorbed (upstream
-            has these lines now), renamed (merges into the renamed file), conflict (a person must
-            decide), gone (upstream has no such file).
-        now: (path, line) in the new upstream; None where the hunk has no place there.
-        changed_around: Whether upstream changed one of the three lines on either side.
-        note: What else a person should know, e.g. which commit removed the file.
-    """
-
-    path: str
-    after: int
-    count: int
-    verdict: str
-    now: tuple[str, int] | None = None
-    changed_around: bool = False
-    note: str = ""
+    path: str  # in the pinned upstream
+    after: int  # line behind which the hunk stands there, other patches included
+    count: int  # of inserted lines
+    verdict: str  # one of VERDICTS
+    now: tuple[str, int] | None = None  # (path, line) in the new upstream, if it has a place there
+    changed_around: bool = False  # upstream changed one of the `NEAR` lines on either side
+    note: str = ""  # the commit that removed the file
 
 
 @dataclass
 class Step:
-    """One patch carried over.
+    """One patch carried over."""
 
-    Attributes:
-        patch: As it is in the series.
-        before: Tree it goes onto.
-        after: Tree with it; where it conflicts, with the hunks that could be merged.
-        ok: Whether it goes over without a person.
-        refused: Why git's answer is not taken although it is no conflict.
-        hunks: What became of its hunks.
-        sides: Path to conflicting parts with both sides, for the terminal only.
-    """
-
-    patch: Patch
-    before: str
-    after: str
-    ok: bool
-    refused: str = ""
+    patch: Patch  # as it is in the series
+    before: str  # tree it goes onto
+    after: str  # tree with it; where it conflicts, with the hunks that could be merged
+    ok: bool  # goes over without a person
+    refused: str = ""  # why git's answer is not taken although it is no conflict
     hunks: list[HunkReport] = field(default_factory=list)
-    sides: dict[str, list[str]] = field(default_factory=dict)
+    sides: dict[str, list[str]] = field(default_factory=dict)  # by path; for the terminal only
 
 
 def git_version(git: Git) -> tuple[int, ...]:
     """Return the version of the git on PATH, such as (2, 39, 5)."""
-    match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", git.text("version"))
-    return tuple(int(part or 0) for part in match.groups()) if match else (0,)
+    return tuple(map(int, re.findall(r"\d+", git.text("version"))[:3]))
 
 
 def read_stages(listed: str) -> dict[str, Stages]:
@@ -113,8 +87,13 @@ def read_stages(listed: str) -> dict[str, Stages]:
     return dict(found)
 
 
-def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
+def merge_trees(
+    git: Git, base: str, upstream: str, ours: str
+) -> tuple[str, bool, Mapping[str, Stages]]:
     """Carry the change from tree `base` to tree `ours` over to tree `upstream`.
+
+    Returns:
+        The merged tree, whether git could merge all, and the versions of each path it could not.
 
     Raises:
         MissingError: git is older than 2.38.
@@ -133,35 +112,31 @@ def merge_trees(git: Git, base: str, upstream: str, ours: str) -> Merged:
     if rc not in (0, 1):
         raise CorruptError(f"git merge-tree failed in {git.folder}: {err.strip()}")
     tree, _, listed = out.decode("utf-8", "surrogateescape").partition("\0")
-    return Merged(tree, rc == 0, read_stages(listed))
+    return tree, rc == 0, read_stages(listed)
 
 
 def replay(git: Git, lock: Lock, series: Sequence[Patch], target: str) -> Iterator[Step]:
-    """Carry `series` over to the tree `target`; never stops at a conflict.
+    """Carry `series` with its `lock` over to the tree `target`; never stops at a conflict.
 
-    Args:
-        git: A repository with the trees of `lock` and of the target.
-        lock: The lock of the series.
-        series: Its patches.
-        target: Tree or commit of the new upstream.
+    `git` has the trees of both.
     """
-    base, tree = lock.base_tree, git.resolve(f"{target}^{{tree}}")
+    base, onto = lock.base_tree, git.resolve(f"{target}^{{tree}}")
     for patch, locked in zip(series, lock.patches, strict=True):
-        step = rebase_patch(git, patch, base, tree, locked.tree)
+        step = rebase_patch(git, patch, base, onto, locked.tree)
         yield step
-        base, tree = locked.tree, step.after
+        base, onto = locked.tree, step.after
 
 
 def rebase_patch(git: Git, patch: Patch, base: str, onto: str, ours: str) -> Step:
     """Carry the change from tree `base` to tree `ours`, which is `patch`, over to tree `onto`."""
-    merged = merge_trees(git, base, onto, ours)
-    step = Step(patch, onto, merged.tree, merged.clean)
-    if not merged.clean:
-        step.after = _merge_the_rest(git, step, merged) if merged.conflicts else onto
+    tree, clean, conflicts = merge_trees(git, base, onto, ours)
+    step = Step(patch, onto, tree, clean)
+    if not clean:
+        step.after = _merge_the_rest(git, step, conflicts) if conflicts else onto
     try:
         inserted = {file.path: file for file in file_patches(git, onto, step.after)}
     except NotAdditiveError as error:
-        step.refused = error.message if step.ok else ""
+        step.refused = error.message if clean else ""
         step.ok, step.after, inserted = False, onto, {}
     renamed = _renames(git, base, onto)
     for file in patch.files:
@@ -170,17 +145,18 @@ def rebase_patch(git: Git, patch: Patch, base: str, onto: str, ours: str) -> Ste
     return step
 
 
-def _merge_the_rest(git: Git, step: Step, merged: Merged) -> str:
-    """Return the merged tree with upstream's side wherever the two conflict."""
+def _merge_the_rest(git: Git, step: Step, conflicts: Mapping[str, Stages]) -> str:
+    """Return the merged tree with upstream's side wherever the two conflict; note both sides."""
     entries: dict[str, tuple[str, str] | None] = {}
-    for path, stages in merged.conflicts.items():
+    for path, stages in conflicts.items():
         entries[path] = stages.get(2)
         if stages.keys() == {1, 2, 3}:
             text = _merge_file(git, stages, "--zdiff3").decode("utf-8", "replace")
-            step.sides[path] = list(_between_markers(text.splitlines()))
+            parts = re.findall(r"^<{7} .*?^>{7} [^\n]*", text, re.DOTALL | re.MULTILINE)
+            step.sides[path] = "\n".join(parts).splitlines()
             rest = write_blob(git, _merge_file(git, stages, "--ours"))
             entries[path] = (stages[2][0], rest)
-    return write_tree(git, merged.tree, entries)
+    return write_tree(git, step.after, entries)
 
 
 def _merge_file(git: Git, stages: Stages, how: str) -> bytes:
@@ -192,15 +168,6 @@ def _merge_file(git: Git, stages: Stages, how: str) -> bytes:
         labels = [part for word in words.values() for part in ("-L", word)]
         files = [str(Path(folder) / word) for word in words.values()]
         return git.run("merge-file", "-p", how, *labels, *files, check=False)
-
-
-def _between_markers(lines: Iterable[str]) -> Iterator[str]:
-    inside = False
-    for line in lines:
-        inside = inside or line.startswith("<<<<<<< ")
-        if inside:
-            yield line
-        inside = inside and not line.startswith(">>>>>>> ")
 
 
 def _renames(git: Git, old: str, new: str) -> dict[str, str]:

@@ -36,24 +36,17 @@ def objects_of(git: Git) -> Path:
 
 @dataclass(frozen=True)
 class Scratch:
-    """The throw-away repository of one upgrade.
+    """The throw-away repository of one upgrade."""
 
-    Attributes:
-        git: The repository; its branches, tags and HEAD are those of a source that was fetched.
-        upstream: The upstream.
-        source: Where the target comes from; None for an embedded recipe.
-    """
-
-    git: Git
+    git: Git  # its branches, tags and HEAD are those of a source that was fetched
     upstream: Upstream
-    source: Source | None
+    source: Source | None  # where the target comes from; None for an embedded recipe
 
     def resolve(self, ref: str) -> str:
         """Return the full OID of the commit that `ref` names in the source.
 
-        Args:
-            ref: Branch, tag, commit, `refs/...`, HEAD or @, with git's suffixes such as `~2`;
-                "embedded" for an embedded recipe as its folder is.
+        A ref is a branch, tag, commit, `refs/...`, HEAD or @, with git's suffixes such as `~2`; or
+        "embedded", for an embedded recipe as its folder is.
 
         Raises:
             MissingError: The source has no such commit.
@@ -68,13 +61,11 @@ class Scratch:
         else:
             found = self._fetched(ref, source)
         if not found:
-            where = source.shown if source else self.upstream.path
-            raise MissingError(
-                f"{where} has no branch, tag or commit {ref!r} of {name}",
-                hint=f"git ls-remote {where} shows its refs; --source names another one, as a fork"
-                if source
-                else f"mto upgrade {name} --to embedded",
-            )
+            where, hint = self.upstream.path, f"mto upgrade {name} --to embedded"
+            if source:
+                where = source.shown
+                hint = f"git ls-remote {where} shows its refs; --source names another, as a fork"
+            raise MissingError(f"{where} has no branch, tag or commit {ref!r} of {name}", hint=hint)
         return found
 
     def _fetched(self, ref: str, source: Source) -> str:
@@ -101,11 +92,7 @@ def open_scratch(
 ) -> Iterator[Scratch]:
     """Give a repository that has the pin and everything the source has.
 
-    Args:
-        upstream: The upstream.
-        say: Told about a fetch.
-        source: URL, path or bundle to take commits from; by default as for `mto checkout`.
-        repo: The user's clone, if not under `upstream/`.
+    `source` and `repo`, the user's clone, are by default those of `mto checkout`.
 
     Raises:
         MissingError: The source cannot be reached, or nobody has the pin.
@@ -139,8 +126,6 @@ def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
     refs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
     deeper = ("--unshallow",) if (git.git_dir() / "shallow").exists() else ()
     rc, _, err = git.try_run(*_FETCH, *deeper, "--", source.value, *refs)
-    if rc and deeper:  # a source that is shallow itself cannot give more
-        rc, _, err = git.try_run(*_FETCH, "--", source.value, *refs)
     if rc:
         raise cannot_fetch(upstream, source, err)
     git.try_run(*_FETCH, "--", source.value, "+HEAD:refs/source/HEAD")
@@ -157,17 +142,14 @@ def _require_pin(git: Git, upstream: Upstream) -> None:
     Raises:
         MissingError: Nobody has the pin.
     """
-    embedded = upstream.source == "embedded"
-    if embedded:
+    if upstream.source == "embedded":
         embedded_commit(upstream, git)
         lock = read_lock(upstream)
         if lock and git.resolve(f"{lock.base_tree}^{{tree}}"):
             commit_tree(git, lock.base_tree, [], f"{upstream.name}: embedded recipe", DATE)
     if not git.resolve(f"{upstream.pin}^{{commit}}"):
         raise MissingError(
-            f"{upstream.name}: nobody has its pin {upstream.pin}: neither {upstream.checkout} nor "
-            + (f"the history of {upstream.path}" if embedded else "the source"),
-            hint=f"git stash, mto checkout {upstream.name}, git stash pop; then upgrade"
-            if embedded
-            else f"mto checkout {upstream.name}",
+            f"{upstream.name}: neither clone nor source has its pin {upstream.pin}",
+            hint=f"mto checkout {upstream.name}; between git stash and git stash pop where "
+            "an embedded recipe is edited",
         )

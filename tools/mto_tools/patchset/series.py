@@ -1,4 +1,4 @@
-"""A patch as data, and its one canonical text.
+"""A patch as data, its one canonical text, and the parser, which accepts nothing else.
 
 A series is the sorted files `patches/NAME/000N-LAYER-SLUG.patch`. Each is a message in git's mail
 form and a diff that only inserts, with no line of upstream text: no context, nothing behind `@@`::
@@ -23,13 +23,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from mto_tools.errors import CorruptError
+from mto_tools.upstreams.upstream import Upstream, layer_of
 
 ZERO = "0" * 40
 MODES = ("100644", "100755")
-FROM_LINE = f"From {ZERO} Mon Sep 17 00:00:00 2001"
+_HEAD = re.compile(r"From .*\nSubject: \[PATCH\] ([a-z]+): (.+)\n\n((?:.*\n)*?)---\n")
+_FILE = re.compile(
+    rb"diff --git a/(.+) b/\1\n(?:new file mode (100644|100755)\n)?"
+    rb"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (100644|100755))?\n(?:--- .+\n\+\+\+ .+\n)?"
+)
+_HUNK = re.compile(rb"@@ -(\d+),0 \+.+ @@\n((?:\+.*\n)*)")
+_WRONG = {  # by the first letter of a line
+    b"@": "expected '@@ -A,0 +B,C @@': no line of upstream shown or taken, no text behind @@",
+    b"-": "deletes an upstream line; a patch only inserts",
+    b"+": "inserted line that no '@@' announces",
+    b"\\": "the inserted text does not end with a line feed",
+    b"d": "expected a path, then 'index' with two full OIDs and mode 100644 or 100755, no rename",
+}
 # Lines which `git apply` would take for the start of a diff.
 _DIFF_LIKE = ("diff --git ", "--- ", "+++ ", "@@ ", "From ")
 
@@ -162,7 +176,8 @@ def message_problem(text: str) -> str:
 
 def render(patch: Patch) -> bytes:
     """Return the canonical bytes of a patch file: the same patch is always the same bytes."""
-    head = f"{FROM_LINE}\nSubject: [PATCH] {patch.layer}: {patch.subject}\n\n"
+    head = f"From {ZERO} Mon Sep 17 00:00:00 2001\n"
+    head += f"Subject: [PATCH] {patch.layer}: {patch.subject}\n\n"
     out = [(head + (f"{patch.body}\n" if patch.body else "") + "---\n").encode()]
     for file in patch.files:
         out.append(_file_header(file).encode())
@@ -186,3 +201,73 @@ def _file_header(file: FilePatch) -> str:
         text += f"index {file.before}..{file.after} {file.mode}\n"
         old = f"a/{file.path}{tab}"
     return text + (f"--- {old}\n+++ b/{file.path}{tab}\n" if file.hunks else "")
+
+
+def read_series(upstream: Upstream) -> list[Patch]:
+    """Read all patches of an upstream in order.
+
+    Raises:
+        CorruptError: A file is not in canonical form, or the names are out of order.
+    """
+    return [parse(file.read_bytes(), file.name) for file in upstream.patch_files()]
+
+
+def parse(data: bytes, name: str) -> Patch:
+    """Parse the bytes of the patch file `name`.
+
+    Raises:
+        PatchFormatError: The file is not exactly what `render` would write; names the first place.
+    """
+    if b"\0" in data:
+        raise PatchFormatError(name, 1, "binary content")
+    if not data.endswith(b"\n"):
+        raise PatchFormatError(name, data.count(b"\n") + 1, "no line feed at the end of the file")
+    patch = read_header(data, name)
+    files: list[FilePatch] = []
+    at = data.index(b"\n---\n") + 5
+    while at < len(data):
+        line = data.count(b"\n", 0, at) + 1
+        match = _FILE.match(data, at)
+        if not match:
+            other = "context, or binary content: a patch holds inserted lines only"
+            raise PatchFormatError(name, line, _WRONG.get(data[at : at + 1], other))
+        path, new_mode, before, after, mode = (part.decode() for part in match.groups(b""))
+        if reason := path_problem(path):
+            raise PatchFormatError(name, line, f"{path}: {reason}")
+        if files and path <= files[-1].path:
+            raise PatchFormatError(name, line, f"{path}: paths out of order")
+        hunks: list[Hunk] = []
+        at = match.end()
+        while hunk := _HUNK.match(data, at):
+            line = data.count(b"\n", 0, at) + 1
+            if hunks and int(hunk[1]) <= hunks[-1].after:
+                raise PatchFormatError(name, line, f"expected a line behind {hunks[-1].after}")
+            lines = tuple(inserted[1:] for inserted in hunk[2].split(b"\n")[:-1])
+            hunks.append(Hunk(int(hunk[1]), lines, line))
+            at = hunk.end()
+        files.append(FilePatch(path, before, after, new_mode or mode, tuple(hunks)))
+    patch = replace(patch, files=tuple(files))
+    both = zip_longest(data.split(b"\n"), render(patch).split(b"\n"), fillvalue=b"")
+    for line, (found, expected) in enumerate(both, start=1):
+        if found != expected:
+            raise PatchFormatError(name, line, f"expected {expected.decode(errors='replace')!r}")
+    return patch
+
+
+def read_header(data: bytes, name: str) -> Patch:
+    """Read layer, subject and body only; whatever follows may be wrong.
+
+    Raises:
+        PatchFormatError: The message is not in the form of ours.
+    """
+    match = _HEAD.match(data.partition(b"\ndiff --git ")[0].decode(errors="replace") + "\n")
+    if not match:
+        form = "'From', 'Subject: [PATCH] LAYER: ...', an empty line, why, '---'"
+        raise PatchFormatError(name, 1, f"expected {form}")
+    layer, subject, body = match.groups()
+    body = body.removesuffix("\n")
+    if layer != layer_of(name):
+        raise PatchFormatError(name, 2, f"the subject says layer {layer}, the file's name another")
+    if reason := message_problem(subject) or message_problem(body):
+        raise PatchFormatError(name, 2, reason)
+    return Patch(layer, subject, body, (), name)

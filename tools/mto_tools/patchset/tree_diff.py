@@ -37,7 +37,7 @@ _RANGE = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
 class NotAdditiveError(RefusedError):
-    """A change takes something of upstream away; `problems` names every place."""
+    """A change takes something of upstream away; the message names every place."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         """Name all of `problems`, of which there is at least one."""
@@ -47,7 +47,6 @@ class NotAdditiveError(RefusedError):
             "the name on the next line, set args.x = ... behind it, or define an override; see "
             "docs/patches.md, 'How to write an additive patch'",
         )
-        self.problems = list(problems)
 
 
 class Version(NamedTuple):
@@ -158,22 +157,19 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
     by_git = ranges(git, base, tree)
     files, problems = [], []
     for path, before, after in changes(git, base, tree):
-        reason = _refusal(path, before, after)
+        reason = refusal(path, before, after)
         if reason or not after:
             problems.append(Problem(path, 1, reason))
             continue
-        old, new = read_blob(git, before.oid if before else ZERO), read_blob(git, after.oid)
+        oid = before.oid if before else ZERO
+        old, new = read_blob(git, oid), read_blob(git, after.oid)
         hunks = additive_hunks(old, new, by_git.get(path))
         if b"\0" in new:
             problems.append(Problem(path, 1, "binary content"))
-        elif hunks is not None:
-            oid = before.oid if before else ZERO
-            files.append(FilePatch(path, oid, after.oid, after.mode, hunks))
-        elif before:
-            problems += _explain(path, old, by_git[path])
+        elif hunks is None:
+            problems += _explain(path, old, new, by_git.get(path, ()))
         else:
-            reason = "the last line does not end with a line feed: add one"
-            problems.append(Problem(path, len(split_lines(new)), reason))
+            files.append(FilePatch(path, oid, after.oid, after.mode, hunks))
     if problems:
         raise NotAdditiveError(problems)
     return tuple(files)
@@ -216,7 +212,8 @@ def subsequence(old: Sequence[bytes], new: Sequence[bytes]) -> list[Range] | Non
     return found
 
 
-def _refusal(path: str, before: Version | None, after: Version | None) -> str:
+def refusal(path: str, before: Version | None, after: Version | None) -> str:
+    """Say why a change of `path` can be no part of a series; empty where it can, by its modes."""
     if reason := path_problem(path):
         return reason
     if not after:
@@ -228,19 +225,16 @@ def _refusal(path: str, before: Version | None, after: Version | None) -> str:
     return ""
 
 
-def _explain(path: str, old: bytes, by_git: Iterable[Range]) -> list[Problem]:
-    problems = []
-    lines = split_lines(old)
+def _explain(path: str, old: bytes, new: bytes, by_git: Iterable[Range]) -> Iterator[Problem]:
     for r in by_git:
         last = r.old + r.removed
-        if last == len(lines) and old and not old.endswith(b"\n"):
-            reason = "upstream's last line has no line feed: insert before it"
-        elif r.removed:
-            which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
-            reason = f"upstream {which} {'changed' if r.added else 'deleted'}"
-        elif last == len(lines):
-            reason = "the inserted text does not end with a line feed: add one"
-        else:
-            continue
-        problems.append(Problem(path, r.old + 1, reason))
-    return problems or [Problem(path, 1, "upstream lines changed")]
+        which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
+        if r.removed:
+            yield Problem(
+                path, r.old + 1, f"upstream {which} {'changed' if r.added else 'deleted'}"
+            )
+    before, after = split_lines(old), split_lines(new)
+    for lines, mend in ((before, "insert before it"), (after, "add one")):
+        if before[-1:] != after[-1:] and lines and not lines[-1].endswith(b"\n"):
+            reason = f"the last line does not end with a line feed: {mend}"
+            yield Problem(path, len(lines), reason)

@@ -17,18 +17,16 @@ import tomlkit
 
 from mto_tools.errors import ConflictError, MissingError, MtoError, RefusedError
 from mto_tools.patchset.checkout import leave_out, open_clone
-from mto_tools.patchset.export import draft_of, store_series, write_series
+from mto_tools.patchset.export import store_series, write_series
 from mto_tools.patchset.git import Git
-from mto_tools.patchset.lock import Lock, load_series, lock_path, sha256
+from mto_tools.patchset.lock import Lock, load_series
 from mto_tools.patchset.locks import Say
-from mto_tools.patchset.parser import read_series
-from mto_tools.patchset.rehearse import Rehearsal, copied, upstream_text
+from mto_tools.patchset.rehearse import Rehearsal, copied, refuse_upstream_text
 from mto_tools.patchset.replay import SETTINGS, read_stages
 from mto_tools.patchset.scratch_repo import Scratch
-from mto_tools.patchset.series import Patch
+from mto_tools.patchset.series import Patch, read_series
 from mto_tools.patchset.sources import Source, fetch_commit, missing_files
 from mto_tools.patchset.transaction import clone_lock, free_name
-from mto_tools.patchset.tree_diff import NotAdditiveError
 from mto_tools.upstreams.upstream import Upstream
 
 _CONFIG = {
@@ -45,13 +43,9 @@ _CONFIG = {
 
 
 def upgrade(scratch: Scratch, rehearsal: Rehearsal, say: Say, repo: Path | None = None) -> Lock:
-    """Accept a rehearsal, or open a work tree for its conflicts; needs the series' lock.
+    """Accept what `rehearse` found in `scratch`, or open a work tree for the conflicts.
 
-    Args:
-        scratch: The repository of the rehearsal.
-        rehearsal: As `rehearse` gives it.
-        say: Told what is left to do.
-        repo: The user's clone, if not under `upstream/`.
+    The caller holds the series' lock. `repo` is the user's clone, if not under `upstream/`.
 
     Raises:
         ConflictError: A person must decide. The message says where and how.
@@ -63,12 +57,14 @@ def upgrade(scratch: Scratch, rehearsal: Rehearsal, say: Say, repo: Path | None 
             f"an upgrade of {upstream.name} is under way in {folder_of(upstream)}",
             hint=f"mto upgrade {upstream.name} --continue, or --abort",
         )
-    if rehearsal.copied:
-        raise upstream_text("the series", rehearsal.copied)
+    refuse_upstream_text("the series", rehearsal.copied)
+    source = scratch.source
+    if source and source.origin == "--source":
+        say(f"the pin comes from {source.shown}; upstream.toml names {upstream.url}: does it fit?")
     if not rehearsal.ok:
         return _finish(_start_rebase(scratch, rehearsal.target), upstream, say, repo)
     done = [(step.patch, step.after) for step in rehearsal.steps]
-    return accept(scratch, rehearsal.target, done, say, repo)
+    return accept(scratch.git, upstream, rehearsal.target, done, say, repo)
 
 
 def folder_of(upstream: Upstream) -> Path:
@@ -85,7 +81,14 @@ def proceed(upstream: Upstream, say: Say, repo: Path | None = None) -> Lock:
         RefusedError: The answer copies upstream's lines, or the series has changed meanwhile.
         MissingError: No upgrade is under way.
     """
-    with clone_lock(_open(upstream), say) as git:
+    with clone_lock(Git(_under_way(upstream)), say) as git:
+        if _config(git, "series") != load_series(upstream).lock.commit:
+            raise RefusedError(
+                f"{git.folder} carries over the series as it was before {upstream.folder} "
+                "changed: going on would lose what is new",
+                hint=f"keep a copy of what you resolved there, then mto upgrade {upstream.name} "
+                f"--abort, and mto upgrade {upstream.name} --to {_config(git, 'target')} --accept",
+            )
         if _stopped(git):
             _take(git, upstream)
             _rebase(git, "--continue")
@@ -104,32 +107,31 @@ def abort(upstream: Upstream) -> Path:
 
 
 def accept(
-    scratch: Scratch,
+    git: Git,
+    upstream: Upstream,
     target: str,
     done: Sequence[tuple[Patch, str]],
     say: Say,
     repo: Path | None = None,
 ) -> Lock:
-    """Write pin, series and lock for `target` in one step; the caller holds the series' lock.
+    """Write pin, series and lock for the commit `target` in one step.
 
-    Args:
-        scratch: The repository with the trees and the target.
-        target: Full OID of the new pin.
-        done: Each patch and the tree with it.
-        say: Told what is left to do.
-        repo: The user's clone, if not under `upstream/`.
+    The caller holds the series' lock. `done` has each patch, and the tree with it in `git`.
 
     Raises:
         RefusedError: The new series would hold upstream text.
         NotAdditiveError: It would do more than insert.
     """
-    git, upstream, source = scratch.git, scratch.upstream, scratch.source
     before = target
     for patch, tree in done:
-        _refuse_upstream_text(git, upstream, target, patch, before, tree)
+        refuse_upstream_text(patch.name, copied(git, (upstream.pin, target), before, tree))
         before = tree
-    files, lock = write_series(git, target, [draft_of(patch, tree) for patch, tree in done])
-    more = {"upstream.toml": _repinned(git, upstream, target)}
+    files, lock = write_series(git, target, done)
+    document = tomlkit.parse((upstream.folder / "upstream.toml").read_text("utf-8"))
+    document["pin"] = target
+    if upstream.pin_date and upstream.source != "embedded":
+        document["pin_date"] = git.text("log", "-1", "--format=%cs", target)
+    files["upstream.toml"] = tomlkit.dumps(document).encode()
     try:
         with clone_lock(open_clone(upstream, repo), say) as clone:
             if not clone.resolve(f"{target}^{{commit}}"):
@@ -137,26 +139,8 @@ def accept(
                 fetch_commit(clone, here, target, upstream)
     except MtoError as error:
         say(f"{upstream.name}: the new pin is not in a clone yet: {error.message}")
-    if source and source.origin == "--source":
-        say(f"the pin came from {source.shown}; upstream.toml names {upstream.url}: does it fit?")
-    store_series(upstream, files, lock, "upgrade --accept", more=more)
+    store_series(upstream, files, lock, "upgrade --accept")
     return lock
-
-
-def _repinned(git: Git, upstream: Upstream, target: str) -> bytes:
-    """Return `upstream.toml` with another pin, everything else left as it is."""
-    document = tomlkit.parse((upstream.folder / "upstream.toml").read_text("utf-8"))
-    document["pin"] = target
-    if upstream.pin_date and upstream.source != "embedded":
-        document["pin_date"] = git.text("log", "-1", "--format=%cs", target)
-    return tomlkit.dumps(document).encode()
-
-
-def _refuse_upstream_text(
-    git: Git, upstream: Upstream, target: str, patch: Patch, before: str, tree: str
-) -> None:
-    if places := copied(git, (upstream.pin, target), before, tree):
-        raise upstream_text(patch.name, places)
 
 
 def _start_rebase(scratch: Scratch, target: str) -> Git:
@@ -170,8 +154,8 @@ def _start_rebase(scratch: Scratch, target: str) -> Git:
     memory = folder.parent / ".rerere" / upstream.name
     memory.mkdir(parents=True, exist_ok=True)
     (git.git_dir() / "rr-cache").symlink_to(memory)
-    given = scratch.source.shown if scratch.source and scratch.source.origin == "--source" else ""
-    state = {"mto.target": target, "mto.lock": _lock_digest(upstream), "mto.source": given}
+    series = load_series(upstream).lock.commit
+    state = {"mto.target": target, "mto.series": series}
     for key, value in {**_CONFIG, **state}.items():
         git.run("config", key, value)
     if lost := missing_files(git, target):
@@ -179,7 +163,7 @@ def _start_rebase(scratch: Scratch, target: str) -> Git:
     git.run("update-ref", "--no-deref", "HEAD", target)
     git.run("read-tree", "-m", "-u", target)
     flags = ("--empty=keep", "--no-rebase-merges", "--no-autosquash", "--no-autostash")
-    _rebase(git, *flags, "--onto", target, upstream.pin, load_series(upstream).lock.commit)
+    _rebase(git, *flags, "--onto", target, upstream.pin, series)
     part.rename(folder)
     return Git(folder)
 
@@ -188,17 +172,15 @@ def _finish(git: Git, upstream: Upstream, say: Say, repo: Path | None) -> Lock:
     """Accept a rebase that is done; what is not part of it is kept."""
     if _stopped(git):
         raise _conflict(git, upstream)
-    target, given = _config(git, "target"), _config(git, "source")
-    head = git.resolve("HEAD")
+    target, head = _config(git, "target"), git.resolve("HEAD")
     if head == target or not git.ok("merge-base", "--is-ancestor", target, head):
         raise RefusedError(
             f"{git.folder}: HEAD {head} is not the series on {target}: the rebase was aborted",
             hint=f"mto upgrade {upstream.name} --abort, then --to {target} --accept anew",
         )
-    source = Source(given, "--source", "url") if given else None
     done = list(zip(read_series(upstream), _trees(git, upstream, target), strict=True))
     try:
-        lock = accept(Scratch(git, upstream, source), target, done, say, repo)
+        lock = accept(git, upstream, target, done, say, repo)
     except RefusedError as error:
         error.hint += (
             f"; here: {git.command('rebase', '-i', target)}, "
@@ -222,23 +204,6 @@ def _under_way(upstream: Upstream) -> Path:
             hint=f"mto upgrade {upstream.name} --to REF --accept",
         )
     return folder
-
-
-def _open(upstream: Upstream) -> Git:
-    git = Git(folder := _under_way(upstream))
-    if _config(git, "lock") != _lock_digest(upstream):
-        raise RefusedError(
-            f"{folder} carries over the series as it was before {lock_path(upstream.folder)} "
-            "changed, by an export perhaps: going on would lose what is new",
-            hint=f"keep a copy of what you resolved there, then mto upgrade {upstream.name} "
-            f"--abort, and mto upgrade {upstream.name} --to {_config(git, 'target')} --accept anew",
-        )
-    return git
-
-
-def _lock_digest(upstream: Upstream) -> str:
-    """The state of series and pin: the lock names both."""
-    return sha256(lock_path(upstream.folder).read_bytes())
 
 
 def _config(git: Git, key: str) -> str:
@@ -311,9 +276,5 @@ def _take(git: Git, upstream: Upstream) -> None:
         )
     git.run("add", "--update", "--", ":/")
     tree = git.text("write-tree", "--missing-ok")
-    patch = read_series(upstream)[_number(git, upstream, "REBASE_HEAD")]
-    try:
-        _refuse_upstream_text(git, upstream, _config(git, "target"), patch, "HEAD", tree)
-    except NotAdditiveError as error:
-        error.message = f"in {git.folder}: {error.message}"
-        raise
+    commits = (upstream.pin, _config(git, "target"))
+    refuse_upstream_text(f"the answer in {git.folder}", copied(git, commits, "HEAD", tree))
