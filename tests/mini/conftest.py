@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,32 +55,24 @@ class Recipe:
     server: ForkServer
     processes: list[Process] = field(default_factory=list)
 
-    def start(self, *argv: str | Path, script: str = "main_pretrain.py", **how: Any) -> Process:
+    def start(self, *argv: str | Path, **how: Any) -> Process:
         """Start a script; `how` goes to `ForkServer.start`."""
         n = len(self.processes)
         out, err = self.tmp / f"{n}.out", self.tmp / f"{n}.err"
-        forked = self.server.start(self.folder / script, *argv, out=out, err=err, **how)
-        process = Process(forked, out, err)
+        process = Process(self.server.start(*argv, out=out, err=err, **how), out, err)
         self.processes.append(process)
         return process
 
+    def command(self, output_dir: Path, *argv: str | Path) -> list[str | Path]:
+        """The command of a tiny run; later arguments win over the defaults."""
+        script = self.folder / "main_pretrain.py"
+        return [script, "--data_path", self.data, "--output_dir", output_dir, *TINY, *argv]
+
     def start_tiny(self, output_dir: Path, *argv: str | Path, **how: Any) -> Process:
-        """Start a tiny run; later arguments win over the defaults."""
-        return self.start("--data_path", self.data, "--output_dir", output_dir, *TINY, *argv, **how)
+        return self.start(*self.command(output_dir, *argv), **how)
 
-    def start_ranks(self, output_dir: Path, *argv: str | Path) -> list[Process]:
-        """Start two ranks of one tiny run, with the variables that torchrun sets."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [
-            self.start_tiny(output_dir, *argv, env={**world, "RANK": rank, "LOCAL_RANK": rank})
-            for rank in "01"
-        ]
-
-    def train(self, output_dir: Path, *argv: str | Path, **kwargs: Any) -> Path:
-        process = self.start_tiny(output_dir, *argv, **kwargs)
+    def train(self, output_dir: Path, *argv: str | Path) -> Path:
+        process = self.start_tiny(output_dir, *argv)
         assert process.wait() == 0, process.stderr
         return output_dir
 
@@ -106,24 +97,37 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_data: Path, mini_server: ForkServer) -> Iterator[Recipe]:
-    folder = tmp_path / "mini"
+@pytest.fixture(scope="module")
+def recipe(
+    tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, mini_server: ForkServer
+) -> Iterator[Recipe]:
+    folder = tmp_path_factory.mktemp("recipe") / "mini"
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    logs = tmp_path / "processes"
-    logs.mkdir()
-    recipe = Recipe(folder, tiny_data, logs, mini_server)
+    recipe = Recipe(folder, tiny_data, tmp_path_factory.mktemp("processes"), mini_server)
     yield recipe
     for process in recipe.processes:
         process.forked.kill()
-        process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an uninterrupted tiny run."""
+    return recipe.train(tmp_path_factory.mktemp("whole") / "out", "--save_steps", "0", "5")
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """That run as a kill between step 8 and its second checkpoint leaves it."""
+    out = Path(shutil.copytree(whole, tmp_path / "stopped"))
+    (out / "checkpoint-000005.pth").replace(out / "checkpoint.pth")
+    return out
 
 
 @pytest.fixture(scope="session")
 def mini() -> SimpleNamespace:
     """The recipe's modules, imported here and taken out of sys.modules again: their names are
     too common to stay."""
-    names = ("runtime", "models", "data", "evaluate", "checkpoint", "engine", "make_digits")
+    names = ("runtime", "models", "data", "evaluate", "checkpoint", "engine", "main_pretrain")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(RECIPE))
     try:
@@ -147,21 +151,17 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def assert_same(a: Any, b: Any) -> None:
-    """Equality to the last bit through nested containers."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
+def losses(output_dir: Path) -> list[dict[str, Any]]:
+    return [line for line in read_log(output_dir) if "loss" in line]
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested containers as one dictionary; tensors as lists."""
+    if isinstance(value, dict):
+        return {k: v for n, x in value.items() for k, v in leaves(x, f"{path}/{n}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for n, x in enumerate(value) for k, v in leaves(x, f"{path}/{n}").items()}
+    return {path: value.tolist() if isinstance(value, torch.Tensor) else value}
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -170,4 +170,4 @@ def assert_same_run(a: Path, b: Path) -> None:
     ours, theirs = read_checkpoint(a), read_checkpoint(b)
     ours.pop("args")
     theirs.pop("args")
-    assert_same(ours, theirs)
+    assert leaves(ours) == leaves(theirs)

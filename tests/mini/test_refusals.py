@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from .conftest import Process, Recipe, assert_same_run, read_checkpoint
+from .conftest import TINY, Process, Recipe, assert_same_run, read_checkpoint
 
 MISSING, REFUSED, CORRUPT = 3, 4, 5
 
@@ -24,38 +24,60 @@ def assert_stopped(process: Process, code: int, *parts: str) -> None:
 
 
 @pytest.fixture
-def own_data(recipe: Recipe, tmp_path: Path) -> Path:
+def own_data(tiny_data: Path, tmp_path: Path) -> Path:
     """A copy of the images that a test may spoil."""
-    recipe.data = Path(shutil.copytree(recipe.data, tmp_path / "own"))
-    return recipe.data
-
-
-@pytest.mark.parametrize("folder", ["", "train", "train/class0"])
-def test_no_data(recipe: Recipe, tmp_path: Path, folder: str) -> None:
-    if folder:
-        (tmp_path / "empty" / folder).mkdir(parents=True)
-    run = recipe.start_tiny(tmp_path / "out", "--data_path", tmp_path / "empty")
-    assert_stopped(run, MISSING, str(tmp_path / "empty" / "train"), "<class>/<image>")
-    assert not (tmp_path / "out").exists()
+    return Path(shutil.copytree(tiny_data, tmp_path / "own"))
 
 
 @pytest.mark.parametrize(
-    ("content", "flags"), [(60, ()), (4, ("--cache_mb", "0")), (60, ("--workers", "1"))]
+    ("flags", "code", "part"),
+    [
+        (("--batch_size", "9", "--accum_steps", "2"), 2, "--batch_size 9"),
+        (("--patch_size", "3"), 2, "--patch_size 3"),
+        (("--mask_cell", "3"), 2, "--mask_cell 3"),
+        (("--steps", "0"), 2, "--steps"),
+        (("--save_steps", "1;2"), 2, "--save_steps"),
+        (("--data_path", "nowhere"), MISSING, "nowhere/train"),
+        (("--data_path", "empty"), MISSING, "empty/train"),
+        (("--data_path", "no_image"), MISSING, "class0"),
+    ],
 )
+def test_bad_arguments(
+    mini: SimpleNamespace,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    code: int,
+    part: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty/train").mkdir(parents=True)
+    Path("no_image/train/class0").mkdir(parents=True)
+    parse = mini.main_pretrain.get_args_parser().parse_args
+    with pytest.raises(SystemExit) as stopped:
+        mini.main_pretrain.main(parse(["--data_path", str(tiny_data), *TINY, *flags]))
+    assert stopped.value.code == code
+    assert part in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("content", "workers"), [(4, "0"), (60, "1")])
 def test_broken_image(
-    recipe: Recipe, tmp_path: Path, own_data: Path, content: int, flags: tuple[str, ...]
+    recipe: Recipe, tmp_path: Path, own_data: Path, content: int, workers: str
 ) -> None:
     broken = own_data / "train" / "class1" / "3.png"
     broken.write_bytes(broken.read_bytes()[:content])
-    run = recipe.start_tiny(tmp_path / "out", *flags)
-    assert_stopped(run, CORRUPT, str(broken), "replace it")
+    run = recipe.start_tiny(tmp_path / "out", "--data_path", own_data, "--workers", workers)
+    assert_stopped(run, MISSING, str(broken), "cannot decode")
 
 
 def test_without_val_only_the_scores_are_left_out(
     recipe: Recipe, tmp_path: Path, own_data: Path
 ) -> None:
     shutil.rmtree(own_data / "val")
-    process = recipe.start_tiny(tmp_path / "out")
+    process = recipe.start_tiny(tmp_path / "out", "--data_path", own_data)
     assert process.wait() == 0
     assert "left out" in process.out.read_text()
     assert "knn" not in (tmp_path / "out" / "log.jsonl").read_text()
@@ -65,106 +87,59 @@ def test_output_dir_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     run = recipe.start_tiny(tmp_path / "file" / "out")
     assert_stopped(run, MISSING, str(tmp_path / "file" / "out"))
-    assert_stopped(recipe.start_tiny(tmp_path / "file"), MISSING, str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_output_dir_not_writable(recipe: Recipe, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir(mode=0o500)
-    assert_stopped(recipe.start_tiny(out), MISSING, str(out), "Permission denied")
-
-
-def test_disk_full(recipe: Recipe, tmp_path: Path) -> None:
+def test_disk_full(recipe: Recipe, tmp_path: Path, whole: Path, stopped: Path) -> None:
     """A file-size limit makes write() fail the way a full disk does."""
-    whole = recipe.train(tmp_path / "whole", "--save_steps", "5")
     size = (whole / "checkpoint.pth").stat().st_size
-    # no room for the first checkpoint
-    out = tmp_path / "first"
-    run = recipe.start_tiny(out, file_size=size // 8)
-    assert_stopped(run, MISSING, str(out / "checkpoint.pth"), "nothing was written", "free some")
-    assert list(out.iterdir()) == []
-    # no room for the next one
-    out = tmp_path / "out"
-    out.mkdir()
-    old = (whole / "checkpoint-000005.pth").read_bytes()
-    (out / "checkpoint.pth").write_bytes(old)
-    run = recipe.start_tiny(out, file_size=size // 2)
-    assert_stopped(run, MISSING, str(out / "checkpoint.pth"), "old file is intact")
-    assert (out / "checkpoint.pth").read_bytes() == old
-    assert not (out / "checkpoint.pth.tmp").exists()
+    run = recipe.start_tiny(tmp_path / "out", file_size=size // 8)  # not even the first checkpoint
+    assert_stopped(run, MISSING, str(tmp_path / "out"), "File too large")
+    assert not (tmp_path / "out" / "checkpoint.pth").exists()
+    old = (stopped / "checkpoint.pth").read_bytes()
+    assert_stopped(recipe.start_tiny(stopped, file_size=size // 2), MISSING, str(stopped))
+    assert (stopped / "checkpoint.pth").read_bytes() == old
     # with room again, the run goes on as if nothing had happened
-    recipe.train(out)
-    assert all(
-        torch.equal(w, read_checkpoint(whole)["model"][name])
-        for name, w in read_checkpoint(out)["model"].items()
-    )
-
-
-def test_log_cut_in_the_middle_of_a_line(recipe: Recipe, tmp_path: Path) -> None:
-    whole = recipe.train(tmp_path / "whole")
-    out = recipe.train(tmp_path / "out", "--save_steps", "5")
-    (out / "checkpoint-000005.pth").replace(out / "checkpoint.pth")
-    log = out / "log.jsonl"
-    log.write_bytes(log.read_bytes()[:-20])
-    assert_same_run(whole, recipe.train(out))
+    assert_same_run(whole, recipe.train(stopped))
 
 
 def test_a_checkpoint_that_is_not_of_this_run(
-    recipe: Recipe, tmp_path: Path, own_data: Path
+    mini: SimpleNamespace, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is refused, and every file stays as it is."""
-    out = recipe.train(tmp_path / "out")
-    checkpoint, image = out / "checkpoint.pth", own_data / "train" / "class1" / "3.png"
-    content, pixels = checkpoint.read_bytes(), image.read_bytes()
+    args = read_checkpoint(whole)["args"]
+    assert mini.checkpoint.load(whole / "checkpoint.pth", args | {"workers": 9})["step"] == 12
 
-    def refused(code: int, *parts: str, flags: tuple[str, ...] = ()) -> None:
-        before = {path: path.read_bytes() for path in out.iterdir()}
-        assert_stopped(recipe.start_tiny(out, *flags), code, str(out), *parts, "--output_dir")
-        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    def refused(path: Path, *parts: str, **other: object) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            mini.checkpoint.load(path, args | other)
+        assert stopped.value.code == CORRUPT
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        for part in (str(path), "--output_dir", *parts):
+            assert part in said
 
-    for option, value, found in (
-        ("--style", "simmim", "found mae"),
-        ("--embed_dim", "32", "found 16"),
-        ("--seed", "1", "found 0"),
-        ("--steps", "24", "found 12"),
-        ("--amp", "bf16", "found none"),
-    ):
-        refused(CORRUPT, f"{option} {value}", found, flags=(option, value))
-    image.unlink()
-    refused(CORRUPT, "29 images", "found 30 images")
-    image.write_bytes(pixels)
+    for name, value in (("style", "simmim"), ("embed_dim", 32), ("seed", 1), ("amp", "bf16")):
+        refused(whole / "checkpoint.pth", f"{name} is {args[name]}, not {value}", **{name: value})
+    refused(whole / "checkpoint.pth", "30 images", "29 images", images="29 images")
     torch.save({"model": {}}, tmp_path / "foreign")
-    for other in (content[:1000], b"", (tmp_path / "foreign").read_bytes()):
-        checkpoint.write_bytes(other)
-        refused(CORRUPT, "not a checkpoint of this recipe")
-    checkpoint.unlink()
-    refused(REFUSED, "log.jsonl")
+    (tmp_path / "torn").write_bytes((whole / "checkpoint.pth").read_bytes()[:1000])
+    (tmp_path / "empty").touch()
+    for name in ("foreign", "torn", "empty"):
+        refused(tmp_path / name, "not a checkpoint of this recipe")
 
 
-@pytest.mark.parametrize(
-    ("flags", "part"),
-    [
-        (("--batch_size", "9", "--accum_steps", "2"), "total batch"),
-        (("--patch_size", "3"), "no multiple of --patch_size"),
-        (("--mask_cell", "3"), "--mask_cell 3"),
-        (("--steps", "0"), "--steps"),
-        (("--save_steps", "1;2"), "--save_steps"),
-    ],
-)
-def test_settings_that_cannot_work(
-    recipe: Recipe, tmp_path: Path, flags: tuple[str, ...], part: str
+def test_nothing_of_another_run_is_overwritten(
+    recipe: Recipe, stopped: Path, own_data: Path
 ) -> None:
-    run = recipe.start_tiny(tmp_path / "out", *flags)
-    assert run.wait() == 2
-    assert part in run.stderr
-    assert not (tmp_path / "out").exists()
+    def refused(code: int, *flags: str | Path) -> None:
+        before = {path: path.read_bytes() for path in stopped.iterdir()}
+        assert_stopped(recipe.start_tiny(stopped, *flags), code, str(stopped), "--output_dir")
+        assert {path: path.read_bytes() for path in stopped.iterdir()} == before
 
-
-def test_total_batch_must_divide_by_ranks(recipe: Recipe, tmp_path: Path) -> None:
-    for run in recipe.start_ranks(tmp_path / "out", "--batch_size", "9"):
-        assert_stopped(run, 2, "--batch_size 9", "2 ranks x 1")
+    (own_data / "train" / "class1" / "3.png").unlink()
+    refused(CORRUPT, "--data_path", own_data)
+    (stopped / "checkpoint.pth").unlink()
+    refused(REFUSED)
 
 
 def test_a_diverging_run_stops(recipe: Recipe, tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ def build(name: str, checkout: Path, model: str) -> tuple[Any, Callable[[int], A
         compat.activate(name)
     torch.manual_seed(0)
     if name == "mini":
+        from main_pretrain import get_args_parser
         from models import MAE, SimMIM
 
-        net = (MAE if model == "mae" else SimMIM)(
-            img_size=32, patch_size=4, depth=4, num_heads=4, norm_pix_loss=False, drop_path=0.0
-        )
+        args = get_args_parser().parse_args(["--data_path", ""])
+        net = (MAE if model == "mae" else SimMIM)(args)
 
         def mini(size: int) -> Any:
             return net(torch.randn(size, 3, 32, 32), torch.rand(size, 64).argsort(1) < 48)[0]

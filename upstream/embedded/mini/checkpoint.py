@@ -10,66 +10,40 @@ from typing import Any
 
 import torch
 
-from runtime import CORRUPT, MISSING, stop
+from runtime import CORRUPT, stop
 
 # What a resumed run need not share with the one that wrote the checkpoint.
 FREE = {
-    *("data_path", "output_dir", "accum_steps", "device", "threads", "workers"),
-    *("cache_mb", "log_every", "eval_every", "save_every", "save_steps"),
+    *("data_path", "output_dir", "accum_steps", "device", "workers"),
+    *("log_every", "eval_every", "save_every", "save_steps"),
 }
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace `path` in one step: a reader, or a crash, finds the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = "the old file is intact" if path.exists() else "nothing was written"
-        stop(
-            f"could not write {path} ({error.strerror}), {kept}; "
-            "free some space or choose another --output_dir, then start again to go on",
-            MISSING,
-        )
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
+    """Write in one step: a reader, or a crash, finds the old file or the new one."""
     buffer = io.BytesIO()  # torch's own writer turns a full disk into an internal error
     torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer())
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
-def load(path: Path, args: dict[str, Any], images: str) -> dict[str, Any]:
-    """Read a checkpoint to go on from, on the CPU, and refuse one of another run.
-
-    Args:
-        path: The file.
-        args: This run's arguments.
-        images: Fingerprint of this run's training images.
-    """
+def load(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint to go on from, on the CPU, and refuse one of another configuration."""
     other = f"use another --output_dir, or move {path.parent} away"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {**state["args"], "data": state["progress"]["images"]}
+        found = state["args"]
     except Exception as error:  # whatever zip, pickle or torch make of a foreign file
-        stop(
-            f"{path} is not a checkpoint of this recipe ({type(error).__name__}): expected one "
-            f"that main_pretrain.py wrote; {other}",
-            CORRUPT,
-        )
-    for name, value in {**args, "data": images}.items():
-        if name not in FREE and found.get(name) != value:
-            stop(
-                f"{path} is of another run: expected --{name} {value}, found "
-                f"{found.get(name)}; {other}",
-                CORRUPT,
-            )
+        reason = type(error).__name__
+        stop(f"{path} is not a checkpoint of this recipe ({reason}); {other}", CORRUPT)
+    for name in config.keys() - FREE:
+        if found.get(name) != config[name]:
+            was, now = found.get(name), config[name]
+            stop(f"{path} is of another run: its {name} is {was}, not {now}; {other}", CORRUPT)
     return state
 
 
@@ -82,27 +56,19 @@ class Log:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] = ""  # the kill came in the middle of a line
-        try:
-            kept = [line for line in lines if line and json.loads(line)["step"] <= step]
-        except (ValueError, KeyError, TypeError):
-            stop(f"{path} is not a log of this recipe; move it away, then start again", CORRUPT)
-        if kept != lines:
-            write_atomically(path, "".join(kept).encode())
-        self.path, self.file = path, path.open("a")
+        self.file = path.open("ab+")
+        self.file.seek(0)
+        kept = 0
+        for line in self.file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+        self.file.truncate(kept)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append one line, and bring it to disk before a checkpoint counts on it."""
         line = json.dumps(record)
         print(line, flush=True)
-        try:
-            self.file.write(line + "\n")
-            self.file.flush()
-        except OSError as error:
-            stop(f"could not write {self.path} ({error.strerror}); free some space", MISSING)
-
-    def sync(self) -> None:
-        """Bring the lines to disk, before a checkpoint that counts on them."""
+        self.file.write(line.encode() + b"\n")
+        self.file.flush()
         os.fsync(self.file.fileno())

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 import checkpoint
 import data
 from evaluate import evaluate, save_images
 from models import MaskedImageModel
-from runtime import REFUSED, Run, mean_over_ranks, rng_state, set_rng_state, stop
+from runtime import REFUSED, Run, stop
 
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,64 +48,61 @@ def train(
     run: Run,
 ) -> None:
     """Train to step `args.steps`, from the checkpoint in `args.output_dir` if there is one."""
-    config = dict(vars(args))
+    config = {**vars(args), "images": train_set.fingerprint()}
     output_dir = Path(args.output_dir)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95)
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
     # "loss" is the sum over "summed" steps since the last line of the log
-    progress: dict[str, Any] = {"loss": 0.0, "summed": 0, "data": 0}
-    progress["images"] = train_set.fingerprint()
-    start = 0
+    start, progress = 0, {"loss": 0.0, "summed": 0, "data": 0}
 
     last = output_dir / "checkpoint.pth"
     if last.exists():
-        state = checkpoint.load(last, config, progress["images"])
+        state = checkpoint.load(last, config)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         start, progress = state["step"], state["progress"]
     elif (output_dir / "log.jsonl").exists():
-        stop(
-            f"{output_dir} holds a log.jsonl but no checkpoint.pth to go on from; "
-            "use another --output_dir, or move that file away",
-            REFUSED,
-        )
+        stop(f"{output_dir} has a log.jsonl, but no checkpoint; use another --output_dir", REFUSED)
 
     network: nn.Module = model
     if run.world_size > 1:
         network = DistributedDataParallel(model)
     batches = data.MaskedBatches(train_set, args, run)
-    loader = data.load(batches, range(start + 1, args.steps + 1), run.device.type == "cuda")
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start + 1, args.steps + 1),
+        num_workers=args.workers,
+        pin_memory=run.device.type == "cuda",
+    )
 
-    def save(step: int, *names: str) -> None:
-        rng = rng_state()
-        if not run.is_main:
-            return
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "step": step,
-            "rng": rng,
-            "args": config,
-            "progress": progress,
-        }
-        for name in names:
-            checkpoint.save(output_dir / name, state)
+    def save(step: int) -> None:
+        names = [f"checkpoint-{step:06d}.pth"] if step in args.save_steps else []
+        if step % args.save_every == 0 or step == args.steps:
+            names.append("checkpoint.pth")
+        if names and run.rank == 0:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "step": step,
+                "args": config,
+                "progress": progress,
+            }
+            for name in names:
+                checkpoint.save(output_dir / name, state)
 
-    torch.manual_seed(args.seed + run.rank)  # drop path draws from it, differently on every rank
     if start == 0:
-        names = ["checkpoint-000000.pth"] if 0 in args.save_steps else []
-        save(0, *names, "checkpoint.pth")
-    elif run.rank < len(state["rng"]):
-        set_rng_state(state["rng"][run.rank])
-    log = checkpoint.Log(output_dir / "log.jsonl", start) if run.is_main else None
+        save(0)
+    log = checkpoint.Log(output_dir / "log.jsonl", start) if run.rank == 0 else None
 
     model.train()
-    timed, seconds, clock = 0, 0.0, time.perf_counter()
+    clock, timed = time.perf_counter(), start
     for step, batch in enumerate(loader, start=start + 1):
+        torch.manual_seed(batch.seed)
         lr = learning_rate(step, peak=args.lr, warmup=args.warmup_steps, steps=args.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -126,36 +125,32 @@ def train(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        value = mean_over_ranks(step_loss)
-        if not math.isfinite(value):
-            stop(f"the loss is {value} at step {step}; lower --lr, or use --clip_grad 1", 1)
-        progress["loss"] += value
+        if run.world_size > 1:
+            dist.all_reduce(step_loss)
+            step_loss /= run.world_size
+        if not step_loss.isfinite():
+            stop(f"the loss is {step_loss} at step {step}; lower --lr, or use --clip_grad 1", 1)
+        progress["loss"] += step_loss.item()
         progress["summed"] += 1
         progress["data"] = zlib.crc32(batch.record, progress["data"])
-        timed, seconds = timed + 1, seconds + time.perf_counter() - clock
 
         if step % args.log_every == 0 or step == args.steps:
+            now = time.perf_counter()
             record = {
                 "step": step,
                 "loss": progress["loss"] / progress["summed"],
                 "lr": lr,
-                "step_ms": round(1000 * seconds / timed, 3),
+                "step_ms": round(1000 * (now - clock) / (step - timed), 3),
                 "data": f"{progress['data']:08x}",
             }
             if log is not None:
                 log.write(record)
-            progress["loss"], progress["summed"], timed, seconds = 0.0, 0, 0, 0.0
+            progress["loss"], progress["summed"], clock, timed = 0.0, 0, now, step
         due = step % args.eval_every == 0 or step == args.steps
         if log is not None and val_set is not None and due:
-            scores = evaluate(model, train_set, val_set, args.img_size)
-            log.write({"step": step, **scores})
+            model.eval()
+            log.write({"step": step, **evaluate(model, train_set, val_set, args.img_size)})
             if step == args.steps:
                 save_images(output_dir / "images.png", model, val_set, batches)
-        names = [f"checkpoint-{step:06d}.pth"] if step in args.save_steps else []
-        if step % args.save_every == 0 or step == args.steps:
-            names.append("checkpoint.pth")
-        if names:
-            if log is not None:
-                log.sync()
-            save(step, *names)
-        clock = time.perf_counter()
+            model.train()
+        save(step)

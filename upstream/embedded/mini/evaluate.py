@@ -10,52 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from einops import rearrange
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torchvision.utils import save_image
 
 import data
 from models import MaskedImageModel
 
+LIMIT = 5000  # images of train, and of val, that are scored
 FEW = 10  # labels per class of the small probe
 DRAWS = 5  # fixed choices of these labels, averaged
 
 
 @torch.no_grad()
 def features(
-    model: MaskedImageModel, images: data.Images, ids: np.ndarray, img_size: int, batch: int = 256
-) -> np.ndarray:
-    """Features [len(ids), D], float32, of the unmasked centre crops."""
-    device = model.cls_token.device
-    was_training = model.training
-    model.eval()
+    model: MaskedImageModel, images: data.Images, img_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n, D], float32, of at most `LIMIT` unmasked centre crops, and their labels [n]."""
+    ids = np.linspace(0, len(images) - 1, min(LIMIT, len(images))).astype(int)
     rows = []
-    for chunk in np.array_split(ids, -(-len(ids) // batch)):
-        arrays = [data.to_array(images[i], data.centre_box(images[i]), img_size) for i in chunk]
-        rows.append(model.features(data.to_tensor(arrays).to(device)).float().cpu())
-    model.train(was_training)
-    return torch.cat(rows).numpy()
-
-
-def knn(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, k: int = 10) -> float:
-    """Accuracy in 0..1 of the majority of the k nearest by cosine; ties go to the nearer."""
-    k = min(k, len(x))
-    by_rank = 1 - 1e-3 * np.arange(k)
-    classifier = KNeighborsClassifier(
-        k, metric="cosine", weights=lambda distance: np.tile(by_rank, (len(distance), 1))
-    )
-    return float(classifier.fit(x, y).score(x_val, y_val))
-
-
-def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> float:
-    """Accuracy in 0..1 of a logistic regression on standardised features."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return float(classifier.fit(x, y).score(x_val, y_val))
+    for chunk in np.array_split(ids, -(-len(ids) // 256)):
+        pixels = data.to_tensor([data.centre_crop(images[i], img_size) for i in chunk])
+        rows.append(model.features(pixels.to(model.cls_token.device)).float().cpu())
+    return torch.cat(rows).numpy(), images.labels[ids]
 
 
 def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
@@ -67,23 +48,30 @@ def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
 
 
 def evaluate(
-    model: MaskedImageModel, train: data.Images, val: data.Images, img_size: int, limit: int = 5000
+    model: MaskedImageModel, train: data.Images, val: data.Images, img_size: int
 ) -> dict[str, float]:
-    """Score the encoder on val, with the labels of train, each at most `limit` images.
+    """Score the encoder, in evaluation mode, on val with the labels of train.
 
     Returns:
-        Accuracies in 0..1: "knn" (k = 10), "probe" (all labels), "probe10" (10 labels per class,
-        mean over five fixed choices of them).
+        Accuracies in 0..1: "knn" (10 nearest by cosine) and logistic regressions on standardised
+        features: "probe" (all labels), "probe10" (10 per class, mean over fixed choices of them).
     """
-    ids = [np.linspace(0, len(s) - 1, min(limit, len(s))).astype(int) for s in (train, val)]
-    x, x_val = (features(model, s, i, img_size) for s, i in zip((train, val), ids, strict=True))
-    y, y_val = train.labels[ids[0]], val.labels[ids[1]]
+    x, y = features(model, train, img_size)
+    scored = features(model, val, img_size)
+    k = min(10, len(x))
+    by_rank = 1 - 1e-3 * np.arange(k)  # ties go to the nearer
+    knn = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda distance: np.tile(by_rank, (len(distance), 1))
+    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     few = [few_labels(y, draw) for draw in range(DRAWS)]
-    return {
-        "knn": knn(x, y, x_val, y_val),
-        "probe": probe(x, y, x_val, y_val),
-        "probe10": sum(probe(x[i], y[i], x_val, y_val) for i in few) / DRAWS,
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return {
+            "knn": knn.fit(x, y).score(*scored),
+            "probe": probe.fit(x, y).score(*scored),
+            "probe10": sum(probe.fit(x[i], y[i]).score(*scored) for i in few) / DRAWS,
+        }
 
 
 @torch.no_grad()
@@ -95,21 +83,18 @@ def save_images(
     From left to right: masked input, reconstruction with the visible patches as they are, target.
     """
     mask = torch.from_numpy(batches.draw_masks(np.random.default_rng(0))[:4])
-    size, p, g = batches.args.img_size, model.patch_size, model.grid
-    chosen = [val[i] for i in np.linspace(0, len(val) - 1, len(mask)).astype(int)]
-    images = data.to_tensor([data.to_array(i, data.centre_box(i), size) for i in chosen])
-    was_training = model.training
-    model.eval()
+    ids = np.linspace(0, len(val) - 1, len(mask)).astype(int)
+    images = data.to_tensor([data.centre_crop(val[i], batches.args.img_size) for i in ids])
     device = model.cls_token.device
     prediction = model.predict(images.to(device), mask.to(device)).float().cpu()
-    model.train(was_training)
 
     target, hidden = model.patchify(images), mask.unsqueeze(-1)
     if model.norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         prediction = prediction * (variance + 1e-6).sqrt() + mean
     columns = [target.masked_fill(hidden, 0), torch.where(hidden, prediction, target), target]
-    cells = torch.stack(columns, dim=1).reshape(len(mask), 3, g, g, p, p, 3)
-    pixels = cells.permute(0, 2, 4, 1, 3, 5, 6).reshape(len(mask) * size, 3 * size, 3)
-    pixels = (pixels * torch.tensor(data.STD) + torch.tensor(data.MEAN)).clamp(0, 1) * 255
-    Image.fromarray(pixels.round().byte().numpy()).save(path)
+    pixels = rearrange(
+        *(torch.stack(columns, dim=1), "b column (h w) (p q c) -> (b column) c (h p) (w q)"),
+        **{"h": model.grid, "p": model.patch_size, "c": 3},
+    )
+    save_image(pixels * data.STD + data.MEAN, path, nrow=3, padding=0)

@@ -8,16 +8,17 @@ torchrun --nproc_per_node 4 main_pretrain.py --data_path DIR --output_dir out --
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-import runtime
-from data import BrokenImageError, Images
+from data import Images
 from engine import train
-from models import MAE, MaskedImageModel, SimMIM
-from runtime import CORRUPT, MISSING, stop
+from models import MAE, SimMIM
+from runtime import MISSING, Run, join, stop
 
 
 def count(text: str) -> int:
@@ -25,11 +26,6 @@ def count(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
-
-
-def steps(text: str) -> list[int]:
-    """Integers with commas, for argparse."""
-    return [int(step) for step in text.split(",") if step]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -71,73 +67,52 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--log_every", type=count, default=10, help="steps per line of the log")
     add("--eval_every", type=count, default=150, help="steps between scores by k-NN and probes")
     add("--save_every", type=count, default=100, help="steps between checkpoints")
-    add("--save_steps", type=steps, default=[], help="steps to keep a checkpoint of, as 0,450,900")
+    add("--save_steps", type=int, nargs="*", default=[], help="steps to keep a checkpoint of")
 
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    add("--amp", choices=["auto", "none", "bf16", "fp16"], default="auto", help="mixed precision")
-    add("--threads", type=int, default=0, help="CPU threads of torch; 0: as torch chooses")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=["cpu", device], default=device, help="where to compute")
+    add("--amp", choices=["none", "bf16", "fp16"], help="autocast; bf16 on a GPU, else none")
     add("--workers", type=int, default=0, help="processes that prepare batches, per rank")
-    add("--cache_mb", type=int, default=512, help="MiB of decoded images to keep in memory")
     return parser
 
 
-def check(args: argparse.Namespace, run: runtime.Run) -> None:
+def check(args: argparse.Namespace, run: Run) -> None:
     """Refuse settings that cannot work, and fill in those that depend on others."""
-    parts = run.world_size * args.accum_steps
-    if args.batch_size % parts:
-        stop(
-            f"--batch_size {args.batch_size} is the total batch and must be a multiple of "
-            f"{run.world_size} ranks x {args.accum_steps} accumulation steps = {parts}",
-            2,
-        )
-    if args.img_size % args.patch_size:
-        stop(f"--img_size {args.img_size} is no multiple of --patch_size {args.patch_size}", 2)
+    if args.batch_size % (run.world_size * args.accum_steps):
+        parts = f"{run.world_size} ranks x --accum_steps {args.accum_steps}"
+        stop(f"--batch_size {args.batch_size}, the total, is no multiple of {parts}", 2)
     ratio, cell = {"simmim": (0.6, 2), "mae": (0.75, 1)}[args.style]
     args.mask_ratio = ratio if args.mask_ratio is None else args.mask_ratio
     args.mask_cell = args.mask_cell or cell
-    if args.img_size // args.patch_size % args.mask_cell:
-        stop(f"--mask_cell {args.mask_cell} does not divide the grid of patches", 2)
-    if args.amp == "auto":
-        on_gpu = run.device.type == "cuda"
-        args.amp = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "none"
-
-
-def make_model(args: argparse.Namespace) -> MaskedImageModel:
-    """The model of the chosen style, its weights drawn from the global generator."""
-    names = ["img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path"]
-    decoder = ["decoder_dim", "decoder_depth", "decoder_num_heads"] if args.style == "mae" else []
-    names += ["norm_pix_loss", *decoder]
-    model = {"mae": MAE, "simmim": SimMIM}[args.style]
-    return model(**{name: getattr(args, name) for name in names})
+    if args.img_size % (args.patch_size * args.mask_cell):
+        cell = f"--patch_size {args.patch_size} x --mask_cell {args.mask_cell}"
+        stop(f"--img_size {args.img_size} is no multiple of {cell}", 2)
+    args.amp = args.amp or ("bf16" if args.device == "cuda" else "none")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run pre-training from checked arguments to the last checkpoint."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    run = runtime.locate(args.device)
+    """Run pre-training from parsed arguments to the last checkpoint."""
+    run = join(args.device)
     check(args, run)
-
     root = Path(args.data_path)
-    train_set = Images(root / "train", args.cache_mb)
-    val_set = Images(root / "val", args.cache_mb) if (root / "val").is_dir() else None
+    train_set = Images(root / "train")
+    val_set = Images(root / "val") if (root / "val").is_dir() else None
     if val_set is None or val_set.classes != train_set.classes or len(val_set.classes) < 2:
         val_set = None
-        if run.is_main:
+        if run.rank == 0:
             print(f"no {root}/val with the classes of train: k-NN and probes are left out")
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        stop(f"could not make --output_dir {args.output_dir} ({error.strerror})", MISSING)
 
-    runtime.join(run)
-    runtime.seed_everything(args.seed)
-    model = make_model(args)
+    random.seed(args.seed)
+    np.random.seed(args.seed % 2**32)
+    torch.manual_seed(args.seed)
+    model = {"simmim": SimMIM, "mae": MAE}[args.style](args)
     model.to(run.device)
     try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(model, train_set, val_set, args, run)
-    except BrokenImageError as error:  # a worker wraps it in a traceback
-        stop(str(error)[str(error).index("cannot decode") :].strip(), CORRUPT)
+    except OSError as error:
+        reason = str(error).splitlines()[-1]  # a worker's traceback comes before it
+        stop(f"{reason}; mend this, and the same command goes on with {args.output_dir}", MISSING)
     if dist.is_initialized():
         dist.destroy_process_group()
 
