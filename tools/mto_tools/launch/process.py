@@ -20,17 +20,11 @@ _TORCHRUN = re.compile(r"torch.distributed.elastic.*(failed \(exitcode|closing s
 
 @dataclass(frozen=True)
 class Started:
-    """A running command, below a guard that ends it and all it started.
+    """A running command, below a guard that ends it and all it started."""
 
-    Attributes:
-        log: File with all that it prints.
-        process: The guard.
-        began: When, by `time.monotonic`.
-    """
-
-    log: Path
-    process: subprocess.Popen[bytes]
-    began: float
+    log: Path  # all that it prints
+    process: subprocess.Popen[bytes]  # the guard
+    began: float  # by `time.monotonic`, in seconds
 
     @property
     def returncode(self) -> int | None:
