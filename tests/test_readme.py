@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -18,7 +17,8 @@ from torch import nn
 
 from mto_tools.upstreams.upstream import all_upstreams
 
-HOME = Path(__file__).parents[1]
+from .command import HOME, mto
+
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted(HOME.glob("docs/*.md"))]
 README = PAGES[0].read_text()
 
@@ -74,10 +74,7 @@ def test_make_has_every_target(target: str) -> None:
 
 @cache
 def help_of(command: str) -> str:
-    done = run(
-        *(sys.executable, "-m", "mto_tools.cli", command, "--help"),
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    )
+    done = mto(command, "--help", COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
