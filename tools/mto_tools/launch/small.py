@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Runner:
     cpu: bool = True
     precision: str = "float32"  # on the CPU; or "bfloat16"
     workers: int = 0  # processes that load images, for each process of a run
-    before: Sequence[Path] = ()  # Python files that every process runs first
+    before: Sequence[Path] = ()  # Python files that pre-training runs first in every process
 
     def data(self, steps: int) -> Path:
         """Lay out images for `steps` steps an epoch; 8 images, or a multiple, are 1 per class."""
@@ -78,8 +78,6 @@ class Runner:
         steps: int = STEPS,
         epochs: int = 1,
         resume: Path | None = None,
-        before: Sequence[Path] = (),
-        environment: Mapping[str, str] | None = None,
     ) -> Run:
         """Pre-train for `epochs` of `steps`.
 
@@ -91,8 +89,6 @@ class Runner:
             steps: Optimizer steps of an epoch.
             epochs: Of the whole schedule.
             resume: Output folder of an earlier run, to go on from its first epoch.
-            before: More Python files to run first.
-            environment: More variables.
 
         Raises:
             MtoError: The script failed; the message has the end of its log.
@@ -104,14 +100,7 @@ class Runner:
             if self.recipe.resume_from:
                 out.mkdir(parents=True)
                 shutil.copy(self.checkpoint(resume, 0, steps), out / self.recipe.resume_from)
-        self.start(
-            name,
-            checkout / self.recipe.pretrain,
-            given,
-            patched=patched,
-            before=[RECORD, *self.before, *before],
-            environment={"MTO_RECORD": str(record), **(environment or {})},
-        )
+        self.start(name, checkout / self.recipe.pretrain, given, patched=patched, record=record)
         lines = [json.loads(line) for line in record.read_text().splitlines()]
         keys = ("loss", "rng", "grads", "mask_token")
         return Run(out, *([line[key] for line in lines if key in line] for key in keys))
@@ -123,10 +112,9 @@ class Runner:
         arguments: Sequence[str],
         *,
         patched: bool = True,
-        before: Sequence[Path] = (),
-        environment: Mapping[str, str] | None = None,
+        record: Path | None = None,
     ) -> str:
-        """Run a script to its end; return all it printed.
+        """Run a script to its end, with a record or without; return all it printed.
 
         Raises:
             MissingError: There is no such script.
@@ -141,12 +129,14 @@ class Runner:
             cpu=self.cpu,
             precision=self.precision,
             unpatched=not patched,
-            before=before,
+            before=[RECORD, *self.before] if record else (),
             seed=0,
         )
         launch.check()
         log = self.work / f"{name}.log"
-        variables = {**launch.environment(), **(environment or {})}
+        variables = launch.environment()
+        if record:
+            variables["MTO_RECORD"] = str(record)
         run = start(launch.argv(), cwd=self.work, log=log, environment=variables)
         if code := run.wait():
             raise MtoError(
