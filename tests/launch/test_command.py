@@ -53,6 +53,8 @@ def test_on_a_gpu_the_script_itself_is_started(script: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     assert many == [*torchrun, "--nproc_per_node=8", str(script), "--x"]
     assert "--nproc_per_node=1" in launch("simmim", script).argv(), "distributed even alone"
+    assert "--cpu" in launch("mae", script, cpu=True).argv()
+    assert "--cpu" not in launch("mini", script, cpu=True).argv(), "it finds out by itself"
 
 
 def test_run_passes_torchrun_s_options_on(tmp_path: Path) -> None:
@@ -89,15 +91,11 @@ def test_an_option_of_the_script_belongs_behind_the_dashes(tmp_path: Path) -> No
     assert done.stdout.strip() == "['--mto']"
 
 
-def test_a_missing_script_names_the_command_that_brings_it(tmp_path: Path, script: Path) -> None:
-    with pytest.raises(MissingError) as caught:
-        launch("mae", tmp_path / "nowhere" / "main_pretrain.py").check()
-    assert "make apply-mae" in caught.value.hint
-    assert str(tmp_path / "nowhere" / "main_pretrain.py") in caught.value.message
-    with pytest.raises(MissingError) as caught:
-        launch("mae", tmp_path / "main_pretrian.py").check()
-    assert "--script" in caught.value.hint
-    assert script.name in caught.value.hint
+def test_a_missing_script_of_a_checkout_names_those_that_are_there(script: Path) -> None:
+    missing = script.with_name("main_pretrian.py")
+    with pytest.raises(MissingError, match=str(missing)) as caught:
+        launch("mae", missing).check()
+    assert f"--script one of: {script.name}" in caught.value.hint
 
 
 def mini_is(home: Path, text: str) -> None:
@@ -115,11 +113,7 @@ def test_without_an_upstream_commands_exit_with_3(tmp_path: Path, command: list[
     done = mto(*command, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert f"make apply-{command[1]}" in done.stderr
-
-
-def test_only_a_recipe_that_calls_cuda_is_told_that_there_is_none(script: Path) -> None:
-    assert "--cpu" in launch("mae", script, cpu=True).argv()
-    assert "--cpu" not in launch("mini", script, cpu=True).argv()
+    assert str(tmp_path / "upstream" / command[1]) in done.stderr
 
 
 def test_a_record_tells_which_generators_were_drawn_from(

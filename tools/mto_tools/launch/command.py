@@ -61,16 +61,12 @@ class Launch:
         """
         if self.script.is_file():
             return
-        known = [name for name in self.recipe.scripts if (self.script.parent / name).is_file()]
-        if not known:
-            raise MissingError(
-                f"{self.script}: no such script; the upstream {self.name} is not checked out",
-                hint=f"make apply-{self.name}   (MTO_UPSTREAM_URL names a mirror)",
-            )
-        raise MissingError(
-            f"{self.script}: {self.name} is checked out, but has no such script",
-            hint=f"--script one of: {', '.join(known)}",
-        )
+        what = f"the upstream {self.name} is not checked out"
+        hint = f"make apply-{self.name}   (MTO_UPSTREAM_URL names a mirror)"
+        if known := [x for x in self.recipe.scripts if (self.script.parent / x).is_file()]:
+            what = f"{self.name} is checked out, but does not have it"
+            hint = f"--script one of: {', '.join(known)}"
+        raise MissingError(f"{self.script}: no such script; {what}", hint=hint)
 
     def environment(self, *, inherit: bool = False) -> dict[str, str]:
         """Variables for the run.
