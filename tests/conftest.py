@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from .command import make_home, mto
 from .forkserver import ForkServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-HOME = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -36,22 +33,11 @@ def fork_server() -> Iterator[Callable[..., ForkServer]]:
 
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """mini: the plain recipe, and the one that `mto apply mini` makes in a house of its own."""
-    from mto_tools.upstreams.upstream import load_upstream
-
-    house = tmp_path_factory.mktemp("house")
-    (house / "mto_core").mkdir()
-    shutil.copytree(HOME / "patches" / "mini", house / "patches" / "mini")
-    upstream = load_upstream(HOME, "mini")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(HOME / upstream.path, house / upstream.path, ignore=ignore)
-    subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", "apply", "mini"],
-        env=os.environ | {"MTO_HOME": str(house)},
-        check=True,
-        timeout=60,
-    )
-    return {"plain": house / upstream.path, "patched": house / "upstream" / "mini"}
+    """mini: the plain recipe, and the one that `mto apply mini` makes in a clone of its own."""
+    home = make_home(tmp_path_factory.mktemp("home"), "mini")
+    done = mto("apply", "mini", MTO_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    return {"plain": home / "upstream/embedded/mini", "patched": home / "upstream/mini"}
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +47,17 @@ def mini_server(fork_server: Callable[..., ForkServer]) -> ForkServer:
         *("torch.distributed", "timm.models.vision_transformer", "torchvision.datasets"),
         *("sklearn.datasets", "sklearn.linear_model"),
     )
+
+
+@pytest.fixture
+def forked_python(mini_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that mto starts come from the server; `-I` starts the guard, which stays real."""
+    python, client = tmp_path / "python", " ".join(mini_server.command)
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -I ] && exec {sys.executable} "$@"\nexec {client} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -18,9 +17,11 @@ from torch import nn
 
 from mto_tools.upstreams.upstream import all_upstreams
 
-HOME = Path(__file__).parents[1]
+from .command import HOME, mto
+
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted(HOME.glob("docs/*.md"))]
 README = PAGES[0].read_text()
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -63,7 +64,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in known, link
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@needs_make
 @pytest.mark.parametrize("target", sorted({
     next(word for word in words if "=" not in word) for _, words in commands("make")
 }))  # fmt: skip
@@ -74,10 +75,7 @@ def test_make_has_every_target(target: str) -> None:
 
 @cache
 def help_of(command: str) -> str:
-    done = run(
-        *(sys.executable, "-m", "mto_tools.cli", command, "--help"),
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    )
+    done = mto(command, "--help", COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,7 +122,7 @@ def test_the_paper_is_cited_alike() -> None:
     assert README.count(cited["title"]) == 2
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@needs_make
 @pytest.mark.parametrize(("target", "extras"), [
     ("demo", "tools"),
     ("apply-mae", "tools,recipes"),
@@ -138,7 +136,7 @@ def test_a_target_installs_what_it_needs(target: str, extras: str, tmp_path: Pat
     assert f".[{extras}]" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@needs_make
 def test_the_clone_in_which_make_stands_wins(tmp_path: Path) -> None:
     """Its environment may hold an editable install of another clone."""
     for folder in ("mto_core", "tools", "patches/mini", "upstream/embedded"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,67 +115,6 @@ def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) 
     finally:
         driver.kill()
         driver.wait()
-
-
-@contextlib.contextmanager
-def guarded(folder: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Python code under the guard, whose pipe the caller closes."""
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guard.__file__), sys.executable, "-c", code],
-        cwd=folder,
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        yield process
-
-
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [("exit(0)", 0), ("exit(9)", 9), ("import os; os.kill(os.getpid(), 9)", 128 + 9)],
-)
-def test_guard_passes_the_exit_status_on(tmp_path: Path, code: str, status: int) -> None:
-    with guarded(tmp_path, code) as process:
-        assert process.wait(60) == status
-
-
-# A process that does not obey SIGTERM, with or without a session of its own as torchrun's workers.
-START = """
-import os, pathlib, subprocess, sys, time
-worker = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: open('told', 'w')); \\
-open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", worker], start_new_session={session})
-while not pathlib.Path("pid").exists():
-    time.sleep(0.01)
-"""
-
-
-@pytest.mark.parametrize("end", ["time.sleep(600)", "os.kill(os.getpid(), 9)", "exit(0)"])
-@pytest.mark.parametrize(
-    "session",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(sys.platform != "linux", reason="only the group is ended"),
-        ),
-    ],
-)
-def test_guard_ends_all_that_a_run_started(tmp_path: Path, end: str, session: bool) -> None:
-    """By the pipe's end, by the run's death, and by the run's own end."""
-    with guarded(tmp_path, START.format(session=session) + end) as process:
-        pid = tmp_path / "pid"
-        wait_for(pid.exists)
-        worker = int(pid.read_text())
-        assert process.stdin is not None
-        try:
-            if "sleep" in end:
-                process.stdin.close()
-            process.wait(guard.GRACE + 20)
-            assert (tmp_path / "told").exists(), "by SIGTERM, which it does not obey"
-            wait_for(lambda: not alive(worker))
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mto_tools.home import find_home
 from mto_tools.launch.needs import imports, package, required
 from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import all_upstreams
 
-HOME = find_home()
+from ..command import HOME, make_home, mto
 
 
 def test_imports_are_those_that_the_script_runs(tmp_path: Path) -> None:
@@ -44,35 +42,24 @@ def test_imports_are_those_that_the_script_runs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def doctor(tmp_path: Path) -> Callable[..., dict[str, dict[str, str]]]:
-    """`mto doctor` for upstream toy, whose recipe needs what is given; findings by name."""
+    """`mto doctor` for mini, whose recipe needs what is given; findings by name."""
 
     def run(needs: list[str], script: str = "", **installed: str) -> dict[str, dict[str, str]]:
-        home, site = tmp_path / "home", tmp_path / "site"
-        (home / "mto_core").mkdir(parents=True)
-        toy = home / "patches" / "toy"
-        toy.mkdir(parents=True)
-        text = (HOME / "patches" / "mini" / "upstream.toml").read_text()
-        (toy / "upstream.toml").write_text(text.replace('"mini"', '"toy"'))
-        recipe = (HOME / "patches" / "mini" / "recipe.toml").read_text()
-        old = next(line for line in recipe.splitlines() if line.startswith("needs ="))
-        (toy / "recipe.toml").write_text(recipe.replace(old, f"needs = {json.dumps(needs)}"))
+        home, site = make_home(tmp_path / "home", "mini"), tmp_path / "site"
+        file = home / "patches" / "mini" / "recipe.toml"
+        file.write_text(
+            re.sub(r"(?m)^needs = .*", f"needs = {json.dumps(needs)}", file.read_text())
+        )
         if script:
-            (home / "upstream" / "toy").mkdir(parents=True)
-            (home / "upstream" / "toy" / "main_pretrain.py").write_text(script)
+            (home / "upstream" / "mini").mkdir(parents=True)
+            (home / "upstream" / "mini" / "main_pretrain.py").write_text(script)
         for name, version in installed.items():
             info = site / f"{name}-{version}.dist-info"
             info.mkdir(parents=True)
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            )
+            text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (info / "METADATA").write_text(text)
         path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-m", "mto_tools.cli", "doctor", "--offline", "--json"],
-            env={**os.environ, "MTO_HOME": str(home), "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = mto("doctor", "--offline", "--json", MTO_HOME=str(home), PYTHONPATH=path)
         table = json.loads(done.stdout)
         assert done.returncode == (0 if table["ok"] else 3)
         return {finding["what"]: finding for finding in table["findings"]}
@@ -84,21 +71,21 @@ def test_a_version_below_the_floor_is_not_ok(
     doctor: Callable[..., dict[str, dict[str, str]]],
 ) -> None:
     found = doctor(["timm"], timm="0.3.2")
-    for what in ("tools", "toy packages"):
+    for what in ("tools", "mini packages"):
         assert found[what]["state"] == "missing"
         assert "timm 0.3.2" in found[what]["found"]
         assert "pip install -e '.[tools]'" in found[what]["hint"]
 
 
 def test_a_package_that_is_not_there(doctor: Callable[..., dict[str, dict[str, str]]]) -> None:
-    found = doctor(["no-such-package", "numpy"])["toy packages"]
+    found = doctor(["no-such-package", "numpy"])["mini packages"]
     assert (found["state"], "no-such-package" in found["found"]) == ("note", True)
 
 
 def test_a_module_that_a_script_of_the_checkout_imports(
     doctor: Callable[..., dict[str, dict[str, str]]],
 ) -> None:
-    found = doctor(["numpy"], "import numpy\nimport no_such_module\n")["toy packages"]
+    found = doctor(["numpy"], "import numpy\nimport no_such_module\n")["mini packages"]
     assert (found["state"], "no_such_module" in found["found"]) == ("missing", True)
     assert "numpy" not in found["found"]
 

@@ -1,6 +1,6 @@
 """Save what the glue sees at every step, by hooks of our own: `worker --before` runs this file.
 
-`MTO_CAPTURE` names a folder; STEP.pt holds `tokens` (input of the first block, output of each),
+NAME.capture/STEP.pt, beside the record, holds `tokens` (input of the first block, output of each),
 `mask`, as the recipe hands it over, and `strays`, modules with hooks that nobody asked to watch:
 blocks of a teacher, say.
 """
@@ -13,7 +13,8 @@ import torch
 
 from mto_tools import recipe
 
-_folder = Path(os.environ["MTO_CAPTURE"])
+_folder = Path(os.environ["MTO_RECORD"]).with_suffix(".capture")
+_folder.mkdir(exist_ok=True)
 _attach, _add = recipe.attach, recipe.add
 _seen = {}
 _watched = []

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,15 +24,11 @@ from mto_tools.launch.smoke import unpatched
 from mto_tools.upstreams.recipe import load_recipe
 from mto_tools.upstreams.upstream import Upstream, load_upstream
 
-ROOT = Path(__file__).parents[2]
+from ..command import make_home, mto
+
 HERE = Path(__file__).parent
-OPTIONS = {
-    "sparsity": 0.01,
-    "singularity": 0.1,
-    "ranking": 0.001,
-    "warmup_steps": 6,
-    "log_every": 1,
-}
+WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
+OPTIONS = {**WEIGHTS, "warmup_steps": 6, "log_every": 1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,11 +61,13 @@ class Runs:
         *,
         processes: int = 1,
         patched: bool = True,
+        before: Sequence[Path] = (),
         **how: Any,
     ) -> Run:
         """The run of that name."""
         if name not in self.made:
-            runner = replace(self.runner, processes=processes)
+            before = (*self.runner.before, *before)
+            runner = replace(self.runner, processes=processes, before=before)
             checkout = self.patched if patched else self.plain
             how = {"epochs": 2, "patched": patched, **how}
             self.made[name] = runner.pretrain(name, checkout, arguments, **how)
@@ -84,11 +80,7 @@ class Runs:
         return self.run(f"off{processes}", processes=processes)
 
     def on(self) -> Run:
-        folder = self.runner.work / "capture"
-        folder.mkdir(exist_ok=True)
-        capture = {"MTO_CAPTURE": str(folder)}
-        before = [HERE / "capture.py"]
-        return self.run("on", self.mto(OPTIONS), before=before, environment=capture)
+        return self.run("on", self.mto(OPTIONS), before=[HERE / "capture.py"])
 
     def resumed(self) -> Run:
         return self.run("resumed", self.mto(OPTIONS), resume=self.on().out)
@@ -103,8 +95,7 @@ class Runs:
         return torch.load(file, map_location="cpu", weights_only=False)
 
     def captured(self, step: int) -> dict[str, Any]:
-        self.on()
-        return torch.load(self.runner.work / "capture" / f"{step}.pt")
+        return torch.load(self.on().out.with_suffix(".capture") / f"{step}.pt")
 
     def log(self, run: Run) -> list[dict[str, Any]]:
         """MTO's log, without times."""
@@ -133,22 +124,17 @@ class Runs:
 
 def apply(home: Path, name: str) -> Upstream:
     """Clone and patch an upstream where that is not done yet."""
-    upstream = load_upstream(home, name)
-    if not upstream.checkout.exists():
-        command = [sys.executable, "-m", "mto_tools.cli", "apply", name]
-        subprocess.run(command, env={**os.environ, "MTO_HOME": str(home)}, check=True)
-    return upstream
+    done = mto("apply", name, MTO_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    return load_upstream(home, name)
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A house of its own: our patches, and no clone yet."""
+    """A clone of mto of its own: our patches, and no upstream yet."""
     if "MTO_UPSTREAM_URL" not in os.environ:
         pytest.skip("no source of the upstreams: set MTO_UPSTREAM_URL to a mirror or a template")
-    folder = tmp_path_factory.mktemp("home")
-    for name in ("patches", "mto_core"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"), "mae", "simmim", "bootmae", "conmim")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from mto_tools.launch.command import Launch
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import all_upstreams
 
-HOME = Path(__file__).parents[2]
+from ..command import HOME, make_home, mto
+
 PAGE = HOME / "docs" / "recipes.md"
 RECIPES = {upstream.name: load_recipe(upstream) for upstream in all_upstreams(HOME)}
 OURS = {"accumulation", "batch", "config", "micro", "output", "data"}
@@ -119,19 +120,17 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A house with the four upstreams patched."""
     if "MTO_UPSTREAM_URL" not in os.environ:
         pytest.skip("no source of the upstreams: set MTO_UPSTREAM_URL to a mirror or a template")
-    home = tmp_path_factory.mktemp("home")
-    for name in ("patches", "mto_core"):
-        (home / name).symlink_to(HOME / name)
     names = [name for name in RECIPES if name != "mini"]
-    command = [sys.executable, "-m", "mto_tools.cli", "apply", *names]
-    subprocess.run(command, env={**os.environ, "MTO_HOME": str(home)}, check=True)
+    home = make_home(tmp_path_factory.mktemp("home"), *names)
+    done = mto("apply", *names, MTO_HOME=str(home))
+    assert done.returncode == 0, done.stderr
     (home / "parse.py").write_text(PARSE_ONLY)
     return home
 
 
 @pytest.mark.parametrize(("name", "script", "words"), commands())
 def test_the_script_takes_the_command_as_written(
-    clones: Path, name: str, script: str, words: list[str]
+    clones: Path, forked_python: None, name: str, script: str, words: list[str]
 ) -> None:
     file = clones / "upstream" / name / (script or RECIPES[name].pretrain)
     given = [word.replace("$MTO", str(clones)) for word in words]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from mto_tools.app import app
+from mto_tools.errors import MtoError
+from mto_tools.launch.digits import lay_out
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
+
+from ..command import make_home, mto
 
 HERE = Path(__file__).parent
 RECIPE = """\
@@ -61,77 +68,77 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     origin.mkdir()
     text = (HERE / "toy_main.py").read_text()
     (origin / "main.py").write_text(text)
-    who = ["-c", "user.name=someone", "-c", "user.email=some@one"]
-    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "first"]):
-        subprocess.run(["git", "-C", str(origin), *words], check=True)
-    pin = subprocess.run(
-        ["git", "-C", str(origin), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    (home / "mto_core").mkdir(parents=True)
-    (home / "patches" / "toy").mkdir(parents=True)
+    commit = "git -c user.name=someone -c user.email=some@one commit -qm first"
+    line = f"git init -q && git add -A && {commit} && git rev-parse HEAD"
+    pin = subprocess.check_output(["sh", "-c", line], text=True, cwd=origin).strip()
+    (make_home(home) / "patches" / "toy").mkdir()
     (home / "patches" / "toy" / "upstream.toml").write_text(
         f'name = "toy"\nrepository = "some/toy"\nurl = "{origin}"\npin = "{pin}"\n'
         'pin_date = "2026-01-01"\nlicence = { spdx = "MIT" }\n'
     )
     (home / "patches" / "toy" / "recipe.toml").write_text(RECIPE)
-    mto(home, "checkout", "toy")
+    invoke(home, "checkout", "toy")
     lines = []
     for line in text.splitlines():
         lines += [line, *([INSERTED[line]] if line in INSERTED else [])]
     assert len(lines) == len(text.splitlines()) + len(INSERTED)
     (home / "upstream" / "toy" / "main.py").write_text("\n".join(lines) + "\n")
-    mto(home, "export", "toy", "--layer", "mto", "-m", "The MTO losses", "-m", "So that it learns.")
-    mto(home, "apply", "toy")
+    invoke(home, "export", "toy", "--layer", "mto", "-m", "The losses", "-m", "So that it learns.")
+    invoke(home, "apply", "toy")
     return home
 
 
-def mto(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    names = {name: value for name, value in os.environ.items() if not name.startswith("MTO_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", *words],
-        env={**names, "MTO_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=home.parent,
-    )
-    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+def environment(home: Path) -> dict[str, str | None]:
+    """Changes of the environment: none of our variables but the clone's folder."""
+    return {name: None for name in os.environ if name.startswith("MTO_")} | {"MTO_HOME": str(home)}
+
+
+def invoke(home: Path, *words: str) -> Result:
+    done = CliRunner(env=environment(home)).invoke(app, words)
+    if done.exception:
+        raise done.exception
     return done
 
 
-@pytest.mark.timeout(900)
-def test_smoke(home: Path) -> None:
-    out = home.parent / "smoked"
-    assert "NOT" not in mto(home, "smoke", "toy", "--cpu", "--keep", str(out)).stderr
-    lines = (out / "resumed" / "mto.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [5, 6, 7, 8]
+def test_smoke(home: Path, forked_python: None) -> None:
+    said = invoke(home, "smoke", "toy", "--cpu").stderr
+    assert said.count("  ok ") == 7
+    assert "NOT" not in said
 
 
-@pytest.mark.timeout(900)
-def test_run_compare_plan_and_doctor(home: Path) -> None:
-    mto(home, "compare", "toy", "--seeds", "1", "--steps", "8")
+def test_compare(home: Path, forked_python: None) -> None:
+    invoke(home, "compare", "toy", "--seeds", "1", "--steps", "8")
     report = json.loads(next((home / "reports" / "toy").glob("*/report.json")).read_text())
     assert report["fair"]
-    data = home / "data" / "digits-lists" / "images"
-    given = ["-net", "8", "-rate", "0.1", "-bs", "8", "-rounds", "1", "-dice", "0"]
-    places = ["-images", str(data), "-into", "mine"]
-    mto(home, "run", "toy", "--cpu", "--", *given, *places, "--mto", "--mto_log_every", "1")
-    assert len((home.parent / "mine" / "mto.jsonl").read_text().splitlines()) == 8
-    command = mto(home, "plan", "toy", "--gpus", "2", "--gpu-mem", "8").stdout
+
+
+def test_run(home: Path, tmp_path: Path) -> None:
+    data = lay_out(load_recipe(load_upstream(home, "toy")).data, tmp_path / "images", 8)
+    words = "run toy --cpu -- -net 8 -rate 0.1 -bs 8 -rounds 1 -dice 0 -into mine --mto"
+    more = ["--mto_log_every", "1", "-images", data]
+    done = mto(*words.split(), *more, cwd=tmp_path, **environment(home))
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "mine" / "mto.jsonl").read_text().splitlines()) == 8
+
+
+def test_plan_and_doctor(home: Path) -> None:
+    command = invoke(home, "plan", "toy", "--gpus", "2", "--gpu-mem", "8").stdout
     assert "main.py -net 8 -rate 0.1 -bs 32" in command
-    found = json.loads(mto(home, "doctor", "toy", "--json").stdout)["findings"]
+    found = json.loads(invoke(home, "doctor", "toy", "--json").stdout)["findings"]
     states = {one["what"]: one["state"] for one in found if one["what"].startswith("toy")}
     assert states == {"toy source": "ok", "toy series": "ok", "toy packages": "ok"}
 
 
-def test_a_run_that_fails_leaves_its_log_and_tells_the_cause(home: Path) -> None:
+def test_a_run_that_fails_leaves_its_log_and_tells_the_cause(
+    home: Path, forked_python: None
+) -> None:
     script = home / "upstream" / "toy" / "main.py"
     text = script.read_text()
     script.write_text("raise SystemExit('the cause of it')\n" + text)
-    said = mto(home, "smoke", "toy", "--cpu", code=1).stderr
+    with pytest.raises(MtoError, match="the cause of it") as caught:
+        invoke(home, "smoke", "toy", "--cpu")
     script.write_text(text)
-    assert "the cause of it" in said
-    log = Path(re.search(r"hint:.* (/\S+\.log)", said)[1])  # type: ignore[index]
+    log = Path(caught.value.hint.split()[-1])
     assert "the cause of it" in log.read_text()
     assert {file.suffix for file in log.parent.iterdir()} == {".log"}
     shutil.rmtree(log.parent)

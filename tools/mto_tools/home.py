@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,11 @@ def find_home() -> Path:
         MissingError: None of them holds `patches/` and `mto_core/`.
     """
     named = os.environ.get("MTO_HOME")
+    working: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # a working folder that was deleted
+        working = [Path.cwd(), *Path.cwd().parents]
     installed = Path(__file__).parents[2]
-    candidates = [Path(named)] if named else [*_working_folders(), installed]
-    for candidate in candidates:
+    for candidate in [Path(named)] if named else [*working, installed]:
         if (candidate / "patches").is_dir() and (candidate / "mto_core").is_dir():
             return candidate.resolve()
     where = named or "the working directory, its parents, and the folder of the package"
@@ -29,11 +32,3 @@ def find_home() -> Path:
         f"no mto clone found: looked for a folder with patches/ and mto_core/ in {where}",
         hint="cd into your clone of mto, or export MTO_HOME=/path/to/it",
     )
-
-
-def _working_folders() -> list[Path]:
-    try:
-        cwd = Path.cwd()
-    except FileNotFoundError:  # deleted since
-        return []
-    return [cwd, *cwd.parents]

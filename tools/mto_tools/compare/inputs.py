@@ -145,7 +145,7 @@ def default_data(home: Path, where: Path, spec: Data, upstream: str, say: Say) -
     say(f"making the data set {data}")
     data.parent.mkdir(parents=True, exist_ok=True)
     if not spec.make:
-        lay_out(spec, data, spec.per_class)
+        lay_out(spec, data, per_class=8)
     else:
         script, *arguments = fill(spec.make, {"data": data})
         made = subprocess.run(

@@ -15,6 +15,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from mto_tools.errors import MtoError
+from mto_tools.home import find_home
+from mto_tools.launch import smoke as smoking
+from mto_tools.launch.command import Launch
+from mto_tools.launch.small import Runner
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
+
 Name = Annotated[str, typer.Argument(help="the upstream", metavar="NAME")]
 Nproc = Annotated[int, typer.Option(min=1, help="processes on this machine, one per GPU")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="run CUDA-only code on the CPU")]
@@ -64,24 +72,15 @@ def run(
     master_addr: Annotated[str | None, _torchrun("master_addr")] = None,
     master_port: Annotated[int | None, _torchrun("master_port")] = None,
     cpu: Cpu = False,
-    precision: Annotated[str, typer.Option(help="with --cpu: float32 or bfloat16")] = "float32",
-    compat: Annotated[
-        bool, typer.Option("--compat", help="activate the shims for an unpatched checkout")
-    ] = False,
     repo: Repo = None,
 ) -> None:
-    """Run a script of NAME, patched or not, with its own arguments.
+    """Run a script of NAME with its own arguments.
 
     The working directory stays yours, so that outputs do not land in the checkout. Options for
     several machines are those of torchrun.
 
     Example: mto run mae --nproc 8 -- --model mae_vit_base_patch16 --data_path /imagenet --mto
     """
-    from mto_tools.home import find_home
-    from mto_tools.launch.command import Launch
-    from mto_tools.upstreams.recipe import load_recipe
-    from mto_tools.upstreams.upstream import load_upstream
-
     upstream = load_upstream(find_home(), name)
     recipe = load_recipe(upstream)
     meet = {
@@ -97,8 +96,6 @@ def run(
         processes=nproc,
         torchrun=[f"--{key}={value}" for key, value in meet.items() if value is not None],
         cpu=cpu,
-        precision=precision,
-        unpatched=compat,
     )
     launch.check()
     argv = launch.argv()
@@ -113,35 +110,21 @@ def smoke(
     ] = None,
     cpu: Cpu = False,
     nproc: Nproc = 1,
-    steps: Annotated[int, typer.Option(help="steps of each run")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="processes that load images")] = 0,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            help="new folder for data, logs and outputs, which then stay", file_okay=False
-        ),
-    ] = None,
     repo: Repo = None,
 ) -> None:
     """Run NAME on a few digits: baseline, MTO off, MTO on, resume; say whether they agree.
 
-    The model has its real size: some minutes on a CPU, and 6 GB of disk for the checkpoints.
+    The model has its real size: some minutes on a CPU, and 6 GB in TMPDIR for the checkpoints.
     """
-    from mto_tools.errors import MtoError
-    from mto_tools.home import find_home
-    from mto_tools.launch import smoke as smoking
-    from mto_tools.launch.small import Runner
-    from mto_tools.upstreams.recipe import load_recipe
-    from mto_tools.upstreams.upstream import load_upstream
-
     upstream = load_upstream(find_home(), name)
     recipe = load_recipe(upstream)
     style = recipe.style(style, name)
     checkout = (repo or upstream.checkout).resolve()
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    with _work(name, keep) as work:
+    with _temporary_folder(name) as work:
         runner = Runner(name, recipe, style, work, processes=nproc, cpu=cpu, workers=workers)
-        problems = smoking.smoke(runner, checkout, upstream.pin, console.print, steps=steps)
+        problems = smoking.smoke(runner, checkout, upstream.pin, console.print)
         if problems:
             raise MtoError(
                 f"{name}: not as promised: {'; '.join(problems)}",
@@ -150,17 +133,9 @@ def smoke(
 
 
 @contextmanager
-def _work(name: str, keep: Path | None) -> Iterator[Path]:
-    """A folder for the runs: the one to keep, or one of which the logs stay after an error."""
-    from mto_tools.errors import MtoError, RefusedError
-
-    if keep and keep.exists() and any(keep.iterdir()):
-        raise RefusedError(
-            f"{keep} is not empty: a recipe that resumes by itself would go on with a run in it",
-            hint=f"--keep a new folder, or remove {keep}",
-        )
-    work = (keep or Path(tempfile.mkdtemp(prefix=f"mto-smoke-{name}-"))).resolve()
-    work.mkdir(parents=True, exist_ok=True)
+def _temporary_folder(name: str) -> Iterator[Path]:
+    """A folder for the runs of an upstream, of which the logs stay after an error."""
+    work = Path(tempfile.mkdtemp(prefix=f"mto-smoke-{name}-")).resolve()
     logs: set[Path] = set()
     try:
         yield work
@@ -168,7 +143,7 @@ def _work(name: str, keep: Path | None) -> Iterator[Path]:
         logs = set(work.glob("*.log"))
         raise
     finally:
-        for path in () if keep else set(work.iterdir()) - logs:
+        for path in set(work.iterdir()) - logs:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not keep and not logs:
+        if not logs:
             work.rmdir()

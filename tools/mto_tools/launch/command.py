@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,33 +17,19 @@ OF_ONE_RUN = ("MTO_SETTINGS", "MTO_DEEPSPEED_CONFIG")
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a script.
+    """How to start a script."""
 
-    Attributes:
-        name: The upstream's name.
-        recipe: How it is run.
-        script: The script's path.
-        arguments: What the script itself gets.
-        processes: Processes on this machine, one per GPU.
-        torchrun: Options for torchrun, by which it meets other machines.
-        cpu: Run a CUDA-only script on the CPU.
-        precision: On the CPU, "float32" or "bfloat16".
-        unpatched: No patch has touched the script: activate the recipe's shims from outside.
-        before: Python files to run first in every process.
-        seed: For Python's own generator, which some recipes leave unseeded.
-    """
-
-    name: str
+    name: str  # of the upstream
     recipe: Recipe
     script: Path
-    arguments: Sequence[str] = ()
-    processes: int = 1
-    torchrun: Sequence[str] = ()
-    cpu: bool = False
-    precision: str = "float32"
-    unpatched: bool = False
-    before: Sequence[Path] = ()
-    seed: int | None = None
+    arguments: Sequence[str] = ()  # of the script itself
+    processes: int = 1  # on this machine, one per GPU
+    torchrun: Sequence[str] = ()  # options by which it meets other machines
+    cpu: bool = False  # run a CUDA-only script on the CPU
+    precision: str = "float32"  # on the CPU; or "bfloat16"
+    unpatched: bool = False  # activate the recipe's shims, which no patch has inserted
+    before: Sequence[Path] = ()  # Python files to run first in every process
+    seed: int | None = None  # for Python's own generator, which some recipes leave unseeded
 
     @property
     def plain(self) -> bool:
@@ -75,31 +61,24 @@ class Launch:
         """
         if self.script.is_file():
             return
-        known = [name for name in self.recipe.scripts if (self.script.parent / name).is_file()]
-        if not known:
-            raise MissingError(
-                f"{self.script}: no such script; the upstream {self.name} is not checked out",
-                hint=f"make apply-{self.name}   (MTO_UPSTREAM_URL names a mirror)",
-            )
-        raise MissingError(
-            f"{self.script}: {self.name} is checked out, but has no such script",
-            hint=f"--script one of: {', '.join(known)}",
-        )
+        what = f"the upstream {self.name} is not checked out"
+        hint = f"make apply-{self.name}   (MTO_UPSTREAM_URL names a mirror)"
+        if known := [x for x in self.recipe.scripts if (self.script.parent / x).is_file()]:
+            what = f"{self.name} is checked out, but does not have it"
+            hint = f"--script one of: {', '.join(known)}"
+        raise MissingError(f"{self.script}: no such script; {what}", hint=hint)
 
-    def environment(
-        self, more: Mapping[str, str] | None = None, *, inherit: bool = False
-    ) -> dict[str, str]:
+    def environment(self, *, inherit: bool = False) -> dict[str, str]:
         """Variables for the run.
 
         A lone process is no task of a SLURM step, though the shell it is started from may be one:
         recipes would wait for the others.
 
         Args:
-            more: Variables that are added.
             inherit: Hand on what another run exported for its own processes, MTO and DeepSpeed.
                 Runs that are compared must not get it: one of them is a baseline.
         """
         kept = {k: v for k, v in os.environ.items() if inherit or k not in OF_ONE_RUN}
         if self.plain and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
             kept.pop("SLURM_PROCID", None)
-        return {**kept, **(more or {})}
+        return kept

@@ -10,10 +10,10 @@ from mto_tools.upstreams.recipe import Data
 CLASSES = 8
 
 
-def image_folder(root: Path, per_class: int, validation: int = 1) -> None:
-    """Write `root/train/CLASS/*.png` and `root/val/CLASS/*.png`: 64 by 64 pixels, RGB, 8 classes.
+def lay_out(data: Data, root: Path, per_class: int) -> Path:
+    """Write `root/train/CLASS/*.png`, one more image of each class to `root/val`, and the lists.
 
-    `per_class` and `validation` count images of each class; files that are there already stay.
+    64 by 64 pixels, RGB, 8 classes; a recipe's relative lists stand beside `root`. Returns `root`.
     """
     import numpy as np
     from PIL import Image
@@ -22,28 +22,22 @@ def image_folder(root: Path, per_class: int, validation: int = 1) -> None:
     digits = load_digits()
     for label in range(CLASSES):
         found = np.flatnonzero(digits.target == label)
-        for number, index in enumerate(found[: per_class + validation]):
+        for number, index in enumerate(found[: per_class + 1]):
             folder = root / ("train" if number < per_class else "val") / f"digit{label}"
             folder.mkdir(parents=True, exist_ok=True)
             pixels = (digits.images[index] * (255 / 16)).astype(np.uint8)
             image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
             image.convert("RGB").save(folder / f"{index:04d}.png")
-
-
-def lay_out(data: Data, root: Path, per_class: int) -> Path:
-    """Write digits into `root`, relative lists of a recipe beside it; return `root`."""
-    image_folder(root, per_class)
+    lists = {}
     for phase in ("train", "val") if data.listing else ():
         names = sorted(file.relative_to(root / phase) for file in (root / phase).glob("*/*.png"))
         lines = [data.line.format(file=n, label=n.parent.name[len("digit") :]) for n in names]
-        _write(root, data.listing.format(data=root, phase=phase), "".join(f"{x}\n" for x in lines))
+        lists[data.listing.format(data=root, phase=phase)] = "".join(f"{x}\n" for x in lines)
     if data.class_index:  # all labels get a folder; ours are the first ones
         index = {str(label): [f"digit{label}", f"digit {label}"] for label in range(1000)}
-        _write(root, data.class_index.format(data=root), json.dumps(index))
+        lists[data.class_index.format(data=root)] = json.dumps(index)
+    for name, text in lists.items():
+        file = root.parent / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return root
-
-
-def _write(root: Path, name: str, text: str) -> None:
-    file = root.parent / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)

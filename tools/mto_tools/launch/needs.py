@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tomlkit
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from mto_tools.upstreams.recipe import Recipe
@@ -23,25 +24,18 @@ PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution.
-
-    Attributes:
-        name: As on an index.
-        version: Of the installed one; "" for none.
-        wanted: Versions that pyproject.toml allows; "" for any.
-        extra: Extra of pyproject.toml that brings it; "" for none.
-    """
+    """A distribution."""
 
     name: str
-    version: str
-    wanted: str = ""
-    extra: str = ""
+    version: str  # of the installed one; "" for none
+    wanted: str = ""  # versions that pyproject.toml allows; "" for any
+    extra: str = ""  # extra of pyproject.toml that brings it; "" for none
 
     @property
     def ok(self) -> bool:
         """It is installed, in a version that pyproject.toml allows."""
-        requirement = Requirement(f"{self.name}{self.wanted}")
-        return bool(self.version) and requirement.specifier.contains(self.version, prereleases=True)
+        wanted = SpecifierSet(self.wanted)
+        return bool(self.version) and wanted.contains(self.version, prereleases=True)
 
     @property
     def install(self) -> str:

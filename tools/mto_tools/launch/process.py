@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -20,17 +17,11 @@ _TORCHRUN = re.compile(r"torch.distributed.elastic.*(failed \(exitcode|closing s
 
 @dataclass(frozen=True)
 class Started:
-    """A running command, below a guard that ends it and all it started.
+    """A running command, below a guard that ends it and all it started."""
 
-    Attributes:
-        log: File with all that it prints.
-        process: The guard.
-        began: When, by `time.monotonic`.
-    """
-
-    log: Path
-    process: subprocess.Popen[bytes]
-    began: float
+    log: Path  # all that it prints
+    process: subprocess.Popen[bytes]  # the guard
+    began: float  # by `time.monotonic`, in seconds
 
     @property
     def returncode(self) -> int | None:
@@ -70,15 +61,9 @@ def start(
 
 def end(started: Iterable[Started]) -> None:
     """End commands that run still, at the same time, and wait for them."""
-    started = list(started)
-    for one in started:
-        assert one.process.stdin is not None
-        one.process.stdin.close()  # the guard ends its group
-    deadline = time.monotonic() + guard.GRACE + 5  # the guard itself needs GRACE + 1
-    for one in started:
-        try:
-            one.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
+    processes = [one.process for one in started]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()  # the guard ends its group, within a second more than its grace
+    for process in processes:
+        process.wait()

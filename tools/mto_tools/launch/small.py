@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,54 +14,35 @@ from mto_tools.launch.digits import CLASSES, lay_out
 from mto_tools.launch.process import start
 from mto_tools.upstreams.recipe import Recipe
 
-BATCH = 2
+BATCH = 2  # images of a step, of each process
+STEPS = 4  # of an epoch
 RECORD = Path(__file__).with_name("record.py")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's output folder, and its record.
-
-    Attributes:
-        out: The folder.
-        loss: The loss of each backward pass on rank 0, as a hexadecimal float.
-        rng: The state of all generators at each backward pass, as a checksum.
-        grads: Checksums of all gradients at each optimizer step.
-        mask_token: Checksums of the mask token's gradient at each optimizer step.
-    """
+    """A run's output folder, and its record on rank 0: see record.py."""
 
     out: Path
-    loss: list[str]
-    rng: list[str]
-    grads: list[str]
-    mask_token: list[str]
+    loss: list[str]  # hexadecimal floats, of each backward pass
+    rng: list[str]  # checksums of all generators, at each backward pass
+    grads: list[str]  # checksums of all gradients, at each optimizer step
+    mask_token: list[str]  # checksums of the mask token's gradient, at each optimizer step
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Starts runs of one recipe below one folder.
+    """Starts runs of one recipe below one folder."""
 
-    Attributes:
-        upstream: Name of the upstream.
-        recipe: How it is run.
-        style: One of its styles.
-        work: Folder for data, outputs and logs.
-        processes: Processes of each run.
-        cpu: Run on the CPU.
-        precision: On the CPU, "float32" or "bfloat16".
-        workers: Processes that load images, for each process of a run.
-        before: Python files every process runs first.
-    """
-
-    upstream: str
+    upstream: str  # its name
     recipe: Recipe
-    style: str
-    work: Path
-    processes: int = 1
+    style: str  # one of the recipe's
+    work: Path  # folder for data, outputs and logs
+    processes: int = 1  # of each run
     cpu: bool = True
-    precision: str = "float32"
-    workers: int = 0
-    before: Sequence[Path] = ()
+    precision: str = "float32"  # on the CPU; or "bfloat16"
+    workers: int = 0  # processes that load images, for each process of a run
+    before: Sequence[Path] = ()  # Python files that pre-training runs first in every process
 
     def data(self, steps: int) -> Path:
         """Lay out images for `steps` steps an epoch; 8 images, or a multiple, are 1 per class."""
@@ -72,7 +53,7 @@ class Runner:
         """The lines of MTO's log in an output folder."""
         return [json.loads(x) for x in (out / self.recipe.logs.measures).read_text().splitlines()]
 
-    def checkpoint(self, out: Path, epoch: int, steps: int = 4) -> Path:
+    def checkpoint(self, out: Path, epoch: int, steps: int = STEPS) -> Path:
         """The checkpoint of an epoch, counted from 0, of so many steps each."""
         return out / self.recipe.checkpoint.format(epoch=epoch, step=(epoch + 1) * steps)
 
@@ -94,11 +75,9 @@ class Runner:
         arguments: Sequence[str] = (),
         *,
         patched: bool = True,
-        steps: int = 4,
+        steps: int = STEPS,
         epochs: int = 1,
         resume: Path | None = None,
-        before: Sequence[Path] = (),
-        environment: Mapping[str, str] | None = None,
     ) -> Run:
         """Pre-train for `epochs` of `steps`.
 
@@ -110,8 +89,6 @@ class Runner:
             steps: Optimizer steps of an epoch.
             epochs: Of the whole schedule.
             resume: Output folder of an earlier run, to go on from its first epoch.
-            before: More Python files to run first.
-            environment: More variables.
 
         Raises:
             MtoError: The script failed; the message has the end of its log.
@@ -123,14 +100,7 @@ class Runner:
             if self.recipe.resume_from:
                 out.mkdir(parents=True)
                 shutil.copy(self.checkpoint(resume, 0, steps), out / self.recipe.resume_from)
-        self.start(
-            name,
-            checkout / self.recipe.pretrain,
-            given,
-            patched=patched,
-            before=[RECORD, *self.before, *before],
-            environment={"MTO_RECORD": str(record), **(environment or {})},
-        )
+        self.start(name, checkout / self.recipe.pretrain, given, patched=patched, record=record)
         lines = [json.loads(line) for line in record.read_text().splitlines()]
         keys = ("loss", "rng", "grads", "mask_token")
         return Run(out, *([line[key] for line in lines if key in line] for key in keys))
@@ -142,10 +112,9 @@ class Runner:
         arguments: Sequence[str],
         *,
         patched: bool = True,
-        before: Sequence[Path] = (),
-        environment: Mapping[str, str] | None = None,
+        record: Path | None = None,
     ) -> str:
-        """Run a script to its end; return all it printed.
+        """Run a script to its end, with a record or without; return all it printed.
 
         Raises:
             MissingError: There is no such script.
@@ -160,12 +129,14 @@ class Runner:
             cpu=self.cpu,
             precision=self.precision,
             unpatched=not patched,
-            before=before,
+            before=[RECORD, *self.before] if record else (),
             seed=0,
         )
         launch.check()
         log = self.work / f"{name}.log"
-        variables = launch.environment(environment)
+        variables = launch.environment()
+        if record:
+            variables["MTO_RECORD"] = str(record)
         run = start(launch.argv(), cwd=self.work, log=log, environment=variables)
         if code := run.wait():
             raise MtoError(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mto_tools.errors import MissingError, RefusedError
-from mto_tools.launch.small import BATCH, Runner
+from mto_tools.errors import MissingError
+from mto_tools.launch.small import STEPS, Runner
 from mto_tools.patchset.git import Git
 
 CODE = (".py", ".yaml", ".yml", ".json")
@@ -64,7 +64,7 @@ def _leaves(value: Any, name: str) -> dict[str, Any]:
     return {name: "a path" if isinstance(value, (str, Path)) and "/" in str(value) else value}
 
 
-def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4) -> list[str]:
+def smoke(runner: Runner, checkout: Path, pin: str, say: Say) -> list[str]:
     """Run baseline, MTO off, MTO on and a resume; return the promises that do not hold.
 
     Args:
@@ -72,19 +72,10 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4)
         checkout: The patched clone.
         pin: Its base commit.
         say: Takes lines for a person.
-        steps: Optimizer steps of an epoch.
 
     Raises:
-        RefusedError: The images, which come in eights, are not those of so many steps.
         MtoError: A run failed.
     """
-    unit = 8 // math.gcd(8, BATCH * runner.processes)
-    if steps < 1 or steps % unit:
-        raise RefusedError(
-            f"{steps} steps cannot be run: images come in eights, and each of {runner.processes} "
-            f"process(es) takes {BATCH} a step",
-            hint=f"--steps {max(1, -(-steps // unit)) * unit}, or another multiple of {unit}",
-        )
     problems: list[str] = []
 
     def expect(holds: bool, promise: str) -> None:
@@ -94,16 +85,16 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4)
 
     say(f"{runner.upstream}, {runner.style}: baseline on {runner.processes} process(es)")
     plain = unpatched(checkout, pin, runner.work / "unpatched")
-    base = runner.pretrain("baseline", plain, patched=False, steps=steps)
+    base = runner.pretrain("baseline", plain, patched=False)
     say(f"MTO off, {len(base.loss)} steps as the baseline")
-    off = runner.pretrain("off", checkout, steps=steps)
-    saved = [runner.checkpoint(run.out, 0, steps) for run in (base, off)]
+    off = runner.pretrain("off", checkout)
+    saved = [runner.checkpoint(run.out, 0) for run in (base, off)]
     expect(base.loss == off.loss, "losses are those of the baseline, bit for bit")
     expect(not differences(*saved), "so is the checkpoint")
     say("MTO on")
     given = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
     options = runner.recipe.options.mto(given)
-    on = runner.pretrain("on", checkout, options, steps=steps)
+    on = runner.pretrain("on", checkout, options)
     lines = runner.log(on.out)
     same = runner.processes > 1 or lines[0]["loss"] == float.fromhex(base.loss[0])
     expect(same, "the first step's own loss is the baseline's")
@@ -114,6 +105,6 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say, *, steps: int = 4)
     logged = [line["step"] for line in lines] == list(range(1, len(base.loss) + 1))
     expect(finite and logged, "all terms are finite, and logged at every step")
     say("resume")
-    again = runner.pretrain("resumed", checkout, options, steps=steps, epochs=2, resume=on.out)
-    expect(runner.log(again.out)[0]["step"] == steps + 1, f"it goes on with step {steps + 1}")
+    again = runner.pretrain("resumed", checkout, options, epochs=2, resume=on.out)
+    expect(runner.log(again.out)[0]["step"] == STEPS + 1, f"it goes on with step {STEPS + 1}")
     return problems

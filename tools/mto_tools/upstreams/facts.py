@@ -22,27 +22,17 @@ class Counts(Table):
 
     `saved` is counted on a CPU by `tests/plan/measure.py`: the distinct storages that autograd
     packs, without parameters. The shapes give the rest.
-
-    Attributes:
-        parameters: Of the trained model, all.
-        trainable: Those with gradients.
-        saved: Bytes saved for the backward pass under bfloat16 autocast.
-        saved_float32: The same without autocast; 0 where the recipe always uses autocast.
-        tokens: Tokens in a traced block, class tokens included.
-        width: Channels of a traced block.
-        depths: Depths at which MTO measures.
-        masked: Masked tokens.
-        attention: Attentions that are written out, not fused: blocks, heads, queries, keys.
     """
 
-    parameters: PositiveInt
-    trainable: PositiveInt
-    saved: PositiveInt
-    saved_float32: int = 0
-    tokens: PositiveInt
-    width: PositiveInt
-    depths: PositiveInt
-    masked: PositiveInt
+    parameters: PositiveInt  # of the trained model, all
+    trainable: PositiveInt  # those with gradients
+    saved: PositiveInt  # bytes saved for the backward pass under bfloat16 autocast
+    saved_float32: int = 0  # the same without autocast; 0 where the recipe always uses autocast
+    tokens: PositiveInt  # tokens in a traced block, class tokens included
+    width: PositiveInt  # channels of a traced block
+    depths: PositiveInt  # depths at which MTO measures
+    masked: PositiveInt  # masked tokens
+    # Attentions that are written out, not fused: blocks, heads, queries, keys.
     attention: tuple[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], ...] = ()
 
     def activations(self, precision: str) -> int:
@@ -64,58 +54,32 @@ class Counts(Table):
 
 
 class Schedule(Table):
-    """One model with a length of training; several lengths of one model are several schedules.
+    """One model with a length of training; several lengths of one model are several schedules."""
 
-    Attributes:
-        model: Upstream's name of the model.
-        total_batch: Images per step on all GPUs.
-        rate: Learning rate as upstream writes it, before any scaling.
-        epochs: Length; 0 for a recipe that counts steps.
-        flags: Arguments of this schedule alone.
-        images_per_gpu: Micro batch in the command of docs/recipes.md; 0: not in its memory table.
-    """
-
-    model: str
-    total_batch: PositiveInt
-    rate: Annotated[str, Field(pattern=r"^[0-9.]+(e-?[0-9]+)?$")]
-    epochs: int = 0
-    flags: str = ""
-    images_per_gpu: int = 0
+    model: str  # upstream's name of it
+    total_batch: PositiveInt  # images per step on all GPUs
+    rate: Annotated[str, Field(pattern=r"^[0-9.]+(e-?[0-9]+)?$")]  # before upstream scales it
+    epochs: int = 0  # length; 0 for a recipe that counts steps
+    flags: str = ""  # arguments of this schedule alone
+    images_per_gpu: int = 0  # in docs/recipes.md; 0: not in its memory table
 
 
 class Facts(Table):
-    """All that `mto plan` knows of a recipe.
+    """All that `mto plan` knows of a recipe."""
 
-    Attributes:
-        arguments: Arguments of the script; the names of `VALUES` in braces are filled in.
-        mto: Arguments that switch MTO on.
-        schedules: Its models; the first is the default.
-        memory: Counts by model.
-        images: Images of an epoch; 0 for a recipe that counts steps.
-        clip_grad: Largest gradient norm; 0 does not clip.
-        rate_per_images: Images for which `Schedule.rate` is given, where upstream scales it by the
-            total batch; 0 where upstream takes it as it stands.
-        precisions: What the recipe can compute in; the first is the default.
-        warmup_epochs: Length of the warm-up; 0 where `arguments` do not give it.
-        bytes_beside: Bytes per parameter of models without gradient: EMA copy, teacher.
-        largest_micro_batch: Largest micro batch of a model that normalises by it; 0: no limit.
-        before: Command to run first in the working directory.
-        left_over: Effect of micro batches at the end of an epoch that fill no step.
-    """
-
-    arguments: Annotated[str, of(*VALUES)]
-    mto: str = "--mto"
-    schedules: Annotated[tuple[Schedule, ...], AfterValidator(some)]
-    memory: dict[str, Counts] = Field(default_factory=dict)
-    images: int = 0
-    clip_grad: float = 0.0
-    rate_per_images: int = 0
-    precisions: Annotated[tuple[str, ...], AfterValidator(some)] = ("fp16",)
-    warmup_epochs: int = 0
-    bytes_beside: int = 0
-    largest_micro_batch: int = 0
-    before: str = ""
-    left_over: str = "they are dropped"
+    arguments: Annotated[str, of(*VALUES)]  # of the script; names in braces are filled in
+    mto: str = "--mto"  # arguments that switch MTO on
+    schedules: Annotated[tuple[Schedule, ...], AfterValidator(some)]  # the first is the default
+    memory: dict[str, Counts] = Field(default_factory=dict)  # by model
+    images: int = 0  # images of an epoch; 0 for a recipe that counts steps
+    clip_grad: float = 0.0  # largest gradient norm; 0 does not clip
+    rate_per_images: int = 0  # total batch of `Schedule.rate`; 0 where upstream does not scale it
+    precisions: Annotated[tuple[str, ...], AfterValidator(some)] = ("fp16",)  # the default first
+    warmup_epochs: int = 0  # length of the warm-up; 0 where `arguments` do not give it
+    bytes_beside: int = 0  # bytes per parameter of models without gradient: EMA copy, teacher
+    largest_micro_batch: int = 0  # of a model that normalises by it; 0: no limit
+    before: str = ""  # command to run first in the working directory
+    left_over: str = "they are dropped"  # micro batches at an epoch's end that fill no step
 
     @property
     def models(self) -> list[str]:

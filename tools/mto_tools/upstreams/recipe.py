@@ -21,19 +21,12 @@ SAVED = ("epoch", "folder", "step")
 
 
 class Options(Table):
-    """How the scripts take their settings.
+    """How the scripts take their settings."""
 
-    Attributes:
-        form: "flags" (`--mto_sparsity 0.1`, argparse) or "nodes" (`MTO.SPARSITY 0.1`, yacs).
-        batch: Option for the micro batch of a process, or the total where it says so.
-        accumulation: Option for the micro batches of a step; "" where upstream has none.
-        rate: Option for the learning rate.
-    """
-
-    form: Literal["flags", "nodes"] = "flags"
-    batch: str = "--batch_size"
-    accumulation: str = ""
-    rate: str = "--lr"
+    form: Literal["flags", "nodes"] = "flags"  # `--mto_sparsity 0.1`, or yacs' `MTO.SPARSITY 0.1`
+    batch: str = "--batch_size"  # option for the images of a process, or all where it says so
+    accumulation: str = ""  # option for the micro batches of a step; "" where upstream has none
+    rate: str = "--lr"  # option for the learning rate
 
     def mto(self, values: Mapping[str, object]) -> list[str]:
         """Arguments that switch MTO on, with options such as `{"sparsity": 0.1}`."""
@@ -45,40 +38,24 @@ class Options(Table):
 
 
 class Style(Table):
-    """One model that the upstream offers for a small run.
+    """One model that the upstream offers for a small run."""
 
-    Attributes:
-        preset: Preset of MTO that is meant for it.
-        values: Names in braces of its own, for `Recipe.arguments`, `smoke` and `others`.
-        maps: Its depths hold the same tokens, so that affinity maps can be saved.
-    """
-
-    preset: str
-    values: dict[str, str] = Field(default_factory=dict)
-    maps: bool = True
+    preset: str  # preset of MTO that is meant for it
+    values: dict[str, str] = Field(default_factory=dict)  # names in braces of its own
+    maps: bool = True  # its depths hold the same tokens, so that affinity maps can be saved
 
 
 class Data(Table):
-    """How the scripts read images, and the small data set that is used when none is named.
+    """How the scripts read images, and the small data set that is used when none is named."""
 
-    Attributes:
-        name: Of the small data set.
-        make: Script of the checkout and its arguments, which makes it; "": digits, laid out below.
-        images: Folder in the data set that must hold an image.
-        listing: File with a line per image, where the scripts read no more than it names. `{phase}`
-            is train or val; relative to `{data}`, or else to the folder a script is started in.
-        line: A line of it, of `{file}` (relative to the phase's folder) and `{label}`.
-        class_index: JSON file of 1000 labels with their folders, found as `listing` is.
-        per_class: Training images of each of the 8 classes of digits.
-    """
-
-    name: str
-    make: Annotated[str, of("data")] = ""
-    images: str = "train"
+    name: str  # of the small data set
+    make: Annotated[str, of("data")] = ""  # script and arguments that make it; "": 64 digits
+    images: str = "train"  # folder in the data set that must hold an image
+    # File with a line per image, where the scripts read no more than it names. `{phase}` is train
+    # or val; relative to `{data}`, or else to the folder a script is started in.
     listing: Annotated[str, of("data", "phase")] = ""
-    line: Annotated[str, of("file", "label")] = "{file}"
-    class_index: str = ""
-    per_class: PositiveInt = 8
+    line: Annotated[str, of("file", "label")] = "{file}"  # file: relative to the phase's folder
+    class_index: str = ""  # JSON file of 1000 labels with their folders, found as `listing` is
 
     @property
     def started_beside_data(self) -> bool:
@@ -87,126 +64,75 @@ class Data(Table):
 
 
 class Logs(Table):
-    """Files in the output folder. An empty name: the recipe does not write it.
+    """Files in the output folder. An empty name: the recipe does not write it."""
 
-    Attributes:
-        measures: MTO's log: loss, terms and times by step.
-        affinity: Affinity maps of a step.
-        train: The recipe's own JSON lines, with the field `step`: scores, checksums of the data.
-        data: Their field with a checksum of the images of a step.
-        images: PNG with masked input, reconstruction and target of a few images, a row for each.
-    """
-
-    measures: str = "mto.jsonl"
-    affinity: str = "mto-affinity-{step:06d}.npz"
-    train: str = ""
-    data: str = ""
-    images: str = ""
+    measures: str = "mto.jsonl"  # MTO's log: loss, terms and times by step
+    affinity: str = "mto-affinity-{step:06d}.npz"  # affinity maps of a step
+    train: str = ""  # the recipe's own JSON lines, with the field `step`: scores, checksums
+    data: str = ""  # their field with a checksum of the images of a step
+    images: str = ""  # PNG, a row per image: masked input, reconstruction, target
 
 
 class Score(Table):
-    """A score in the recipe's own log: its field, and how to read it.
-
-    Attributes:
-        key: Field of the log.
-        label: Name for people.
-        percent: Logged in 0..1, shown as a percentage.
-        higher_is_better: Direction.
-    """
+    """A score in the recipe's own log: its field, and how to read it."""
 
     key: str
     label: str
-    percent: bool = True
+    percent: bool = True  # logged in 0..1, shown as a percentage
     higher_is_better: bool = True
 
 
 class Compare(Table):
-    """A small comparison.
+    """A small comparison."""
 
-    Attributes:
-        batch: Images of an optimizer step; none where the recipe counts steps.
-        steps: Optimizer steps of a run.
-        disk_mb_per_run: Room that a run takes.
-        moving_target: The target of L_ss comes, in whole or in part, from a copy of the model that
-            follows the trained one. Each arm has a target of its own, so L_ss decides nothing.
-        scores: The first one decides; without any, L_ss does.
-    """
-
-    batch: PositiveInt | None = None
-    steps: int = Field(ge=2)
-    disk_mb_per_run: PositiveInt
+    batch: PositiveInt | None = None  # images of a step; none where the recipe counts steps
+    steps: int = Field(ge=2)  # optimizer steps of a run
+    disk_mb_per_run: PositiveInt  # room that a run takes
+    # The target of L_ss comes, also in part, from a copy that follows the trained model: each arm
+    # has a target of its own, so L_ss decides nothing.
     moving_target: bool = False
-    scores: tuple[Score, ...] = ()
+    scores: tuple[Score, ...] = ()  # the first one decides; without any, L_ss does
 
 
 class Recipe(Table):
     """How an upstream is run.
 
     Names in braces are filled in: those of `SMALL_RUN`, and a style's own.
-
-    Attributes:
-        pretrain: Script that pre-trains, relative to the checkout.
-        arguments: Its arguments in a small run.
-        smoke: More of them for `mto smoke`; later ones win.
-        others: Small runs of the other scripts, by script; names of `OTHER_RUN`.
-        checkpoint: File of an epoch, counted from 0, or of a `{step}`, in the output folder.
-        resume: Arguments that go on from it; `{folder}` is the output folder of the earlier run.
-        resume_from: Name of the file to which the checkpoint is copied, in the output folder of
-            the new run, where it goes on with what it finds there.
-        compat: Shims of `mto_tools.compat` for scripts that no patch has touched.
-        needs: Distributions that the scripts import, besides torch.
-        provided: Modules that are imported and not needed: shims stand in, or no run reaches them.
-        always_distributed: One process needs torchrun, too.
-        cuda_only: Scripts call CUDA whether it is there or not.
-        traced: Blocks that MTO watches, for people.
-        options: How settings are given.
-        styles: Models for small runs; the first is the default.
-        data: How images are read.
-        logs: Files that a run leaves.
-        compare: A small comparison; none: `mto compare` does not know the recipe.
-        plan: Facts for `mto plan`; none: it does not know the recipe.
     """
 
-    pretrain: str
-    arguments: str
-    smoke: str = ""
-    others: dict[str, str] = Field(default_factory=dict)
-    checkpoint: Annotated[str, of(*SAVED)]
-    resume: Annotated[str, of(*SAVED)] = ""
-    resume_from: str = ""
-    compat: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    provided: tuple[str, ...] = ()
-    always_distributed: bool = False
-    cuda_only: bool = True
-    traced: str = ""
+    pretrain: str  # script that pre-trains, relative to the checkout
+    arguments: str  # its arguments in a small run
+    smoke: str = ""  # more of them for `mto smoke`; later ones win
+    others: dict[str, str] = Field(default_factory=dict)  # small runs of the other scripts
+    checkpoint: Annotated[str, of(*SAVED)]  # file in the output folder; epochs count from 0
+    resume: Annotated[str, of(*SAVED)] = ""  # arguments that go on from it, in an earlier {folder}
+    resume_from: str = ""  # copy of it in a new output folder, from which a run goes on by itself
+    compat: tuple[str, ...] = ()  # shims of `mto_tools.compat` for unpatched scripts
+    needs: tuple[str, ...] = ()  # distributions that the scripts import, besides torch
+    provided: tuple[str, ...] = ()  # modules that shims stand in for, or that no run reaches
+    always_distributed: bool = False  # one process needs torchrun, too
+    cuda_only: bool = True  # scripts call CUDA whether it is there or not
+    traced: str = ""  # blocks that MTO watches, for people
     options: Options = Options()
-    styles: Annotated[dict[str, Style], AfterValidator(some)]
+    styles: Annotated[dict[str, Style], AfterValidator(some)]  # the first is the default
     data: Data
     logs: Logs = Logs()
-    compare: Compare | None = None
-    plan: Facts | None = None
+    compare: Compare | None = None  # none: `mto compare` does not know the recipe
+    plan: Facts | None = None  # none: `mto plan` does not know the recipe
 
     @model_validator(mode="after")
     def _known_names(self) -> Recipe:
         if not self.resume and not self.resume_from:
             raise ValueError("needs resume or resume_from")
         for style in self.styles.values():
-            for template in (self.arguments, self.smoke):
-                check(template, {*SMALL_RUN, *style.values})
-            for template in self.others.values():
-                check(template, {*OTHER_RUN, *style.values})
+            check(f"{self.arguments} {self.smoke}", {*SMALL_RUN, *style.values})
+            check(" ".join(self.others.values()), {*OTHER_RUN, *style.values})
         return self
 
     @property
     def scripts(self) -> tuple[str, ...]:
         """All scripts; the one that pre-trains is first."""
         return (self.pretrain, *self.others)
-
-    @property
-    def counts_epochs(self) -> bool:
-        """The length of a run is given in epochs, else in steps."""
-        return "{epochs}" in self.arguments
 
     def style(self, name: str | None, upstream: str) -> str:
         """Name of a style, by default the first.

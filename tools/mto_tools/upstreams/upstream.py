@@ -34,29 +34,20 @@ class Licence(Table):
 
 
 class Upstream(Table):
-    """One pinned upstream.
-
-    Attributes:
-        home: Root of the mto clone.
-        name: Folder name under `patches/` and `upstream/`.
-        source: "git", or "embedded" for a recipe kept inside the mto clone.
-        repository: "owner/name" as on the public host; "" for an embedded upstream.
-        url: Default source; "" for an embedded upstream.
-        path: Folder of an embedded recipe, relative to `home`.
-        pin: Full OID of the base commit.
-        pin_date: Day of that commit, YYYY-MM-DD, for a person; an upgrade rewrites it.
-        licence: Licence of the upstream's code.
-    """
+    """One pinned upstream."""
 
     model_config = ConfigDict(strict=True)  # or the file could name another home
 
-    home: Path
-    name: str
-    source: Literal["git", "embedded"] = "git"
+    home: Path  # root of the mto clone
+    name: str  # folder name under `patches/` and `upstream/`
+    source: Literal["git", "embedded"] = "git"  # embedded: kept inside the mto clone, at `path`
+    # As on the public host; it and `url` are "" for an embedded upstream.
     repository: Annotated[str, Field(pattern=r"^([\w.-]+/[\w.-]+)?$", title="owner/name")] = ""
-    url: str = ""
-    path: str = ""
+    url: str = ""  # default source
+    path: str = ""  # relative to `home`
+    # The base commit.
     pin: Annotated[str, Field(pattern=f"^{OID}$", title="the full OID of a commit")]
+    # Day of that commit, for a person; an upgrade rewrites it.
     pin_date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$", title="a day: 2024-03-01")] = ""
     licence: Licence | None = None
 
