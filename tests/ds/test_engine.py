@@ -23,11 +23,10 @@ import torch
 if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed", allow_module_level=True)
 
-from .worker import Model
+from .worker import ALIKE, Model
 
 WORKER = Path(__file__).with_name("worker.py")
-CASES = ["plain", "accumulated", "leftovers", "own_accumulation", "clipped", "bfloat16"]
-CASES += ["scaled", "styles", "resumed"]
+CASES = [*ALIKE, "styles", "resumed"]
 ULPS = 1e-6
 
 
@@ -67,35 +66,25 @@ def agree(run: dict[str, Any], base: dict[str, Any], bound: float = 0.0) -> None
     assert run["scales"] == base["scales"][-len(run["scales"]) :]
 
 
-@pytest.mark.parametrize("case", ["plain", "bfloat16"])
-def test_bit_for_bit_as_ddp(folder: Path, case: str) -> None:
+@pytest.mark.parametrize("case", [case for case in ALIKE if case != "scaled"])
+def test_as_ddp_in_every_bit_but_for_the_order_of_sums(folder: Path, case: str) -> None:
     found = runs(folder, case)
     base = found.pop("ddp")
     for run in found.values():
-        agree(run, base)
-    if case == "bfloat16":  # or the autocast would not have reached the model at all
-        assert base["losses"] != runs(folder, "plain")["ddp"]["losses"]
+        agree(run, base, bound=0 if case in ("plain", "bfloat16") else ULPS)
 
 
-@pytest.mark.parametrize("case", ["accumulated", "leftovers", "own_accumulation", "clipped"])
-def test_as_ddp_but_for_the_order_of_sums(folder: Path, case: str) -> None:
-    found = runs(folder, case)
-    base = found.pop("ddp")
-    for run in found.values():
-        agree(run, base, bound=ULPS)
-
-
-def test_clipping_and_the_norm_are_of_the_whole_gradient(folder: Path) -> None:
-    found = runs(folder, "clipped")
-    assert min(found["ddp"]["norms"]) > 0.1, "every step is clipped"
-    assert found["stage 1"]["losses"] != runs(folder, "plain")["stage 1"]["losses"]
+@pytest.mark.parametrize("case", ["clipped", "bfloat16"])
+def test_clipping_and_autocast_reach_the_run(folder: Path, case: str) -> None:
+    assert runs(folder, case)["stage 1"]["losses"] != runs(folder, "plain")["stage 1"]["losses"]
+    assert min(runs(folder, "clipped")["ddp"]["norms"]) > 0.1, "every step is clipped"
 
 
 def test_overflow_on_one_rank_skips_the_step_on_all(folder: Path) -> None:
     for rank in range(2):
         found = runs(folder, "scaled", rank)
         base = found["ddp"]
-        assert base["scales"] == [65536.0] * 2 + [32768.0] * 4
+        assert base["scales"] == [65536.0] * 2 + [32768.0] * 3
         for name in ("stage 1", "stage 2"):
             assert found[name]["scales"] == base["scales"]
             assert not math.isfinite(found[name]["norms"][2])

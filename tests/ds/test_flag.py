@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import torch
 
 from mto_tools import ds
 from mto_tools.errors import MissingError, RefusedError
+
+from ..forkserver import ForkServer
 
 CONTENT = {
     "train_batch_size": 8,
@@ -60,7 +60,7 @@ def test_without_the_flag_every_call_is_the_identity() -> None:
 
 
 def test_the_flag_leaves_no_trace_and_brings_accumulation(file: Path) -> None:
-    assert vars(parsed("--deepspeed", "--deepspeed_config", str(file))) == {}
+    assert vars(parsed("--deepspeed_config", str(file))) == {}
     assert ds.accumulation() == 2
     whole = ds.whole_steps(list(range(7)))
     assert (len(whole), list(whole)) == (6, [0, 1, 2, 3, 4, 5])
@@ -98,15 +98,16 @@ def test_it_reaches_processes_that_parse_nothing(
 
 @pytest.mark.parametrize("parses", [True, False])
 def test_a_script_that_never_starts_deepspeed_is_stopped_at_its_first_step(
-    file: Path, parses: bool
+    file: Path, parses: bool, mini_server: ForkServer
 ) -> None:
     parsed("--deepspeed_config", str(file))
     own = "import argparse, mto_tools.ds as d\np = argparse.ArgumentParser()\n"
     own += "d.add_arguments(p)\np.parse_args()\n"
     script = (own if parses else "") + STEP
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode == 0) is parses, "a process that parses decides for itself"
-    assert (str(file) in done.stderr) is not parses
+    log = file.with_name("log")
+    code = mini_server.start("-c", script, out=log).wait()
+    assert (code == 0) is parses, "a process that parses decides for itself"
+    assert (str(file) in log.read_text()) is not parses
     with pytest.raises(RefusedError, match=str(file)):
         exec(STEP, {})
     parsed()

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mto_tools import ds
 from mto_tools.compat import apex
 
-STEPS = 6
+STEPS = 5
 
 
 class Model(nn.Module):
@@ -162,7 +162,6 @@ def train(
         scaler.load_state_dict(state["scaler"])
     if stage:
         assert list(model.parameters()) == [], "gradients of one rank must not be clipped"
-        assert model.state_dict().keys() == {f"module.{name}" for name in raw.state_dict()}
     losses, norms, scales = [], [], []
     model.train(True)
     for step in steps:

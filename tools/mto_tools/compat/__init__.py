@@ -22,7 +22,6 @@ from importlib import import_module
 COMMON = (
     "torch.six",
     "arrays.numpy_aliases",
-    "torch.tensorboardx",
     "launcher.dashed_flag",
     "launcher.lone_slurm_process",
     "torch.argparse_namespace",
@@ -52,6 +51,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "launcher.group_of_one",
         "launcher.required_flag",
         "torch.numpy_scalars",
+        "torch.tensorboardx",
         "timm.register_model",
         "timm.renamed_optimizers",
         "arrays.interp2d",
@@ -60,6 +60,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         *COMMON,
         "launcher.group_of_one",
         "torch.numpy_scalars",
+        "torch.tensorboardx",
         "timm.register_model",
         "timm.renamed_optimizers",
         "timm.novograd",

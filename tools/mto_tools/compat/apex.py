@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-loss_scaler: torch.amp.GradScaler | None = None
+loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def amp() -> None:
@@ -37,7 +37,7 @@ def amp() -> None:
 def initialize(
     model: nn.Module, optimizer: torch.optim.Optimizer, opt_level: str = "O1"
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Run `model` under autocast and give float32 outputs; `opt_level` is O0 or O1.
+    """Run `model` under autocast and give a float32 output; `opt_level` is O0 or O1.
 
     Raises:
         ValueError: Another level: O2 and O3 keep half precision weights, which this does not do.
@@ -53,7 +53,7 @@ def initialize(
     if opt_level == "O1" and (device == "cuda" or torch.is_autocast_enabled(device)):
         kind = torch.float16 if device == "cuda" else torch.bfloat16
         half: Any = torch.autocast(device, kind)(model.forward)
-        model.forward = lambda *args, **more: _to_float(half(*args, **more))
+        model.forward = lambda *args, **more: half(*args, **more).float()
     return model, optimizer
 
 
@@ -64,7 +64,7 @@ def scale_loss(loss: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[Tenso
     The gradients of earlier micro batches are laid aside during the backward pass, because they are
     unscaled already.
     """
-    scaler = _initialized()
+    scaler = loss_scaler
     if not scaler.is_enabled():
         yield loss
         return
@@ -91,31 +91,17 @@ def master_params(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
 
 def state_dict() -> dict[str, Any]:
     """Return the scale and its count of good steps, under apex's names."""
-    state = _initialized().state_dict()
+    state = loss_scaler.state_dict()
     scale, good_steps = state.get("scale", 1.0), state.get("_growth_tracker", 0)
     return {"loss_scaler0": {"loss_scale": scale, "unskipped": good_steps}}
 
 
 def load_state_dict(saved: dict[str, Any]) -> None:
     """Read what `state_dict`, or apex, has saved."""
-    scaler, theirs = _initialized(), saved["loss_scaler0"]
-    if scaler.is_enabled():
+    if loss_scaler.is_enabled():
+        theirs = saved["loss_scaler0"]
         new = {"scale": theirs["loss_scale"], "_growth_tracker": theirs["unskipped"]}
-        scaler.load_state_dict(scaler.state_dict() | new)
-
-
-def _initialized() -> torch.amp.GradScaler:
-    if loss_scaler is None:
-        raise RuntimeError("apex.amp: call amp.initialize(model, optimizer) first")
-    return loss_scaler
-
-
-def _to_float(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_float(v) for v in value)
-    return value
+        loss_scaler.load_state_dict(loss_scaler.state_dict() | new)
 
 
 def _skip_next_step(optimizer: Any, scale: float) -> None:

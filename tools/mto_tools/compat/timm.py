@@ -13,7 +13,6 @@ import timm
 import timm.data.transforms
 import timm.models.vision_transformer
 import timm.scheduler.cosine_lr
-from PIL import Image
 from torch import Tensor, nn
 
 vit: Any = timm.models.vision_transformer
@@ -37,14 +36,12 @@ def add_weight_decay() -> None:
     The group without decay comes first, as it did: a checkpoint of the optimizer counts on it.
     """
 
-    def groups(
-        model: nn.Module, weight_decay: float = 1e-5, skip_list: Any = ()
-    ) -> list[dict[str, Any]]:
+    def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         free: list[nn.Parameter] = []
         decayed: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                spared = parameter.ndim == 1 or name.endswith(".bias") or name in skip_list
+                spared = parameter.ndim == 1 or name.endswith(".bias")
                 (free if spared else decayed).append(parameter)
         return [
             {"params": free, "weight_decay": 0.0},
@@ -93,15 +90,12 @@ class VisionTransformer(vit.VisionTransformer):
 
 
 def pil_interp() -> None:
-    """Bring back `_pil_interp`, renamed in 0.6: PIL's filter by name, bilinear where unknown.
+    """Bring back `_pil_interp`, renamed in 0.6: PIL's filter by name.
 
     SimMIM's fine-tuning data imports it, and its pre-training imports that file.
     """
-    known = ("bicubic", "lanczos", "hamming")
     transforms: Any = timm.data.transforms
-    transforms._pil_interp = lambda name: Image.Resampling[
-        name.upper() if name in known else "BILINEAR"
-    ]
+    transforms._pil_interp = transforms.str_to_pil_interp
 
 
 def renamed_optimizers() -> None:

@@ -24,24 +24,14 @@ def six() -> None:
 def tensorboardx() -> None:
     """Serve `from tensorboardX import SummaryWriter` with torch's own, where it is not installed.
 
-    It takes `logdir=`, as BootMAE and ConMIM call it, and torch's own `log_dir=`.
+    It takes `logdir=`, as BootMAE and ConMIM call it.
     """
     if importlib.util.find_spec("tensorboardX"):
         return
-
-    def lazily(name: str) -> Any:
-        if name != "SummaryWriter":
-            raise AttributeError(f"module 'tensorboardX' has no attribute {name!r}")
-        from torch.utils.tensorboard import SummaryWriter
-
-        class LogdirWriter(SummaryWriter):
-            def __init__(self, logdir: str | None = None, *args: Any, **more: Any) -> None:
-                super().__init__(more.pop("log_dir", logdir), *args, **more)
-
-        return LogdirWriter
+    from torch.utils.tensorboard import SummaryWriter
 
     module = ModuleType("tensorboardX", "torch.utils.tensorboard under its first name.")
-    module.__getattr__ = lazily  # type: ignore[method-assign]
+    vars(module)["SummaryWriter"] = lambda logdir: SummaryWriter(logdir)
     sys.modules["tensorboardX"] = module
 
 

@@ -45,12 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     A file that is missing or refused is an error of the command line.
     """
-
     options = PrivateOptions(parser.add_argument_group("DeepSpeed"), lambda: _ask(None))
     text = "run under DeepSpeed with this configuration, as `mto plan` writes it"
     options.add("--deepspeed_config", _ask, type=Path, metavar="FILE", help=text)
-    text = "accepted, and without effect: --deepspeed_config says it all"
-    options.add("--deepspeed", lambda _: None, nargs=0, help=text)
 
 
 def defaults() -> dict[str, Any]:

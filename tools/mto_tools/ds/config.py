@@ -45,19 +45,12 @@ class Zero(_Strict):
 
 
 class Config(_Strict):
-    """Numbers that must agree with the recipe, ZeRO, and what DeepSpeed prints.
+    """Numbers that must agree with the recipe, ZeRO, and what DeepSpeed prints."""
 
-    Attributes:
-        total: Images per step on all GPUs.
-        batch_size: Images per GPU and micro batch.
-        accumulation: Micro batches per step.
-        clip_grad: Largest gradient norm; 0 does not clip.
-    """
-
-    total: PositiveInt = Field(alias="train_batch_size")
+    total: PositiveInt = Field(alias="train_batch_size")  # images per step on all GPUs
     batch_size: PositiveInt = Field(alias="train_micro_batch_size_per_gpu")
     accumulation: PositiveInt = Field(alias="gradient_accumulation_steps")
-    clip_grad: float = Field(alias="gradient_clipping", ge=0)
+    clip_grad: float = Field(alias="gradient_clipping", ge=0)  # largest norm; 0 does not clip
     zero: Zero = Field(alias="zero_optimization")
     zero_allow_untested_optimizer: bool = False
     steps_per_print: PositiveInt | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_tools.ds.config import Config
-from mto_tools.ds.unused import UnusedParameters
 from mto_tools.errors import MissingError, RefusedError
 
 
@@ -85,11 +85,6 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro batch, reduced over ranks with the last of a step."""
-        if self.micro == self.config.accumulation:
-            raise RefusedError(
-                f"{self.config.file}: more than {self.micro} backward passes without a step; "
-                "gradient_accumulation_steps must be what the recipe does"
-            )
         if not self._ddp_is_gone:
             gc.collect()  # the recipe has dropped its DDP wrapper, whose buckets hold the gradients
             self._ddp_is_gone = True
@@ -170,10 +165,6 @@ class Model:
         """Nothing to clip and no norm to take: both are done in the step."""
         return iter(())
 
-    def state_dict(self) -> dict[str, Any]:
-        """The raw model's, under the names that DDP gives them."""
-        return {f"module.{name}": value for name, value in self.module.state_dict().items()}
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
@@ -193,3 +184,39 @@ class _LossOnly(nn.Module):
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss
+
+
+class UnusedParameters:
+    """Trained parameters without gradient on any rank so far: torch's optimizers pass them over.
+
+    In ZeRO's flat shard their gradient is zero, by which Adam leaves them where they are, but for
+    weight decay.
+
+    Attributes:
+        used: Numbers of the parameters that have had a gradient on this rank.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._trained = {n: p for n, p in enumerate(parameters) if p.requires_grad}
+        self._none_left = False
+        self.used: set[int] = set()
+        for number, parameter in self._trained.items():
+            parameter.register_hook(lambda grad, number=number: self.used.add(number))
+
+    def numbers(self) -> set[int]:
+        """Numbers of those parameters; a collective call."""
+        device = next(iter(self._trained.values())).device
+        used = torch.tensor([n in self.used for n in self._trained], device=device).int()
+        dist.all_reduce(used)
+        return {n for n, ranks in zip(self._trained, used.tolist(), strict=True) if not ranks}
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put unused parameters back to their values before the step inside."""
+        unused = [] if self._none_left else [self._trained[n] for n in self.numbers()]
+        self._none_left = not unused
+        before = [p.detach().clone() for p in unused]
+        yield
+        with torch.no_grad():
+            for parameter, value in zip(unused, before, strict=True):
+                parameter.copy_(value)

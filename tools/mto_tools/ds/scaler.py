@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,14 +41,13 @@ def torch_scaler(scaler: Any, device: torch.device) -> torch.amp.GradScaler:
 
 def scaler_adapter(scaler: Any, engine: Engine) -> Any:
     """What looks like the recipe's scaler, and leaves backward and step to the engine."""
-    if isinstance(scaler, torch.amp.GradScaler):
-        return GradScaler(scaler, engine)
+    adapter = Scaler(scaler, engine)
     if not _is_apex(scaler):
-        return NativeScaler(scaler, engine)
+        return adapter
 
     @contextlib.contextmanager
-    def scale_loss(loss: Tensor, optimizer: Any) -> Iterator[Loss]:
-        yield Loss(loss, engine)
+    def scale_loss(loss: Tensor, optimizer: Any) -> Iterator[Any]:
+        yield adapter.scale(loss)
 
     # SimMIM names that module in two files, so its functions are replaced, and not the module.
     scaler.scale_loss = scale_loss
@@ -59,18 +59,17 @@ def _is_apex(scaler: Any) -> bool:
     return isinstance(scaler, ModuleType) and hasattr(scaler, "scale_loss")
 
 
-class _Adapter:
-    """Whatever the engine does not do is the recipe's own scaler's: its scale and its state."""
+class Scaler:
+    """A `NativeScalerWithGradNormCount` (MAE, BootMAE, ConMIM) or `torch.amp.GradScaler` (mini).
+
+    All that the engine does not do is the recipe's own scaler's: its scale and its state.
+    """
 
     def __init__(self, own: Any, engine: Engine) -> None:
         self._own, self._engine = own, engine
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
-
-
-class NativeScaler(_Adapter):
-    """In the place of `NativeScalerWithGradNormCount` (MAE, BootMAE, ConMIM)."""
 
     def __call__(
         self,
@@ -82,21 +81,15 @@ class NativeScaler(_Adapter):
         update_grad: bool = True,
     ) -> Tensor | None:
         """Backward and, where due, the step; return the gradient norm before clipping."""
-        if create_graph:
-            raise RefusedError("an optimizer that needs second derivatives does not go with ZeRO")
         self._engine.backward(loss)
         if not update_grad:
             return None
         self._engine.step()
         return self._engine.grad_norm()
 
-
-class GradScaler(_Adapter):
-    """In the place of `torch.amp.GradScaler`."""
-
-    def scale(self, loss: Tensor) -> Loss:
-        """Something to call `backward()` on."""
-        return Loss(loss, self._engine)
+    def scale(self, loss: Tensor) -> Any:
+        """Something whose `backward()` is the engine's."""
+        return SimpleNamespace(backward=partial(self._engine.backward, loss))
 
     def unscale_(self, optimizer: Any) -> None:
         """Nothing: the step unscales, clips and checks."""
@@ -107,11 +100,3 @@ class GradScaler(_Adapter):
 
     def update(self) -> None:
         """Nothing: the step has done it."""
-
-
-class Loss(_Adapter):
-    """A loss whose `backward()` is the engine's."""
-
-    def backward(self) -> None:
-        """One micro batch."""
-        self._engine.backward(self._own)

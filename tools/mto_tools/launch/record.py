@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mto_tools.recipe.rng import checksum
+from mto_tools.recipe.measure import checksum
 
 _rank = int(os.environ.get("RANK", "0"))
 _file = Path(os.environ["MTO_RECORD"] + (f".{_rank}" if _rank else ""))

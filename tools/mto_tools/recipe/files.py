@@ -15,17 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from mto_core import affinity
 
 
 class RunFiles:
@@ -133,47 +125,6 @@ class JsonLines:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def save_affinity(path: Path, tokens_by_depth: Sequence[Tensor], mask: Tensor) -> None:
-    """Save the first image's affinity maps (Figure 2) as `.npz`.
-
-    Arrays: `affinity` float16 `[L+1, N, N]`, rows and columns ordered masked then visible;
-    `masked_to_visible` float16 `[L+1, M, V]`, softmax(X_M X_Vᵀ), the map that H is made of;
-    `num_masked` int; `mask` bool `[N]`.
-
-    Raises:
-        ValueError: The depths hold different numbers of tokens (hierarchical models).
-    """
-    if len({tokens.shape[1] for tokens in tokens_by_depth}) > 1:
-        raise ValueError(
-            "affinity maps need the same number of tokens at every depth, but this model has "
-            f"{[tokens.shape[1] for tokens in tokens_by_depth]}; leave --mto_affinity_steps out"
-        )
-    first = mask[0].flatten()
-    shown = [tokens[0].detach().float() for tokens in tokens_by_depth]
-    with torch.autocast(mask.device.type, enabled=False):
-        maps = [affinity(tokens[None], first[None])[0] for tokens in shown]
-        # Of its own, for softmax(X Xᵀ) may underflow there.
-        across = [(tokens[first] @ tokens[~first].mT).softmax(-1) for tokens in shown]
-    np.savez_compressed(
-        path,
-        affinity=_half(maps),
-        masked_to_visible=_half(across),
-        num_masked=int(first.sum()),
-        mask=first.cpu().numpy(),
-    )
-
-
-def _half(maps: Sequence[Tensor]) -> np.ndarray[Any, Any]:
-    return torch.stack(list(maps)).cpu().numpy().astype(np.float16)
+    """A record as JSON, in which NaN and infinity, that JSON does not have, are null."""
+    finite = json.loads(json.dumps(record), parse_constant=lambda name: None)
+    return json.dumps(finite) + "\n"

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
 from mto_core.checks import check_mask
 from mto_tools.errors import RefusedError
-from mto_tools.recipe.files import RunFiles, save_affinity
+from mto_tools.recipe.files import RunFiles
+from mto_tools.recipe.measure import checksum, save_affinity, warn_of_order
 from mto_tools.recipe.micro import MicroBatches
-from mto_tools.recipe.order import warn_of_order
-from mto_tools.recipe.rng import checksum
 from mto_tools.recipe.settings import Settings
 
 TERMS = ("sparsity", "singularity", "ranking")
@@ -58,8 +57,6 @@ class Run:
         self.micro = MicroBatches(self.objectives)
         self.full: Tensor | None = None  # row of the last logged step
         self.clock: list[tuple[int, float]] = []  # step and time of the last two logged steps
-        self.ratios: dict[str, float] = {}
-        self.rng = ""
         if _rank() == 0:
             print(_describe(self.settings, self.config, output_dir), flush=True)
 
@@ -98,7 +95,7 @@ class Run:
         else:
             step += self.offset
         if step != self.step:
-            self.step, self.ratios = step, {}
+            self.step = step
             self.micro.clear()
             self.clock = self.clock[-1:]
         scalar = loss.reshape(())
@@ -114,13 +111,10 @@ class Run:
         row = torch.stack([_row(scalar, t) for t in terms]).mean(0)
         if asked["diagnostics"]:
             self.full = row
-        complete = self.micro.keep(row, micro_batches)
-        if complete and self.files:
-            self._measure_on_rank0(self.files, scalar, mask, step)
+        if self.micro.keep(row, micro_batches):
+            self._end(scalar, mask, step)
         for trace in self.traces:
             trace.clear()
-        if complete:  # for now: if left-overs were among them, more come, and the line is replaced
-            self._end(step)
         return loss if self.observes else loss + total
 
     def log(self) -> dict[str, float]:
@@ -179,27 +173,19 @@ class Run:
         every = self.settings.grad_every
         return bool(every) and (step == 1 or step % every == 0)
 
-    def _measure_on_rank0(self, files: RunFiles, loss: Tensor, mask: Tensor, step: int) -> None:
-        """Measurements on the last micro batch of some steps; the first may be left over from the
-        epoch before."""
-        if self._logs(step):
-            self.rng = checksum(mask)
-        pairs = list(zip(self.objectives, self.traces, strict=True))
-        if self._compares(step):
-            found = [m.grad_ratios(t.tokens_by_depth, mask, loss=loss) for m, t in pairs]
-            self.ratios = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
-        if step in (self.settings.affinity_steps or ()):
-            file = files.folder / f"mto-affinity-{step:06d}.npz"
-            save_affinity(file, self.traces[0].tokens_by_depth, mask)
+    def _end(self, loss: Tensor, mask: Tensor, step: int) -> None:
+        """Log a step whose micro batches are complete.
 
-    def _end(self, step: int) -> None:
+        If some were left over from an epoch before, more come, and the step is logged again.
+        """
+        measured = self._measure_on_rank0(self.files, loss, mask, step) if self.files else {}
         if self._logs(step):
             row = torch.stack(self.micro.rows).mean(0)
             if _world() > 1:
                 dist.all_reduce(row)
                 row /= dist.get_world_size()
             if self.files:
-                record = {"step": step, **_plain(row, self.depths), "rng": self.rng}
+                record = {"step": step, **_plain(row, self.depths), **measured}
                 self.files.log.write(record | self._progress(step))
         if self.files and self.config.balance is not None and step % self.config.balance_every == 0:
             states = [
@@ -208,9 +194,25 @@ class Run:
             ]
             self.files.balance.write({"step": step, "state": states})
 
+    def _measure_on_rank0(
+        self, files: RunFiles, loss: Tensor, mask: Tensor, step: int
+    ) -> dict[str, Any]:
+        """Measurements of some steps on the last micro batch, which is never left over."""
+        found: dict[str, Any] = {"rng": checksum(mask)} if self._logs(step) else {}
+        if self._compares(step):
+            pairs = zip(self.objectives, self.traces, strict=True)
+            each = [mto.grad_ratios(t.tokens_by_depth, mask, loss=loss) for mto, t in pairs]
+            found["grad_ratio"] = {
+                n: sum(ratios[n] for ratios in each) / len(each) for n in each[0]
+            }
+        if step in (self.settings.affinity_steps or ()):
+            file = files.folder / f"mto-affinity-{step:06d}.npz"
+            save_affinity(file, self.traces[0].tokens_by_depth, mask)
+        return found
+
     def _progress(self, step: int) -> dict[str, Any]:
-        """Gradient ratios, time a step since the line before, and place in the epochs."""
-        more: dict[str, Any] = {"grad_ratio": self.ratios} if self.ratios else {}
+        """Time a step since the line before, and place in the epochs."""
+        more: dict[str, Any] = {}
         now = time.perf_counter()
         if self.clock and self.clock[0][0] < step:
             then, clock = self.clock[0]

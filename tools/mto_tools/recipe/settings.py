@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from mto_core import MTOConfig
@@ -20,24 +21,35 @@ from mto_tools.flags import PrivateOptions, Wish
 VARIABLE = "MTO_SETTINGS"
 
 
+def _option(text: str, metavar: str, kind: Any = float, default: Any = None) -> Any:
+    """A setting that is also an option, `--mto_NAME`."""
+    return field(default=default, metadata={"help": text, "metavar": metavar, "type": kind})
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The user's settings; `None` means the preset's own value."""
 
     on: bool = False
     recipe: str = "observe"
-    preset: str | None = None
-    sparsity: float | None = None
-    singularity: float | None = None
-    ranking: float | None = None
-    scale: str | None = None
-    reduction: str | None = None
-    direction: str | None = None
-    warmup_steps: int | None = None
-    balance: float | None = None
-    log_every: int = 10
-    grad_every: int = 0
-    affinity_steps: tuple[int, ...] | None = None
+    preset: str | None = _option("weights by recipe name (default: this recipe's)", "NAME", str)
+    sparsity: float | None = _option("weight of the sparsity loss (eq. 3)", "W")
+    singularity: float | None = _option("weight of the singularity loss (eq. 6)", "W")
+    ranking: float | None = _option("weight of the ranking loss (eq. 7)", "W")
+    scale: str | None = _option("raw | sqrt_dim | layernorm", "S", str)
+    reduction: str | None = _option("mean | sum over visible rows in eq. 3", "R", str)
+    direction: str | None = _option("decreasing | as_printed in eq. 7", "D", str)
+    warmup_steps: int | None = _option("raise the weights linearly over N steps", "N", int)
+    balance: float | None = _option("hold each term's gradient at R times the loss's", "R")
+    log_every: int = _option("a line in mto.jsonl every N steps (default: 10)", "N", int, 10)
+    grad_every: int = _option("measure gradient ratios every N steps (dear)", "N", int, 0)
+    affinity_steps: tuple[int, ...] | None = _option(
+        "save affinity maps at steps A,B,…", "A,B", _steps
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("log_every", 1), ("grad_every", 0)):
@@ -97,27 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser, preset: str = "observe") -> N
         check=lambda: _asked().check(),
     )
 
-    def keep(**value: Any) -> None:
-        _ask(replace(_asked(), **value))
-
-    def option(flag: str, kind: Any, text: str, **more: Any) -> None:
-        name = flag.removeprefix("--mto_")
-        options.add(flag, lambda value: keep(**{name: value}), type=kind, help=text, **more)
+    def keep(name: str, value: Any) -> None:
+        _ask(replace(_asked(), **{name: value}))
 
     text = "add the MTO losses to the recipe's own"
-    options.add("--mto", lambda _: keep(on=True), nargs=0, help=text)
-    option("--mto_preset", str, "weights by recipe name (default: this recipe's)", metavar="NAME")
-    option("--mto_sparsity", float, "weight of the sparsity loss (eq. 3)", metavar="W")
-    option("--mto_singularity", float, "weight of the singularity loss (eq. 6)", metavar="W")
-    option("--mto_ranking", float, "weight of the ranking loss (eq. 7)", metavar="W")
-    option("--mto_scale", str, "raw | sqrt_dim | layernorm", metavar="S")
-    option("--mto_reduction", str, "mean | sum over visible rows in eq. 3", metavar="R")
-    option("--mto_direction", str, "decreasing | as_printed in eq. 7", metavar="D")
-    option("--mto_warmup_steps", int, "raise the weights linearly over N steps", metavar="N")
-    option("--mto_balance", float, "hold each term's gradient at R times the loss's", metavar="R")
-    option("--mto_log_every", int, "a line in mto.jsonl every N steps (default: 10)", metavar="N")
-    option("--mto_grad_every", int, "measure gradient ratios every N steps (dear)", metavar="N")
-    option("--mto_affinity_steps", _steps, "save affinity maps at steps A,B,…", metavar="A,B")
+    options.add("--mto", lambda _: keep("on", True), nargs=0, help=text)
+    for setting in fields(Settings):
+        if setting.metadata:
+            options.add(f"--mto_{setting.name}", partial(keep, setting.name), **setting.metadata)
 
 
 def defaults(preset: str = "observe") -> dict[str, Any]:
@@ -187,7 +186,3 @@ def _ask(settings: Settings) -> None:
     _settings = settings
     changed = {name: getattr(settings, name) for name in ("recipe", *settings.given)}
     wish.ask(json.dumps(changed) if settings.given else None)
-
-
-def _steps(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
