@@ -12,7 +12,7 @@ Two backends, one result:
   nodes to `torch.compile`, so the chunk loop stays and nothing of size B x N x N is made.
 
 "auto" is "dense" for less than 2^17 numbers of tokens on the CPU, where calls cost more than
-products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.
+products, and "recompute" elsewhere. `benchmarks/overhead.py` measures both.
 """
 
 from __future__ import annotations
