@@ -75,12 +75,11 @@ def row_entropy(
     """
     check_tokens(queries, "queries")
     check_tokens(keys, "keys")
-    if (queries.shape[0], queries.shape[2]) != (keys.shape[0], keys.shape[2]):
+    if (*queries.shape[::2], queries.dtype) != (*keys.shape[::2], keys.dtype):
         raise ValueError(
-            f"queries {list(queries.shape)} and keys {list(keys.shape)} must agree in B and D"
+            f"queries {list(queries.shape)} {queries.dtype} and keys {list(keys.shape)} "
+            f"{keys.dtype} must agree in B, D and dtype"
         )
-    if queries.dtype != keys.dtype:
-        raise ValueError(f"queries are {queries.dtype} and keys {keys.dtype}: they must be equal")
     tokens = torch.cat((queries, keys), 1)
     batch, length, _ = tokens.shape
     index = torch.arange(batch * length, device=tokens.device).view(batch, length)

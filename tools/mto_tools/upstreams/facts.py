@@ -12,8 +12,8 @@ from mto_tools.upstreams.templates import of, some
 from mto_tools.upstreams.upstream import Table
 
 VALUES = (
-    *("accumulation", "amp", "arm", "checkout", "config", "data", "epochs", "flags", "micro"),
-    *("model", "output", "rate", "total", "warmup"),
+    *("accumulation", "arm", "checkout", "config", "data", "epochs", "flags", "micro", "model"),
+    *("output", "rate", "total", "warmup"),
 )
 
 
@@ -27,7 +27,6 @@ class Counts(Table):
         parameters: Of the trained model, all.
         trainable: Those with gradients.
         saved: Bytes saved for the backward pass under bfloat16 autocast.
-        saved_float32: The same without autocast; 0 where the recipe always uses autocast.
         tokens: Tokens in a traced block, class tokens included.
         width: Channels of a traced block.
         depths: Depths at which MTO measures.
@@ -38,17 +37,15 @@ class Counts(Table):
     parameters: PositiveInt
     trainable: PositiveInt
     saved: PositiveInt
-    saved_float32: int = 0
     tokens: PositiveInt
     width: PositiveInt
     depths: PositiveInt
     masked: PositiveInt
     attention: tuple[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], ...] = ()
 
-    def activations(self, precision: str) -> int:
+    @property
+    def activations(self) -> int:
         """Bytes saved for the backward pass on CUDA, whose softmax gives float32."""
-        if precision == "float32":
-            return self.saved_float32
         return self.saved + 4 * sum(prod(shape) for shape in self.attention)
 
     @property
@@ -95,7 +92,6 @@ class Facts(Table):
         clip_grad: Largest gradient norm; 0 does not clip.
         rate_per_images: Images for which `Schedule.rate` is given, where upstream scales it by the
             total batch; 0 where upstream takes it as it stands.
-        precisions: What the recipe can compute in; the first is the default.
         warmup_epochs: Length of the warm-up; 0 where `arguments` do not give it.
         bytes_beside: Bytes per parameter of models without gradient: EMA copy, teacher.
         largest_micro_batch: Largest micro batch of a model that normalises by it; 0: no limit.
@@ -110,7 +106,6 @@ class Facts(Table):
     images: int = 0
     clip_grad: float = 0.0
     rate_per_images: int = 0
-    precisions: Annotated[tuple[str, ...], AfterValidator(some)] = ("fp16",)
     warmup_epochs: int = 0
     bytes_beside: int = 0
     largest_micro_batch: int = 0
