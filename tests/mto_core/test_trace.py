@@ -200,7 +200,7 @@ def test_silent_failure_block_compiled_already(in_place):
 
 def test_silent_failure_called_twice_under_compile():
     model, trace = traced()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with trace:
         compiled(IMAGES)
         compiled(IMAGES)
@@ -227,7 +227,7 @@ def test_silent_failure_recomputation_records_again(how):
 def test_silent_failure_tokens_of_an_earlier_forward(later):
     """Armed once, forgotten later: a new mask would meet old tokens."""
     model, trace = traced()
-    run = torch.compile(model, backend="aot_eager") if later == "compiled" else model
+    run = torch.compile(model, backend="eager") if later == "compiled" else model
     with trace:
         run(IMAGES)
     assert len(trace.tokens_by_depth) == 4
@@ -244,7 +244,7 @@ def test_silent_failure_tokens_of_an_earlier_forward(later):
 def test_silent_failure_kept_tokens_of_an_earlier_forward(compiled):
     """The caller kept the sequence, or ran a copy of the model: no hook of ours sees the latter."""
     model, trace = traced()
-    run = torch.compile(model, backend="aot_eager") if compiled else model
+    run = torch.compile(model, backend="eager") if compiled else model
     for later in ("armed", "unarmed", "cleared", "a copy"):
         with trace:
             run(IMAGES)
