@@ -129,7 +129,6 @@ plan-%: $(DEEPSPEED)  ## NAME on your GPUs by DeepSpeed: configuration and comma
 	@$(MTO) plan $* --gpus $(GPUS) --gpu-mem $(GPU_MEM) $(ARGS)
 
 bench: $(TOOLS)  ## speed and memory of the losses, each against its baseline
-	$(PY) benchmarks/row_entropy.py $(ARGS)
 	$(PY) benchmarks/overhead.py $(ARGS)
 
 clean:  ## remove caches and build products; clones, data and reports stay

@@ -7,8 +7,8 @@ variant has one beside it, before or after by turns. `added` is the median over 
 (variant - baseline) / baseline, with quartiles. On a CPU, where such a difference of long times is
 noisy, `within` is what MTO took of the very same steps, by the clock: its forward, and its own
 nodes in the backward; relative to the rest of that step. Only the sum of its gradients with the
-model's is not in it. `dense`, `recompute` and `default` weigh all three terms; the `simmim` ones
-have the weights of that preset. Logged steps have `diagnostics=True`: all terms and depths.
+model's is not in it. `simmim` has the weights of that preset, any other variant those of preset
+`mae`, which weighs all three terms. Logged steps have `diagnostics=True`: all terms and depths.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
@@ -19,20 +19,21 @@ large float32 matmul in the same run.
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import Saved, matmul_rate, report, timed
 from models import SHAPES
 from torch import Tensor
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
-WEIGHTS: dict[str, Any] = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -63,17 +64,57 @@ def variants(device: torch.device) -> dict[str, Callable[..., Any]]:
         module: Any = MaskedTokenOptimization(config)
         return partial(torch.compile(module) if compiled else module, diagnostics=logged)
 
-    dense = MTOConfig(**WEIGHTS, backend="dense")
+    dense = MTOConfig.preset("mae", backend="dense")
     found = {
         "dense": form(dense, False),
-        "recompute": form(MTOConfig(**WEIGHTS, backend="recompute"), False),
-        "default, logged": form(MTOConfig(**WEIGHTS), True),
+        "recompute": form(MTOConfig.preset("mae", backend="recompute"), False),
+        "default, logged": form(MTOConfig.preset("mae"), True),
         "simmim, logged": form(MTOConfig.preset("simmim"), True),
         "simmim, unlogged": form(MTOConfig.preset("simmim"), False),
     }
     if device.type == "cuda":
         found["dense compiled"] = form(dense, False, compiled=True)
     return found
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the distinct storages that autograd saves, those of `known` tensors left out."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        owned = {t.untyped_storage().data_ptr() for t in known}
+        self.kept: dict[int, Tensor] = {}  # alive while counting, so that no address recurs
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in owned:
+                self.kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+    def megabytes(self) -> float:
+        """Saved so far."""
+        return sum(t.untyped_storage().nbytes() for t in self.kept.values()) / 1e6
+
+
+def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Milliseconds, and on CUDA the peak of allocated MB."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize()
+    took = 1e3 * (time.perf_counter() - start)
+    return took, torch.cuda.max_memory_allocated() / 1e6 if cuda else 0.0
+
+
+def matmul_rate(device: torch.device, dim: int) -> float:
+    """Float32 FLOP per millisecond of a large matmul of this width."""
+    a, b = torch.randn(2048, dim, device=device), torch.randn(dim, 4 * dim, device=device)
+    took = [timed(partial(torch.matmul, a, b), device)[0] for _ in range(12)]
+    return 2 * 2048 * dim * 4 * dim / statistics.median(took[2:])
 
 
 class Clock:
@@ -189,6 +230,28 @@ class Steps:
             rows = rows or [dict.fromkeys(row, "") | none]
             rows.append(row)
         return rows
+
+
+def report(
+    stem: str, title: str, rows: list[dict[str, object]], device: torch.device, save: bool
+) -> None:
+    """Prints machine and table; with `save` also into benchmarks/results/STEM.md."""
+    hardware = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    elif cpuinfo.exists():
+        named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    lines = [f"# {title}", f"{hardware}, {torch.get_num_threads()} threads, {versions}", ""]
+    lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]))]
+    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    print(text, flush=True)
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{stem}_{device.type}.md").write_text(text)
 
 
 if __name__ == "__main__":

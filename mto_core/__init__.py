@@ -11,8 +11,7 @@ from mto_core.config import MTOConfig
 from mto_core.entropy import row_entropy
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_core.metrics import affinity, rauc
-from mto_core.module import MaskedTokenOptimization
-from mto_core.terms import MTOTerms
+from mto_core.module import MaskedTokenOptimization, MTOTerms
 from mto_core.trace import TokenTrace, TraceError
 
 __version__ = "0.1.0"

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mto_core.checks import TERMS
 from mto_core.config import MTOConfig
-from mto_core.terms import TERMS
 
 # A loss in fp16 autocast has gradients under fp16's smallest number. A power of two costs no
 # accuracy; where it makes them overflow instead, the next one is tried.

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+TERMS = ("sparsity", "singularity", "ranking")
 Scale = Literal["raw", "sqrt_dim", "layernorm"]
 Backend = Literal["auto", "dense", "recompute"]
 Reduction = Literal["mean", "sum"]
@@ -44,8 +45,13 @@ def check_tokens(tokens: Any, name: str = "tokens") -> None:
         raise ValueError(f"{name} must be floating point, got {tokens.dtype}")
 
 
-def check_mask(mask: Any, tokens: Tensor | None = None, name: str = "mask") -> None:
-    """Raises TypeError unless `mask` is a tensor, ValueError unless bool, [B, N] for the tokens."""
+def check_mask(
+    mask: Any, tokens: Tensor | None = None, name: str = "mask", *, flat: bool = True
+) -> None:
+    """Raises TypeError unless `mask` is a tensor, ValueError unless it is bool.
+
+    With tokens also ValueError unless it is on their device and, where `flat`, [B, N].
+    """
     wanted = f"{name} must be bool with True = masked, got"
     if not isinstance(mask, Tensor):
         mend = f"torch.tensor({name}, dtype=torch.bool)"
@@ -56,20 +62,13 @@ def check_mask(mask: Any, tokens: Tensor | None = None, name: str = "mask") -> N
         raise TypeError(f"{wanted} {type(mask).__name__}: pass {mend}")
     if mask.dtype != torch.bool:
         raise ValueError(f"{wanted} {mask.dtype}: pass {name}.bool()")
-    if tokens is None:
-        return
-    check_device(mask, tokens, name)
-    if mask.shape != tokens.shape[:2]:
-        raise ValueError(
-            f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
-            f"(strip prefix tokens first), got {list(mask.shape)}"
-        )
-
-
-def check_device(mask: Tensor, tokens: Tensor, name: str = "mask") -> None:
-    """Raises ValueError unless both are on one device."""
-    if mask.device != tokens.device:
+    if tokens is not None and mask.device != tokens.device:
         raise ValueError(
             f"{name} is on {mask.device}, but the tokens are on {tokens.device}: pass "
             f"{name}.to(tokens.device)"
+        )
+    if tokens is not None and flat and mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"{name} must be {list(tokens.shape[:2])} to fit tokens {list(tokens.shape)} "
+            f"(strip prefix tokens first), got {list(mask.shape)}"
         )

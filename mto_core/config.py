@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mto_core.checks import Backend, Direction, Preset, Reduction, Scale, check_name
-from mto_core.terms import TERMS
+from mto_core.checks import TERMS, Backend, Direction, Preset, Reduction, Scale, check_name
 
 # The paper gives no weights. These come from a small experiment (digits, a 64-d ViT, 900 steps, 3
 # seeds) over one MAE-style and one SimMIM-style recipe; BootMAE and ConMIM take those of the style

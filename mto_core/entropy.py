@@ -12,7 +12,7 @@ Two backends, one result:
   nodes to `torch.compile`, so the chunk loop stays and nothing of size B x N x N is made.
 
 "auto" is "dense" for less than 2^17 numbers of tokens on the CPU, where calls cost more than
-products, and "recompute" elsewhere. `benchmarks/row_entropy.py` measures both.
+products, and "recompute" elsewhere. `benchmarks/overhead.py` measures both.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ def row_entropy(
     """
     check_tokens(queries, "queries")
     check_tokens(keys, "keys")
-    if (queries.shape[0], queries.shape[2]) != (keys.shape[0], keys.shape[2]):
+    if (*queries.shape[::2], queries.dtype) != (*keys.shape[::2], keys.dtype):
         raise ValueError(
-            f"queries {list(queries.shape)} and keys {list(keys.shape)} must agree in B and D"
+            f"queries {list(queries.shape)} {queries.dtype} and keys {list(keys.shape)} "
+            f"{keys.dtype} must agree in B, D and dtype"
         )
-    if queries.dtype != keys.dtype:
-        raise ValueError(f"queries are {queries.dtype} and keys {keys.dtype}: they must be equal")
     tokens = torch.cat((queries, keys), 1)
     batch, length, _ = tokens.shape
     index = torch.arange(batch * length, device=tokens.device).view(batch, length)

@@ -11,17 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mto_core.checks import (
-    Backend,
-    Direction,
-    Reduction,
-    Scale,
-    check_mask,
-    check_name,
-    check_tokens,
-)
+from mto_core.checks import Backend, Direction, Reduction, Scale, check_name
 from mto_core.entropy import token_entropy
-from mto_core.masks import MaskSplit, split_mask
+from mto_core.inputs import MaskSplit, as_split
 
 
 def heterogeneity(
@@ -50,7 +42,7 @@ def heterogeneity(
         >>> heterogeneity(torch.zeros(1, 4, 8), mask)  # ln 2
         tensor([0.6931])
     """
-    split = _split(tokens, mask)
+    split = as_split(tokens, mask)
     rows = token_entropy(tokens, split.masked, split.visible, scale=scale, backend=backend)
     return rows.sum(1) / split.mask.sum(1).clamp_min(1)  # [B, max |M|] to [B]
 
@@ -85,7 +77,7 @@ def sparsity_loss(
         tensor([1.3863])
     """
     check_name("reduction", reduction)
-    split = _split(tokens, mask)
+    split = as_split(tokens, mask)
     rows = token_entropy(tokens, split.visible, split.patches, scale=scale, backend=backend)
     total = rows.sum(1)  # [B, max |V|] to [B]
     return total if reduction == "sum" else total / (~split.mask).sum(1).clamp_min(1)
@@ -147,11 +139,3 @@ def ranking_loss(h: Tensor, *, direction: Direction = "decreasing") -> Tensor:
         raise ValueError(f"h must be [L+1, B] with at least two depths, got {tuple(h.shape)}")
     rise = h[1:] - h[:-1]
     return F.softplus(rise if direction == "decreasing" else -rise).sum(0)
-
-
-def _split(tokens: Tensor, mask: Tensor | MaskSplit) -> MaskSplit:
-    check_tokens(tokens)
-    if isinstance(mask, MaskSplit):
-        return mask
-    check_mask(mask, tokens)
-    return split_mask(mask)

@@ -99,13 +99,10 @@ def rauc(baseline: Curve, target: Curve, start: float, stop: float) -> float:
     """
     for name, curve in (("baseline", baseline), ("target", target)):
         epochs = [x for x, _ in curve]
-        if len(curve) < 2:
-            raise ValueError(f"{name} needs at least two (epoch, score) points, got {len(curve)}")
         if not all(math.isfinite(number) for point in curve for number in point):
             raise ValueError(f"{name} has a point that is not finite")
-        for x0, x1 in pairwise(epochs):
-            if x1 <= x0:
-                raise ValueError(f"{name}: epochs must rise, but {x1} follows {x0}")
+        if len(curve) < 2 or any(x1 <= x0 for x0, x1 in pairwise(epochs)):
+            raise ValueError(f"{name} needs at least two points, and epochs that rise: {epochs}")
         if not epochs[0] <= start < stop <= epochs[-1]:
             raise ValueError(
                 f"{name} covers epochs {epochs[0]} to {epochs[-1]}; the range must lie within, "

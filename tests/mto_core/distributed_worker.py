@@ -1,7 +1,7 @@
 """One rank of test_trace_distributed.py; run as `worker.py CASE RANK WORLD FOLDER`.
 
-Not collected by pytest. The same functions run in the test itself, as the single process over the
-whole batch that the ranks must agree with.
+The same functions run in the test itself, as the single process over the whole batch that the ranks
+must agree with. `Model` serves other tests too.
 """
 
 from __future__ import annotations
@@ -23,27 +23,46 @@ BALANCED = dataclasses.replace(WEIGHTS, balance=0.1, balance_every=2, balance_de
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, style: str = "tensor") -> None:
         super().__init__()
+        self.style = style
         self.mix = nn.Linear(6, 6)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + torch.tanh(self.mix(x))
+    def forward(self, hidden: torch.Tensor, scale: float | torch.Tensor = 1.0) -> object:
+        out = hidden + torch.tanh(self.mix(hidden)) * scale
+        return (out, None) if self.style == "tuple" else out
 
 
 class Model(nn.Module):
-    def __init__(self, checkpointing: bool = False) -> None:
+    """One cls token, 12 patches, three blocks; `how` says how the blocks are called."""
+
+    def __init__(self, how: str = "plain", style: str = "tensor") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.checkpointing = checkpointing
+        self.how = how
         self.embed = nn.Linear(4, 6)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(Block(style) for _ in range(3))
         self.head = nn.Linear(6, 4)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            if self.how == "keyword":
+                x = block(scale=x.new_ones(()), hidden=x)  # another tensor comes first
+            elif self.how in ("reentrant", "nonreentrant"):
+                x = checkpoint(block, x, use_reentrant=self.how == "reentrant")
+            else:
+                x = block(x)
+            x = x[0] if isinstance(x, tuple) else x
+            if self.how == "in place":
+                x = x.add_(1.0)
+        return x
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.embed(images)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        if self.how == "outer reentrant":
+            x = checkpoint(self.run, x, use_reentrant=True)
+        else:
+            x = self.run(x)
         return (self.head(x) - images).square().mean()
 
 
@@ -93,16 +112,14 @@ def ddp(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
 
     found = {}
     for name, config in (("fixed", WEIGHTS), ("balanced", BALANCED)):
-        model = Model()
-        found[name] = train(model, DistributedDataParallel, config, rank, world)
-    model = Model(checkpointing=True)
-    found["checkpointing"] = train(model, DistributedDataParallel, WEIGHTS, rank, world)
-    model = Model()
+        found[name] = train(Model(), DistributedDataParallel, config, rank, world)
 
     def compiled(model: nn.Module) -> Callable[..., torch.Tensor]:
         return torch.compile(DistributedDataParallel(model), backend="aot_eager")
 
-    found["compiled"] = train(model, compiled, WEIGHTS, rank, world)
+    model = Model("nonreentrant")
+    found["checkpointing"] = train(model, DistributedDataParallel, WEIGHTS, rank, world)
+    found["compiled"] = train(Model(), compiled, WEIGHTS, rank, world)
     return found
 
 

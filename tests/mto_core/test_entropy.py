@@ -1,6 +1,5 @@
 """Row entropy: every backend against a float64 loop, and what each backend promises besides."""
 
-import math
 import shutil
 
 import pytest
@@ -11,24 +10,15 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from mto_core import entropy as engine
-from mto_core.entropy import chunks, resolve_backend, row_entropy, token_entropy
+from mto_core.entropy import resolve_backend, row_entropy, token_entropy
+from mto_core.inputs import split_mask
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
-from mto_core.masks import split_mask
 
-BACKENDS = ["dense", "recompute"]
-MASKS = {
-    "equal counts": ["MM...M.", ".M.M.M."],
-    "ragged": ["MM...MM", ".M.....", "MMMMMM.", "....MMM"],
-    "empty and full": ["MMMMMMM", ".......", ".M.M.M."],
-}
-
-
-def bits(rows: list[str]) -> Tensor:
-    return torch.tensor([[char == "M" for char in row] for row in rows])
+from .conftest import BACKENDS, MASKS, SCALES, bits
 
 
 def reference(
-    queries: Tensor, keys: Tensor, query_mask: Tensor, key_mask: Tensor, scale: float = 1.0
+    queries: Tensor, keys: Tensor, query_mask: Tensor, key_mask: Tensor, scale: float
 ) -> Tensor:
     """One row at a time, in float64, with only the keys that count."""
     result = torch.zeros(queries.shape[:2], dtype=torch.float64)
@@ -47,7 +37,7 @@ def reference(
     masked=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_matches_a_float64_loop(
     backend: str,
     shape: tuple[int, int, int, int],
@@ -58,10 +48,12 @@ def test_matches_a_float64_loop(
 ) -> None:
     batch, num_queries, num_keys, dim = shape
     random = torch.Generator().manual_seed(seed)
-    q = torch.randn(batch, num_queries, dim, generator=random).to(dtype).requires_grad_()
-    k = torch.randn(batch, num_keys, dim, generator=random).to(dtype).requires_grad_()
+    q = torch.randn(batch, num_queries, dim, generator=random)
+    k = torch.randn(batch, num_keys, dim, generator=random)
     qm = torch.rand(batch, num_queries, generator=random) < (0.6 if masked else 2)
     km = torch.rand(batch, num_keys, generator=random) < (0.6 if masked else 2)
+    k = k.where(km[..., None], 1e4)  # padding may hold anything finite
+    q, k = q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_()
     masks = {"query_mask": qm, "key_mask": km} if masked else {}
     got = row_entropy(q, k, **masks, scale=scale, backend=backend)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -84,13 +76,12 @@ def test_gradcheck_between_two_tensors(backend: str, name: str) -> None:
     assert torch.autograd.gradcheck(lambda k: row_entropy(k, k, **same), k)
 
 
-@pytest.mark.parametrize("scale", ["raw", "sqrt_dim", "layernorm"])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("prefix", [0, 2])
-def test_chunks_change_nothing(
-    scale: str, name: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+def test_backends_agree_and_chunks_change_nothing(
+    scale: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mask = bits(MASKS[name])
+    mask, prefix = bits(MASKS[name]), 2
     x = torch.randn(len(mask), 7 + prefix, 5, dtype=torch.float64, requires_grad=True)
     split = split_mask(mask, prefix)
 
@@ -107,16 +98,6 @@ def test_chunks_change_nothing(
     for elements in (1 << 22, 200, 1):
         monkeypatch.setattr(engine, "CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(run("recompute"), whole, atol=1e-12, rtol=1e-9)
-
-
-@pytest.mark.parametrize(("batch", "numbers"), [(7, 300), (128, 9), (5, 2000), (3, 0)])
-def test_chunks_cover_the_batch_once_and_keep_to_their_size(
-    batch: int, numbers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "CHUNK_ELEMENTS", 1000)
-    parts = [list(range(batch))[part] for part in chunks(batch, numbers)]
-    assert [image for part in parts for image in part] == list(range(batch))
-    assert all(len(part) == 1 or len(part) * numbers <= 1000 for part in parts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -175,9 +156,8 @@ def test_autocast_does_not_reach_the_logits(backend: str) -> None:
         # recompute makes its logits in here again
         gradient_under = torch.autograd.grad(under.sum(), x)[0]
     assert under.dtype == torch.float32
-    torch.testing.assert_close(under, plain, atol=0, rtol=0)
-    if backend == "recompute":
-        torch.testing.assert_close(gradient_under, gradient, atol=0, rtol=0)
+    assert torch.equal(under, plain)
+    assert backend == "dense" or torch.equal(gradient_under, gradient)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -201,7 +181,7 @@ def test_second_derivative_works_or_says_why_not() -> None:
     first = torch.autograd.grad(
         heterogeneity(x, mask, backend="recompute").sum(), x, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="no second derivative: pass backend='dense'"):
+    with pytest.raises(RuntimeError, match="backend='dense'"):
         first[0].sum().backward()
 
 
@@ -219,16 +199,16 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("backend", "dynamic", "compiler"),
+    ("backend", "compiler"),
     [
-        *[(backend, dynamic, "aot_eager") for backend in BACKENDS for dynamic in (False, True)],
-        pytest.param("recompute", False, "inductor", marks=needs_compiler),
+        *[(backend, "aot_eager") for backend in BACKENDS],
+        pytest.param("recompute", "inductor", marks=needs_compiler),
     ],
 )
-def test_compiles_as_one_graph(backend: str, dynamic: bool, compiler: str) -> None:
-    torch._dynamo.reset()
+def test_compiles_as_one_graph(backend: str, compiler: str) -> None:
+    dynamic = compiler == "aot_eager"
     compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic, backend=compiler)
-    for size in (9, 12, 15) if dynamic else (9,):
+    for size in (9, 12) if dynamic else (9,):
         x = torch.randn(3, size, 8, requires_grad=True)
         mask = torch.rand(3, size) < 0.6
         got, expected = compiled(x, mask, backend), everything(x, mask, backend)
@@ -240,7 +220,6 @@ def test_compiles_as_one_graph(backend: str, dynamic: bool, compiler: str) -> No
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 traces once for each shape")
 @pytest.mark.parametrize("backend", ["auto", "recompute"])
 def test_dynamic_shapes_are_traced_once(backend: str) -> None:
-    torch._dynamo.reset()
     traced = CompileCounter()
     compiled = torch.compile(heterogeneity, fullgraph=True, dynamic=True, backend=traced)
     for size in (9, 12, 15):
@@ -256,7 +235,7 @@ def test_compiled_autograd_takes_it_as_one_node() -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
         torch.compile(lambda: total.backward(), backend="aot_eager")()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+    assert torch.equal(x.grad, expected)
 
 
 def test_auto_goes_by_size() -> None:
@@ -274,36 +253,12 @@ def test_split_mask_pads() -> None:
     assert split.defined().tolist() == [True, True]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_padding_keys_may_hold_anything_finite(backend: str) -> None:
-    q, k = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
-    far = torch.cat((k[:, :3], torch.full((1, 2, 8), 1e6)), 1)
-    mask = torch.arange(5).lt(3)[None]
-    got = row_entropy(q, far, key_mask=mask, backend=backend)
-    expected = row_entropy(q, k[:, :3], backend=backend)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_tokens_at_all(backend: str) -> None:
-    empty = torch.empty(2, 0, 4, requires_grad=True)
-    h = heterogeneity(empty, torch.empty(2, 0, dtype=torch.bool), backend=backend)
-    assert h.tolist() == [0.0, 0.0]
-    h.sum().backward()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equal_tokens_reach_the_maximum(backend: str) -> None:
-    h = row_entropy(torch.full((1, 2, 8), 30.0), torch.full((1, 7, 8), 30.0), backend=backend)
-    torch.testing.assert_close(h, torch.full((1, 2), math.log(7)))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"queries": torch.ones(2, 3)}, r"queries must be \[B, N, D\], got shape \(2, 3\)"),
-        ({"keys": torch.ones(2, 5, 9)}, "must agree in B and D"),
-        ({"keys": torch.ones(2, 5, 4).double()}, "they must be equal"),
+        ({"keys": torch.ones(2, 5, 9)}, "must agree"),
+        ({"keys": torch.ones(2, 5, 4).double()}, "torch.float64 must agree"),
         ({"queries": torch.ones(2, 3, 4).long()}, "must be floating point, got torch.int64"),
         ({"query_mask": torch.ones(2, 3)}, r"pass query_mask\.bool\(\)"),
         ({"key_mask": torch.ones(2, 3).bool()}, r"key_mask must be \[2, 5\]"),

@@ -1,6 +1,7 @@
 """The four terms: values, gradients, and what holds whatever the tokens are."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,27 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from mto_core.losses import (
-    heterogeneity,
-    ranking_loss,
-    singularity_loss,
-    sparsity_loss,
-)
-from mto_core.masks import split_mask
+from mto_core.inputs import split_mask
+from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 
-BACKENDS = ["dense", "recompute"]
-SCALES = ["raw", "sqrt_dim", "layernorm"]
-MASKS = {
-    "equal counts": ["MM...M.", ".M.M.M."],
-    "ragged": ["MM...MM", ".M.....", "MMMMMM."],
-    "none masked": [".......", "......."],
-    "all masked": ["MMMMMMM", "MMMMMMM"],
-    "empty and full": ["MMMMMMM", ".......", ".M.M.M."],
-}
-
-
-def bits(rows: list[str]) -> Tensor:
-    return torch.tensor([[char == "M" for char in row] for row in rows])
+from .conftest import BACKENDS, MASKS, SCALES, bits
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -58,7 +42,7 @@ def reference(tokens: Tensor, mask: Tensor, scale: str) -> tuple[Tensor, Tensor,
 
 
 tokens_and_mask = st.tuples(
-    st.integers(1, 4), st.integers(1, 12), st.integers(2, 9), st.floats(0, 1), st.integers(0, 999)
+    st.integers(1, 4), st.integers(0, 12), st.integers(2, 9), st.floats(0, 1), st.integers(0, 999)
 )
 
 
@@ -75,7 +59,7 @@ def draw(case: tuple[int, int, int, float, int]) -> tuple[Tensor, Tensor]:
     scale=st.sampled_from(SCALES),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_terms_are_the_equations(
     backend: str, case: tuple[int, int, int, float, int], scale: str, dtype: torch.dtype
 ) -> None:
@@ -91,7 +75,7 @@ def test_terms_are_the_equations(
 
 
 @given(case=tokens_and_mask, backend=st.sampled_from(BACKENDS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_each_image_is_on_its_own_and_order_is_no_matter(
     case: tuple[int, int, int, float, int], backend: str
 ) -> None:
@@ -106,7 +90,7 @@ def test_each_image_is_on_its_own_and_order_is_no_matter(
 
 
 @given(case=tokens_and_mask, size=st.floats(0, 30), backend=st.sampled_from(BACKENDS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_bounds(case: tuple[int, int, int, float, int], size: float, backend: str) -> None:
     tokens, mask = draw(case)
     h = heterogeneity(size * tokens, mask, backend=backend)
@@ -115,42 +99,23 @@ def test_bounds(case: tuple[int, int, int, float, int], size: float, backend: st
     assert (h >= 0).all()
     assert (h <= visible.clamp_min(1).log() + 1e-5).all()
     assert (l_spa >= 0).all()
-    assert (l_spa <= math.log(mask.shape[1]) + 1e-5).all()
+    assert (l_spa <= math.log(max(1, mask.shape[1])) + 1e-5).all()
     assert h[(visible <= 1) | ~mask.any(1)].eq(0).all()
     assert l_spa[visible == 0].eq(0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", MASKS)
-def test_values_and_gradients_for_every_kind_of_mask(backend: str, scale: str, name: str) -> None:
-    mask = bits(MASKS[name])
-    tokens = torch.randn(len(mask), 7, 4, dtype=torch.float64, requires_grad=True)
-
-    def terms(x: Tensor) -> tuple[Tensor, ...]:
-        same = {"scale": scale, "backend": backend}
-        return heterogeneity(x, mask, **same), sparsity_loss(x, mask, reduction="sum", **same)
-
-    h, _, total = reference(tokens.detach(), mask, scale)
-    torch.testing.assert_close(terms(tokens), (h, total))
-    assert torch.autograd.gradcheck(terms, tokens)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", MASKS)
-def test_prefix_tokens_play_no_part(backend: str, name: str) -> None:
-    mask = bits(MASKS[name])
-    tokens = torch.randn(len(mask), 9, 4, requires_grad=True)
-    index = split_mask(mask, num_prefix_tokens=2)
-    for term in (heterogeneity, sparsity_loss):
-        got = term(tokens, index, backend=backend)
+@pytest.mark.parametrize("term", [heterogeneity, sparsity_loss])
+def test_prefix_tokens_play_no_part(backend: str, term: Callable[..., Tensor]) -> None:
+    for rows in MASKS.values():
+        mask = bits(rows)
+        tokens = torch.randn(len(mask), 9, 4, requires_grad=True)
+        got = term(tokens, split_mask(mask, num_prefix_tokens=2), backend=backend)
         expected = term(tokens[:, 2:], mask, backend=backend)  # not contiguous
         torch.testing.assert_close(got, expected)
-        gradient = torch.autograd.grad((got * got).sum(), tokens)[0]
-        assert gradient[:, :2].eq(0).all()
-        torch.testing.assert_close(
-            gradient, torch.autograd.grad((expected * expected).sum(), tokens)[0]
-        )
+        gradients = [torch.autograd.grad((x * x).sum(), tokens)[0] for x in (got, expected)]
+        assert gradients[0][:, :2].eq(0).all()
+        torch.testing.assert_close(*gradients)
 
 
 def test_singularity_loss() -> None:
@@ -193,7 +158,6 @@ def test_ranking_loss() -> None:
         (lambda x, m: heterogeneity(x[0], m), r"tokens must be \[B, N, D\]"),
         (lambda x, m: heterogeneity(x.long(), m), "must be floating point"),
         (lambda x, m: heterogeneity(x, m.float()), r"got torch.float32: pass mask\.bool\(\)"),
-        (lambda x, m: sparsity_loss(x, m.long()), r"got torch.int64: pass mask\.bool\(\)"),
         (lambda x, m: heterogeneity(x, m[:, 1:]), r"mask must be \[2, 7\].*got \[2, 6\]"),
         (lambda x, m: heterogeneity(x, m, scale="cosine"), "unknown scale 'cosine'"),
         (lambda x, m: heterogeneity(x, m, backend="triton"), "unknown backend 'triton'"),
@@ -205,6 +169,6 @@ def test_ranking_loss() -> None:
         (lambda x, m: ranking_loss(x[0], direction="up"), "unknown direction 'up'"),
     ],
 )
-def test_refuses(call: object, message: str) -> None:
+def test_refuses(call: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call(torch.ones(2, 7, 4), torch.ones(2, 7).bool())  # type: ignore[operator]
+        call(torch.ones(2, 7, 4), torch.ones(2, 7).bool())

@@ -1,12 +1,12 @@
 """The map of Figure 2, and RAUC (equation 8)."""
 
 import math
-from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import layer_norm
 
@@ -59,34 +59,24 @@ curves = st.lists(st.tuples(st.integers(1, 50), heights), min_size=1, max_size=6
 
 
 @given(curves, curves, heights, heights, st.data())
-def test_against_exact_sums_over_unit_steps(first, second, y1, y2, data):
-    """Epochs are whole, so the exact integral is a trapezoid sum over unit steps in fractions."""
+def test_against_sums_over_unit_steps(first, second, y1, y2, data):
+    """Epochs are whole, so a trapezoid sum over unit steps is exact."""
 
     def curve(steps, height):
-        points, x = [(0, height)], 0
-        for dx, y in steps:
-            x += dx
-            points.append((x, y))
-        return [*points, (x + 60, height)]
-
-    def at(points, x):
-        (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(points) if a[0] <= x <= b[0])
-        return y0 + Fraction(y1 - y0, x1 - x0) * (x - x0)
+        epochs = [0, *accumulate(dx for dx, _ in steps)]
+        points = zip(epochs, [height, *(y for _, y in steps)], strict=True)
+        return [*points, (epochs[-1] + 60, height)]
 
     baseline, target = curve(first, y1), curve(second, y2)
     last = min(baseline[-1][0], target[-1][0])
     start = data.draw(st.integers(0, last - 1))
     stop = data.draw(st.integers(start + 1, last))
-
-    def area(points):
-        floor = at(baseline, start)
-        return sum((at(points, x) + at(points, x + 1)) / 2 - floor for x in range(start, stop))
-
-    if area(baseline) == 0:
-        return
-    assert rauc(baseline, target, start, stop) == pytest.approx(
-        float(area(target) / area(baseline)), rel=1e-6, abs=1e-6
-    )
+    epochs = np.arange(start, stop + 1)
+    own, other = (np.interp(epochs, *zip(*points, strict=True)) for points in (baseline, target))
+    areas = [(y[1:] + y[:-1]).sum() / 2 - own[0] * (stop - start) for y in (own, other)]
+    assume(abs(areas[0]) > 1e-3)
+    found = rauc(baseline, target, start, stop)
+    assert found == pytest.approx(areas[1] / areas[0], rel=1e-6, abs=1e-6)
 
 
 GOOD = [(0, 1.0), (10, 2.0)]
@@ -99,9 +89,8 @@ GOOD = [(0, 1.0), (10, 2.0)]
         (GOOD, [(2, 1.0), (10, 2.0)], 0, 10, "target covers epochs 2 to 10"),
         (GOOD, GOOD, 5, 5, "start < stop"),
         (GOOD, GOOD, 0, float("nan"), "start < stop"),
-        ([(0, 1.0)], GOOD, 0, 1, "at least two"),
-        ([(0, 1.0), (0, 2.0)], GOOD, 0, 0.5, "epochs must rise, but 0 follows 0"),
-        ([(10, 1.0), (0, 2.0)], GOOD, 0, 10, "epochs must rise"),
+        ([(0, 1.0)], GOOD, 0, 1, "at least two points"),
+        ([(0, 1.0), (0, 2.0)], GOOD, 0, 0.5, r"epochs that rise: \[0, 0\]"),
         (GOOD, [(0, 1.0), (10, float("nan"))], 0, 10, "not finite"),
         ([(0, 1.0), (10, 1.0)], GOOD, 0, 10, "RAUC is undefined"),
     ],

@@ -6,63 +6,24 @@ import timm
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace, TraceError
+
+from .distributed_worker import Block, Model
 
 WEIGHTS = {"sparsity": 0.5, "singularity": 0.5, "ranking": 0.5}
 MTO = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend="recompute"))
 REFERENCE = MaskedTokenOptimization(MTOConfig(**WEIGHTS, backend="dense"))
 
-
-class Block(nn.Module):
-    def __init__(self, style="tensor"):
-        super().__init__()
-        self.style = style
-        self.mix = nn.Linear(6, 6)
-
-    def forward(self, hidden, scale=1.0):
-        out = hidden + torch.tanh(self.mix(hidden)) * scale
-        return (out, None) if self.style == "tuple" else out
-
-
-class Model(nn.Module):
-    """One cls token, 12 patches, three blocks; `how` says how the blocks are called."""
-
-    def __init__(self, how="plain", style="tensor"):
-        super().__init__()
-        torch.manual_seed(0)
-        self.how = how
-        self.embed = nn.Linear(4, 6)
-        self.blocks = nn.ModuleList(Block(style) for _ in range(3))
-        self.head = nn.Linear(6, 4)
-
-    def run(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def forward(self, images):
-        x = self.embed(images)
-        if self.how == "outer reentrant":
-            x = checkpoint(self.run, x, use_reentrant=True)
-        else:
-            for block in self.blocks:
-                if self.how == "keyword":
-                    x = block(scale=x.new_ones(()), hidden=x)  # another tensor comes first
-                elif self.how in ("reentrant", "nonreentrant"):
-                    x = checkpoint(block, x, use_reentrant=self.how == "reentrant")
-                else:
-                    x = block(x)
-                x = x[0] if isinstance(x, tuple) else x
-                if self.how == "in place":
-                    x = x.add_(1.0)
-        return (self.head(x) - images).square().mean()
-
-
 torch.manual_seed(1)
 IMAGES = torch.randn(2, 13, 4)
 MASK = torch.rand(2, 12) < 0.6
+
+
+def traced(how="plain", style="tensor"):
+    """A fresh model and its trace."""
+    model = Model(how, style)
+    return model, TokenTrace(model.blocks, 1)
 
 
 def gradients(model, loss):
@@ -81,22 +42,27 @@ def by_hand():
     return gradients(model, loss + REFERENCE(tokens, MASK, num_prefix_tokens=1).total)
 
 
-def traced(model, trace, run=None):
+def agrees_with_hand(model, trace, run=None):
+    """Gradients of loss + MTO through the trace; `run` is the model where it is compiled."""
     with trace:
         loss = (model if run is None else run)(IMAGES)
-    return gradients(model, loss + MTO(trace.tokens_by_depth, MASK).total)
+    found = gradients(model, loss + MTO(trace.tokens_by_depth, MASK).total)
+    torch.testing.assert_close(found, by_hand())
+
+
+def refused(trace, message):
+    with pytest.raises(TraceError, match=message):
+        _ = trace.tokens_by_depth
 
 
 @pytest.mark.parametrize("style", ["tensor", "tuple"])
 @pytest.mark.parametrize("how", ["plain", "keyword", "nonreentrant", "reentrant"])
 def test_gradients_are_those_of_the_tokens_passed_by_hand(how, style):
-    model = Model(how, style)
-    torch.testing.assert_close(traced(model, TokenTrace(model.blocks, 1)), by_hand())
+    agrees_with_hand(*traced(how, style))
 
 
 def test_what_is_recorded():
-    model = Model()
-    trace = TokenTrace(model.blocks, num_prefix_tokens=1)
+    model, trace = traced()
     with trace:
         model(IMAGES)
     tokens = trace.tokens_by_depth
@@ -117,21 +83,13 @@ def test_grids_are_flattened_row_by_row():
 
 
 def test_a_swin_of_timm_several_stages():
-    torch.manual_seed(0)
-    swin = timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=64,
-        window_size=4,
-        embed_dim=8,
-        depths=(2, 2),
-        num_heads=(1, 2),
-        num_classes=3,
-    )
+    sizes = {"img_size": 64, "window_size": 4, "embed_dim": 8, "depths": (2, 2)}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_heads=(1, 2), **sizes)
     trace = TokenTrace([block for stage in swin.layers for block in stage.blocks])
     with trace:
         loss = swin(torch.randn(2, 3, 64, 64)).square().mean()
-    sizes = [tuple(t.shape) for t in trace.tokens_by_depth]
-    assert sizes == [(2, 256, 8)] * 3 + [(2, 64, 16)] * 2
+    shapes = [tuple(t.shape) for t in trace.tokens_by_depth]
+    assert shapes == [(2, 256, 8)] * 3 + [(2, 64, 16)] * 2
     mask = (torch.rand(2, 4, 4) < 0.6).repeat_interleave(4, 1).repeat_interleave(4, 2)
     terms = MTO(trace.tokens_by_depth, mask)
     (loss + terms.total).backward()
@@ -140,11 +98,9 @@ def test_a_swin_of_timm_several_stages():
 
 
 def test_only_while_armed():
-    model = Model()
-    trace = TokenTrace(model.blocks)
+    model, trace = traced()
     model(IMAGES)
-    with pytest.raises(TraceError, match=r"nothing was captured at depth 0 \(and 3 others\)"):
-        _ = trace.tokens_by_depth
+    refused(trace, r"nothing was captured at depth 0 \(and 3 others\)")
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), trace:
         model(torch.randn(2, 13, 5))
     assert not trace.armed  # an error in the model disarms
@@ -152,8 +108,7 @@ def test_only_while_armed():
         model(IMAGES)
     assert len(trace.tokens_by_depth) == 4
     trace.clear()
-    with pytest.raises(TraceError, match="nothing was captured"):
-        _ = trace.tokens_by_depth
+    refused(trace, "nothing was captured")
 
 
 def test_an_armed_trace_leaves_training_bit_identical():
@@ -169,9 +124,8 @@ def test_an_armed_trace_leaves_training_bit_identical():
             loss = model(IMAGES)
             if trace:
                 trace.disarm()
-                loss = (
-                    loss + MaskedTokenOptimization(MTOConfig())(trace.tokens_by_depth, MASK).total
-                )
+                observe = MaskedTokenOptimization(MTOConfig())
+                loss = loss + observe(trace.tokens_by_depth, MASK).total
             gradients(model, loss)
             sgd.step()
         assert list(model.state_dict()) == keys
@@ -182,28 +136,19 @@ def test_an_armed_trace_leaves_training_bit_identical():
 # torch.compile
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def test_whole_model_compiled_in_one_graph_and_never_again():
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
+    model, trace = traced()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     compiled(IMAGES)
     for _ in range(3):
-        torch.testing.assert_close(traced(model, trace, compiled), by_hand())
+        agrees_with_hand(model, trace, compiled)
         compiled(IMAGES)
     assert counter.frame_count == 2  # one graph with the trace armed, one without
 
 
 def test_armed_from_within_the_compiled_graph():
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
+    model, trace = traced()
     model.register_forward_pre_hook(lambda module, _: trace.arm() if module.training else None)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -216,24 +161,20 @@ def test_armed_from_within_the_compiled_graph():
 
 
 def test_inductor():
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
-    torch.testing.assert_close(traced(model, trace, torch.compile(model)), by_hand())
+    model, trace = traced()
+    agrees_with_hand(model, trace, torch.compile(model))
 
 
 def test_blocks_compiled_in_place():
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
+    model, trace = traced()
     for block in model.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(traced(model, trace), by_hand())
+    agrees_with_hand(model, trace)
 
 
 def test_checkpointing_inside_a_compiled_model():
-    model = Model("nonreentrant")
-    trace = TokenTrace(model.blocks, 1)
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(traced(model, trace, compiled), by_hand())
+    model, trace = traced("nonreentrant")
+    agrees_with_hand(model, trace, torch.compile(model, backend="aot_eager"))
 
 
 def test_silent_failure_attached_after_the_model_was_compiled():
@@ -243,8 +184,7 @@ def test_silent_failure_attached_after_the_model_was_compiled():
     trace = TokenTrace(model.blocks)
     with trace:
         compiled(IMAGES)
-    with pytest.raises(TraceError, match="compiled before the trace was attached"):
-        _ = trace.tokens_by_depth
+    refused(trace, "attach first, then torch.compile")
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -259,14 +199,12 @@ def test_silent_failure_block_compiled_already(in_place):
 
 
 def test_silent_failure_called_twice_under_compile():
-    model = Model()
-    trace = TokenTrace(model.blocks)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    model, trace = traced()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with trace:
         compiled(IMAGES)
         compiled(IMAGES)
-    with pytest.raises(TraceError, match="recorded twice"):
-        _ = trace.tokens_by_depth
+    refused(trace, "recorded twice")
 
 
 # other silent failures: each of these records something wrong, or nothing, without its guard
@@ -274,26 +212,22 @@ def test_silent_failure_called_twice_under_compile():
 
 @pytest.mark.parametrize("how", ["nonreentrant", "reentrant"])
 def test_silent_failure_recomputation_records_again(how):
-    model = Model(how)
-    trace = TokenTrace(model.blocks, 1)
+    model, trace = traced(how)
     with trace:
         loss = model(IMAGES)
     tokens = trace.tokens_by_depth.whole
     loss.backward()  # runs the hooks again
     assert all(a is b for a, b in zip(trace.tokens_by_depth.whole, tokens, strict=True))
-
     with trace:  # still armed in backward: told on the next reading
         model(IMAGES).backward()
-    with pytest.raises(TraceError, match="disarm before backward"):
-        _ = trace.tokens_by_depth
+    refused(trace, "disarm before backward")
 
 
 @pytest.mark.parametrize("later", ["training", "evaluation", "compiled", "block by block"])
 def test_silent_failure_tokens_of_an_earlier_forward(later):
     """Armed once, forgotten later: a new mask would meet old tokens."""
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
-    run = torch.compile(model, backend="aot_eager") if later == "compiled" else model
+    model, trace = traced()
+    run = torch.compile(model, backend="eager") if later == "compiled" else model
     with trace:
         run(IMAGES)
     assert len(trace.tokens_by_depth) == 4
@@ -302,17 +236,15 @@ def test_silent_failure_tokens_of_an_earlier_forward(later):
     else:
         with torch.set_grad_enabled(later != "evaluation"):
             run(IMAGES)
-    with pytest.raises(TraceError, match="earlier forward"):
-        _ = trace.tokens_by_depth
-    torch.testing.assert_close(traced(model, trace, run), by_hand())
+    refused(trace, "earlier forward")
+    agrees_with_hand(model, trace, run)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_silent_failure_kept_tokens_of_an_earlier_forward(compiled):
     """The caller kept the sequence, or ran a copy of the model: no hook of ours sees the latter."""
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
-    run = torch.compile(model, backend="aot_eager") if compiled else model
+    model, trace = traced()
+    run = torch.compile(model, backend="eager") if compiled else model
     for later in ("armed", "unarmed", "cleared", "a copy"):
         with trace:
             run(IMAGES)
@@ -357,8 +289,7 @@ def test_silent_failure(how, message):
         model(IMAGES)
         if how == "twice":
             model(IMAGES * 2)
-    with pytest.raises(TraceError, match=message):
-        _ = trace.tokens_by_depth
+    refused(trace, message)
 
 
 def test_looking_without_training():
@@ -372,14 +303,10 @@ def test_looking_without_training():
         assert len(trace.tokens_by_depth) == 4
 
 
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_silent_failure_a_copy_records_into_the_original(duplicate):
-    model = Model()
-    trace = TokenTrace(model.blocks, 1)
+    model, trace = traced()
+    model.trace = trace
     with trace:
         loss = model(IMAGES)
     twin = duplicate(model)  # while tokens with a graph are held
@@ -389,28 +316,16 @@ def test_silent_failure_a_copy_records_into_the_original(duplicate):
     trace.armed = False
     assert all(a is b for a, b in zip(trace.tokens_by_depth.whole, kept, strict=True))
     loss.backward()
-
     with trace:
         twin(IMAGES)
-    with pytest.raises(TraceError, match="the model that ran is a copy of the traced one"):
-        _ = trace.tokens_by_depth
-    torch.testing.assert_close(traced(twin, TokenTrace(twin.blocks, 1)), by_hand())
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
-def test_a_model_may_hold_its_trace_and_its_copy_says_so(duplicate):
-    model = Model()
-    model.trace = TokenTrace(model.blocks)
-    with model.trace:
-        model(IMAGES)
+    refused(trace, "attach a trace to the copy")
     with pytest.raises(TraceError, match="is a copy and has no hooks"):
-        duplicate(model).trace.arm()
-    assert len(model.trace.tokens_by_depth) == 4
+        twin.trace.arm()
+    agrees_with_hand(twin, TokenTrace(twin.blocks, 1))
 
 
 def test_close_removes_every_hook():
-    model = Model()
-    trace = TokenTrace(model.blocks)
+    model, trace = traced()
     trace.close()
     assert not any(b._forward_hooks or b._forward_pre_hooks for b in model.blocks)
     with pytest.raises(TraceError, match="closed"):
@@ -434,11 +349,8 @@ def test_what_cannot_be_traced_is_refused(blocks, prefix, error, message):
 
 
 def test_a_block_that_returns_no_tokens_is_refused():
-    class Odd(nn.Module):
-        def forward(self, x):
-            return {"hidden": x}
-
-    odd = Odd()
+    odd = nn.Identity()
+    odd.register_forward_hook(lambda *_: {"hidden": 1})
     with TokenTrace([odd]), pytest.raises(TraceError, match="depth 1: expected a tensor.*got dict"):
         odd(IMAGES)
 

@@ -4,16 +4,11 @@ The ranks use the recompute backend, the one process the dense one.
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
-SPEC = importlib.util.spec_from_file_location("distributed_worker", WORKER)
-worker = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(worker)
+from . import distributed_worker as worker
 
 
 def agree(got, expected, prefixes=("param.", "grad.", "mto.", "weights")):
@@ -31,7 +26,7 @@ def single(config, micro=1):
 
 def results(case, folder, run_ranks):
     """Of both ranks."""
-    run_ranks(folder, [[WORKER, case, rank, 2, folder] for rank in range(2)])
+    run_ranks(folder, [[worker.__file__, case, rank, 2, folder] for rank in range(2)])
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

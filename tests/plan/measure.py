@@ -1,9 +1,9 @@
 """Count what autograd saves per image for real upstream models, on a CPU.
 
-    measure.py NAME CHECKOUT MODEL [--float32]
+    measure.py NAME CHECKOUT MODEL
 
-prints one JSON object: parameters, trainable, saved (bytes per image, distinct storages without
-parameters, difference between two batch sizes). Under bfloat16 autocast unless `--float32`.
+prints one JSON object: parameters, trainable, saved (bytes per image under bfloat16 autocast,
+distinct storages without parameters, difference between two batch sizes).
 For another upstream: call `saved` on its model and loss.
 """
 
@@ -71,15 +71,15 @@ def build(name: str, checkout: Path, model: str) -> tuple[Any, Callable[[int], A
     from timm.models import create_model
 
     more = {"drop_path_rate": 0.0, "drop_block_rate": None, "use_shared_rel_pos_bias": True}
+    more |= {"pretrained": False, "use_abs_pos_emb": False}
     if name == "bootmae":
         import models  # noqa: F401
 
-        net = create_model(model, pretrained=False, use_abs_pos_emb=False, init_values=0, **more)
+        net = create_model(model, init_values=0, **more)
 
         def bootmae(size: int) -> Any:
-            pixels, features = net(
-                torch.randn(size, 3, 224, 224), 147, torch.rand(size, 196).argsort(1)
-            )[:2]
+            images, shuffle = torch.randn(size, 3, 224, 224), torch.rand(size, 196).argsort(1)
+            pixels, features = net(images, 147, shuffle)[:2]
             mask = torch.rand(pixels.shape)
             loss = (mask * (pixels - torch.randn_like(pixels)) ** 2).mean()
             norm = torch.nn.functional.layer_norm(features, features.shape[-1:])
@@ -88,21 +88,13 @@ def build(name: str, checkout: Path, model: str) -> tuple[Any, Callable[[int], A
         return net, bootmae
     import modeling_pretrain  # noqa: F401
 
-    net = create_model(
-        model,
-        pretrained=False,
-        use_abs_pos_emb=False,
-        init_values=0.1,
-        use_mlp_projectors=True,
-        **more,
-    )
+    projector = {"use_mlp_projectors": True}
+    net = create_model(model, init_values=0.1, **projector, **more)
 
     def conmim(size: int) -> Any:
-        mask = torch.rand(size, 196).argsort(1) < 147
-        flags = {"return_all_tokens": True, "only_return_before_head": True}
-        feat = net(
-            torch.randn(size, 3, 224, 224), bool_masked_pos=mask, use_mlp_projectors=True, **flags
-        )
+        images, mask = torch.randn(size, 3, 224, 224), torch.rand(size, 196).argsort(1) < 147
+        flags = {"return_all_tokens": True, "only_return_before_head": True, **projector}
+        feat = net(images, bool_masked_pos=mask, **flags)
         feat = torch.nn.functional.normalize(feat, p=2, dim=-1)
         other = torch.nn.functional.normalize(torch.randn(feat.shape), p=2, dim=-1)
         logits = (feat @ other.mT / 0.1)[mask]
@@ -112,7 +104,7 @@ def build(name: str, checkout: Path, model: str) -> tuple[Any, Callable[[int], A
     return net, conmim
 
 
-def saved(net: Any, loss: Callable[[int], Any], size: int, half: bool) -> int:
+def saved(net: Any, loss: Callable[[int], Any], size: int) -> int:
     """Bytes of the distinct storages that autograd packs, without the parameters'."""
     import torch
 
@@ -128,10 +120,8 @@ def saved(net: Any, loss: Callable[[int], Any], size: int, half: bool) -> int:
         return tensor
 
     net.train()
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
-    ):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
         out = loss(size)
     del out
     return sum(found.values())
@@ -139,19 +129,14 @@ def saved(net: Any, loss: Callable[[int], Any], size: int, half: bool) -> int:
 
 def main() -> None:
     name, checkout, model = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3]
-    half = "--float32" not in sys.argv
     net, loss = build(name, checkout, model)
-    one, two = (saved(net, loss, size, half) for size in (2, 4))
-    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    print(
-        json.dumps(
-            {
-                "parameters": sum(p.numel() for p in net.parameters()),
-                "trainable": trainable,
-                "saved": (two - one) // 2,
-            }
-        )
-    )
+    one, two = (saved(net, loss, size) for size in (2, 4))
+    found = {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "saved": (two - one) // 2,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

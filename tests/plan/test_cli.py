@@ -101,7 +101,7 @@ def test_another_file_is_not_overwritten(mto: Run, tmp_path: Path) -> None:
         (["plan", "mae", "--gpus", "6"], 4, "4 or 8 GPUs"),
         (["plan", "mae", "--model", "mae_vit_huge_patch14", "--gpu-mem", "6"], 4, "does not fit"),
         (["plan", "beit"], 3, "beit"),
-        (["plan", "mae", "--precision", "float32"], 3, "float32"),
+        (["plan", "mae", "--model", "vit_tiny"], 3, "mae_vit_base_patch16"),
         (["plan"], 2, "NAME"),
         (["plan", "mae", "--launcher", "slurm"], 2, "slurm"),
         (["plan", "mae", "--zero", "3"], 2, "--zero"),

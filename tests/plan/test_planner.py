@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mto_tools.errors import MissingError, RefusedError
+from mto_tools.errors import RefusedError
 from mto_tools.plan.config import Start
 from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import FEW_IMAGES, Plan, Request, make_plan
@@ -144,16 +144,3 @@ def test_micro_batches_that_fill_no_step_are_told() -> None:
     assert "IndexError" in told(found)
     assert plan("bootmae", gpu_mem=80).left_over == 0  # no accumulation
     assert plan("mini").left_over == 0  # it counts steps
-
-
-def test_precisions() -> None:
-    with pytest.raises(MissingError, match="bf16"):
-        plan("mae", precision="bf16")
-    mixed, full = (
-        plan("mini", gpu_mem=2.5, batch=2**16, precision=precision)
-        for precision in ("bf16", "float32")
-    )
-    assert full.micro < mixed.micro
-    parts = {part.name: part.bytes for part in full.memory.parts}
-    assert "weights in 16 bit" not in parts
-    assert parts["activations"] == full.micro * full.counts.saved_float32

@@ -21,9 +21,6 @@ def plan(
     gpu_mem: Annotated[float, typer.Option(min=1.0, help="GB of each GPU, of 2^30 bytes")] = 24.0,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
     model: Annotated[str | None, typer.Option(help="one of the recipe's models")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp16, bf16 or float32, where the recipe has a choice")
-    ] = None,
     zero: Annotated[
         int | None, typer.Option(min=1, max=2, help="ZeRO stage; default: as memory asks")
     ] = None,
@@ -75,7 +72,7 @@ def plan(
     if launcher not in config.LAUNCHERS:
         raise typer.BadParameter(f"{launcher!r} is neither torchrun nor deepspeed")
     upstream = load_upstream(home, name)
-    request = Request(gpus, gpu_mem, nodes, model, precision, zero, batch, epochs)
+    request = Request(gpus, gpu_mem, nodes, model, zero, batch, epochs)
     made = make_plan(upstream, request)
     file = out or Path(f"{name}-{config.file_name(made)}")
     checkout = upstream.checkout

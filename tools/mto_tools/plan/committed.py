@@ -60,10 +60,10 @@ def ddp_table(home: Path) -> str:
     """Memory under upstream's own DDP, for the micro batches in docs/recipes.md."""
     rows = [["model", "state", "per image", "images", "together", "card of"]]
     for upstream, facts in recipes(home):
-        images = {s.model: s.images_per_gpu for s in reversed(facts.schedules) if s.images_per_gpu}
-        for model in (model for model in facts.models if model in images):
-            counts, count, beside = facts.memory[model], images[model], facts.bytes_beside
-            taken = estimate(counts, stage=0, micro=count, precision="fp16", beside=beside)
+        images = {s.model: s.images_per_gpu for s in facts.schedules if s.images_per_gpu}
+        for model, count in images.items():
+            beside = facts.bytes_beside
+            taken = estimate(facts.memory[model], stage=0, micro=count, beside=beside)
             state, each = taken.sum("state"), taken.sum("images") // count
             cells = [f"{state / GIB:.1f} GiB", f"{each / 2**20:.0f} MiB", str(count)]
             cells += [f"{taken.sum('state', 'images') / GIB:.1f} GiB", f"{taken.card} GB"]

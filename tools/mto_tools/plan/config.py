@@ -64,25 +64,15 @@ def write(plan: Plan, file: Path, *, force: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run is started; paths as seen from the folder in which the command is given.
+    """How a run is started; paths as seen from the folder in which the command is given."""
 
-    Attributes:
-        checkout: The patched upstream.
-        script: The script that pre-trains.
-        config: The configuration.
-        mto: Whether MTO is on.
-        launcher: One of `LAUNCHERS`.
-        data: The images; `$NAME` is left to the shell.
-        output: Folder for checkpoints and logs.
-    """
-
-    checkout: str
+    checkout: str  # the patched upstream
     script: str
     config: str
     mto: bool = False
-    launcher: str = "torchrun"
-    data: str = "$IMAGENET"
-    output: str = ""
+    launcher: str = "torchrun"  # one of `LAUNCHERS`
+    data: str = "$IMAGENET"  # `$NAME` is left to the shell
+    output: str = ""  # folder for checkpoints and logs, named by model where it is ""
 
 
 def command(plan: Plan, start: Start) -> str:
@@ -97,7 +87,6 @@ def command(plan: Plan, start: Start) -> str:
         "epochs": schedule.epochs,
         "warmup": plan.facts.warmup_epochs,
         "rate": schedule.rate,
-        "amp": {"float32": "none"}.get(plan.precision, plan.precision),
         "config": start.config,
         "data": start.data,
         "output": start.output or f"{schedule.model}{'-mto' if start.mto else ''}",

@@ -22,32 +22,20 @@ MARGIN = 0.1  # assumption: share of the card lost to fragmentation and to what 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a GPU's memory.
-
-    Attributes:
-        name: Name of the part.
-        kind: "state", "images" (grows with the micro batch) or "reserve" (an assumption).
-        bytes: Size.
-        how: The arithmetic, for a person.
-    """
+    """One part of a GPU's memory; images grow with the micro batch, reserves are assumptions."""
 
     name: str
     kind: Literal["state", "images", "reserve"]
     bytes: int
-    how: str
+    how: str  # the arithmetic, for a person
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of a GPU at the peak of a step, which is the start of a backward pass.
-
-    Attributes:
-        parts: Its parts.
-        limit: Bytes of the card.
-    """
+    """Memory of a GPU at the peak of a step, which is the start of a backward pass."""
 
     parts: tuple[Part, ...]
-    limit: int
+    limit: int  # bytes of the card
 
     def sum(self, *kinds: str) -> int:
         """Bytes of all parts, or of those of some kinds."""
@@ -75,7 +63,6 @@ def estimate(
     *,
     stage: int,
     micro: int,
-    precision: str,
     beside: int,
     world: int = 1,
     accumulation: int = 1,
@@ -87,7 +74,6 @@ def estimate(
         model: Counts of the model.
         stage: ZeRO stage, 1 or 2; 0 for DDP without DeepSpeed.
         micro: Images per GPU and micro batch.
-        precision: "fp16", "bf16" or "float32", the recipe's autocast.
         beside: Bytes per parameter of models without gradient.
         world: GPUs in all.
         accumulation: Micro batches per step.
@@ -116,11 +102,8 @@ def estimate(
         Part("gradients", "state", gradients, held),
         Part("optimizer", "state", optimizer, moments),
         Part("buckets", "state", buckets, reduced),
-        Part(
-            *("weights in 16 bit", "state", 0 if precision == "float32" else 2 * trainable),
-            f"2 B x {elements}, autocast",
-        ),
-        images("activations", model.activations(precision)),
+        Part("weights in 16 bit", "state", 2 * trainable, f"2 B x {elements}, autocast"),
+        images("activations", model.activations),
         images("workspace", model.workspace),
         images("MTO", model.mto, ", set aside in any case"),
         Part("CUDA, cuDNN, NCCL", "reserve", CONTEXT + NCCL, "assumed"),

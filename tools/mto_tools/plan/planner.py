@@ -18,26 +18,14 @@ FEW_IMAGES = 32
 
 @dataclass(frozen=True)
 class Request:
-    """The user's wishes.
+    """The user's wishes; `None` leaves the choice to the recipe, and the stage to the plan."""
 
-    Attributes:
-        gpus: GPUs per node.
-        gpu_mem: Memory of a GPU in GiB.
-        nodes: Machines.
-        model: One of the recipe's; `None` for its default.
-        precision: "fp16", "bf16" or "float32"; `None` for the recipe's default.
-        stage: ZeRO stage; `None` to choose.
-        batch: Images per step on all GPUs; `None` for the recipe's.
-        epochs: Length of the schedule; `None` for the recipe's.
-    """
-
-    gpus: int = 8
-    gpu_mem: float = 24.0
+    gpus: int = 8  # of each node
+    gpu_mem: float = 24.0  # GiB of each GPU
     nodes: int = 1
     model: str | None = None
-    precision: str | None = None
     stage: int | None = None
-    batch: int | None = None
+    batch: int | None = None  # images per step on all GPUs
     epochs: int | None = None
 
     @property
@@ -48,29 +36,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe on given GPUs.
-
-    Attributes:
-        name: The upstream.
-        request: The user's wishes.
-        facts: Facts of the recipe.
-        schedule: The model, with epochs of this plan.
-        counts: Memory of the model.
-        total: Images per step on all GPUs.
-        precision: The recipe's autocast.
-        micro: Images per GPU and micro batch.
-        stage: ZeRO stage.
-    """
+    """A recipe on given GPUs."""
 
     name: str
     request: Request
     facts: Facts
-    schedule: Schedule
+    schedule: Schedule  # with the epochs of this plan
     counts: Counts
-    total: int
-    precision: str
-    micro: int = 1
-    stage: int = 1
+    total: int  # images per step on all GPUs
+    micro: int = 1  # images per GPU and micro batch
+    stage: int = 1  # of ZeRO
 
     @property
     def accumulation(self) -> int:
@@ -84,7 +59,6 @@ class Plan:
             self.counts,
             stage=self.stage,
             micro=self.micro,
-            precision=self.precision,
             beside=self.facts.bytes_beside,
             world=self.request.world,
             accumulation=self.accumulation,
@@ -111,29 +85,23 @@ def make_plan(upstream: Upstream, request: Request) -> Plan:
     same configuration.
 
     Raises:
-        MissingError: No such model, schedule or precision, or its memory has not been counted.
+        MissingError: No such model or schedule, or its memory has not been counted.
         RefusedError: The total batch cannot be shared out evenly, the model does not fit, or the
             schedule ends within its warm-up.
     """
     facts = plan_facts(upstream)
     schedule = facts.schedule(request.model, request.epochs)
-    precision = request.precision or facts.precisions[0]
-    if precision not in facts.precisions:
-        raise MissingError(
-            f"{upstream.name} computes in {' or '.join(facts.precisions)}: upstream has no option "
-            f"for {precision}"
-        )
     total = request.batch or schedule.total_batch
     if total % request.world:
         raise _uneven(upstream.name, total, request)
     counts = facts.memory.get(schedule.model)
-    if counts is None or not counts.activations(precision):
+    if counts is None:
         raise MissingError(
             f"{upstream.folder / 'recipe.toml'}: memory of {schedule.model} has not been counted: "
-            f"no [plan.memory.{schedule.model}] for {precision}",
+            f"no [plan.memory.{schedule.model}]",
             hint="docs/deepspeed.md, A fifth upstream, says how to count it",
         )
-    base = Plan(upstream.name, request, facts, schedule, counts, total, precision)
+    base = Plan(upstream.name, request, facts, schedule, counts, total)
     stages = [request.stage] if request.stage else [2, 1]
     plans = [  # the one that needs least memory first
         replace(base, micro=micro, stage=stage)

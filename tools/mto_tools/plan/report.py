@@ -13,10 +13,8 @@ from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan
 
 TRUST = """\
-This is an estimate, made without a GPU. Weights, gradients, optimizer and buckets follow
-DeepSpeed's source. Activations are the bytes that autograd saves in upstream's model, counted on a
-CPU. Workspace and MTO are computed from shapes; assumed parts are marked. Look at nvidia-smi in the
-first minute; if memory is too tight, plan again with a smaller --gpu-mem."""
+This is an estimate, made without a GPU; docs/deepspeed.md says how. Look at nvidia-smi in the first
+minute; if memory is too tight, plan again with a smaller --gpu-mem."""
 
 
 def show(plan: Plan, start: Start, console: Console) -> None:
@@ -25,8 +23,7 @@ def show(plan: Plan, start: Start, console: Console) -> None:
     console.print(
         f"{plan.schedule.model} on {request.nodes} x {request.gpus} GPUs of {request.gpu_mem:g} GB:"
         f" {plan.micro} images x {plan.accumulation} micro batches x {request.world} GPUs = "
-        f"{plan.total} a step; peak learning rate {plan.learning_rate:.6g}; ZeRO {plan.stage}; "
-        f"{plan.precision}"
+        f"{plan.total} a step; peak learning rate {plan.learning_rate:.6g}; ZeRO {plan.stage}"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("memory of a GPU")
@@ -34,8 +31,7 @@ def show(plan: Plan, start: Start, console: Console) -> None:
     table.add_column("how", overflow="fold")
     for part in memory.parts:
         table.add_row(part.name, f"{part.bytes / GIB:.2f}", part.how)
-    share = f"{memory.sum() / memory.limit:.0%} of the card; most for {memory.largest.name}"
-    table.add_row("together", f"{memory.sum() / GIB:.2f}", share, style="bold")
+    table.add_row("together", f"{memory.sum() / GIB:.2f}", style="bold")
     console.print(table)
     for note in notes(plan, start):
         console.print(f"note: {note}", markup=False)
@@ -82,7 +78,6 @@ def as_json(plan: Plan, start: Start) -> dict[str, Any]:
     return {
         "recipe": plan.name,
         "model": plan.schedule.model,
-        "precision": plan.precision,
         "learning_rate": plan.learning_rate,
         "config_file": start.config,
         "config": content(plan),

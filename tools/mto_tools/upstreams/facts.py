@@ -12,8 +12,8 @@ from mto_tools.upstreams.templates import of, some
 from mto_tools.upstreams.upstream import Table
 
 VALUES = (
-    *("accumulation", "amp", "arm", "checkout", "config", "data", "epochs", "flags", "micro"),
-    *("model", "output", "rate", "total", "warmup"),
+    *("accumulation", "arm", "checkout", "config", "data", "epochs", "flags", "micro", "model"),
+    *("output", "rate", "total", "warmup"),
 )
 
 
@@ -27,7 +27,6 @@ class Counts(Table):
     parameters: PositiveInt  # of the trained model, all
     trainable: PositiveInt  # those with gradients
     saved: PositiveInt  # bytes saved for the backward pass under bfloat16 autocast
-    saved_float32: int = 0  # the same without autocast; 0 where the recipe always uses autocast
     tokens: PositiveInt  # tokens in a traced block, class tokens included
     width: PositiveInt  # channels of a traced block
     depths: PositiveInt  # depths at which MTO measures
@@ -35,10 +34,9 @@ class Counts(Table):
     # Attentions that are written out, not fused: blocks, heads, queries, keys.
     attention: tuple[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], ...] = ()
 
-    def activations(self, precision: str) -> int:
+    @property
+    def activations(self) -> int:
         """Bytes saved for the backward pass on CUDA, whose softmax gives float32."""
-        if precision == "float32":
-            return self.saved_float32
         return self.saved + 4 * sum(prod(shape) for shape in self.attention)
 
     @property
@@ -74,7 +72,6 @@ class Facts(Table):
     images: int = 0  # images of an epoch; 0 for a recipe that counts steps
     clip_grad: float = 0.0  # largest gradient norm; 0 does not clip
     rate_per_images: int = 0  # total batch of `Schedule.rate`; 0 where upstream does not scale it
-    precisions: Annotated[tuple[str, ...], AfterValidator(some)] = ("fp16",)  # the default first
     warmup_epochs: int = 0  # length of the warm-up; 0 where `arguments` do not give it
     bytes_beside: int = 0  # bytes per parameter of models without gradient: EMA copy, teacher
     largest_micro_batch: int = 0  # of a model that normalises by it; 0: no limit
