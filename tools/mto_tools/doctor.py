@@ -134,8 +134,7 @@ def _series(upstream: Upstream) -> Finding:
     place = PLACES.get(found.word, f"{found.word}: {found.detail}")
     hint = f"mto apply {name}" if found.word == ABSENT else f"mto status {name}"
     ready = found.word in (PRISTINE, APPLIED)
-    lines = f"{sum(found.inserted.values())} lines; {place}"
-    return Finding(what, "ok" if ready else "note", lines, "" if ready else hint)
+    return Finding(what, "ok" if ready else "note", place, "" if ready else hint)
 
 
 def register(app: typer.Typer) -> None:
