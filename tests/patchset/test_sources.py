@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import CorruptError, MissingError
+from mto_tools.errors import CorruptError, MissingError, RefusedError
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.checkout import embedded_commit, ensure_clone, make_clone
 from mto_tools.patchset.git import Git, GitError
@@ -39,6 +39,8 @@ def test_order_of_sources(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_source(toy).value == str(work.origin)
     monkeypatch.setenv("MTO_UPSTREAM_URL", "https://mirror/{owner}/{repo}-{name}.git")
     assert find_source(toy).value == "https://mirror/some/toy-toy.git"
+    with pytest.raises(MissingError, match="neither a URL nor an existing path"):
+        find_source(toy, "/no/such")
     monkeypatch.setenv("MTO_UPSTREAM_URL_TOY", "git@host:{owner}/{repo}")
     assert find_source(toy).value == "git@host:some/toy"
     assert find_source(toy).kind == "url"
@@ -210,11 +212,10 @@ def test_embedded_upstream_is_a_repository_of_its_own(work: Workspace) -> None:
     assert raw_git(git.folder, "status", "--porcelain") == ""
 
 
-def test_another_mto_is_cloning(work: Workspace) -> None:
-    shop = work.home / "upstream" / ".mto"
-    shop.mkdir(parents=True)
-    with (shop / "toy.lock").open("w") as stream:
+def test_another_mto_is_cloning(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mto_tools.patchset.locks.PATIENCE", 0.1)
+    write(work.home / "upstream", {".mto/toy.lock": ""})
+    with (work.home / "upstream" / ".mto" / "toy.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        run = work.mto("checkout", "toy")
-    assert run.returncode == 4
-    assert "another mto is checking out toy" in run.stderr
+        with pytest.raises(RefusedError, match="another mto is checking out toy"):
+            make_clone(work.toy, quiet)

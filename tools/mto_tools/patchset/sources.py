@@ -190,7 +190,4 @@ def _mark_shallow(git: Git, commit: str) -> None:
 
 
 def _has_parents(git: Git, commit: str) -> bool:
-    header = git.text("cat-file", "commit", commit, check=False).partition("\n\n")[0]
-    parents = [line[7:] for line in header.splitlines() if line.startswith("parent ")]
-    asked = "\n".join(parents).encode()
-    return bool(header) and b"missing" not in git.run("cat-file", "--batch-check", input=asked)
+    return git.ok("rev-list", "--quiet", "--no-walk", commit, f"{commit}^@")

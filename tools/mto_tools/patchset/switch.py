@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mto_tools.errors import RefusedError
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.patchset.clone_state import BranchMove, index_copy
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import (
@@ -44,6 +44,7 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
     before = {change.path: file_version(git.folder, change.path) for change in files}
     kept = [change.path for change in files if change.after]
     _require_unmodified(git, files, verb)
+    _require_writable(git, files)
 
     def stage(folder: Path) -> None:
         """Write the target files as git would check them out."""
@@ -57,6 +58,17 @@ def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
     place = private(git) / "transaction"
     for note in replace_staged(place, git.folder, verb, before, kept, stage, move, git):
         say(note)
+
+
+def _require_writable(git: Git, files: Sequence[Change]) -> None:
+    """Refuse a read-only folder: a rename fails there, and a copy into the file can be killed."""
+    folders = {(git.folder / change.path).parent for change in files}
+    for folder in sorted({*folders, git.git_dir(), git.common_dir() / "refs" / "heads"}):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise MtoError(
+                f"cannot write in {folder}; nothing was changed",
+                hint="see that it is yours and not read-only, then run the command again",
+            )
 
 
 def _require_unmodified(git: Git, files: Sequence[Change], verb: str) -> None:
@@ -89,9 +101,9 @@ def _aside_command(git: Git, edited: Mapping[str, str]) -> str:
     # git stashes no folder in place of a file.
     others = [path for path in files if edited[path] == "??" or (git.folder / path).is_dir()]
     tracked = [path for path in files if path not in others]
-    commands = [shlex.join(["mv", files[path], f"{files[path]}.mine"]) for path in others]
-    if any(edited[path][0] != " " for path in tracked):
-        tracked = ["stash", "push"]  # by name, git fails on what is as in HEAD
-    elif tracked:
-        tracked = ["stash", "push", "--", *tracked]
-    return " && ".join([*([git.command(*tracked)] if tracked else []), *commands])
+    stash = ["stash", "push"]
+    if all(edited[path][0] == " " for path in tracked):
+        stash += ["--", *tracked]  # by name, git fails on what is staged and as in HEAD
+    commands = [git.command(*stash)] if tracked else []
+    commands += [shlex.join(["mv", files[path], f"{files[path]}.mine"]) for path in others]
+    return " && ".join(commands)
