@@ -254,7 +254,7 @@ def build_series(git: Git, base: str, patches: Sequence[tuple[str, bytes]]) -> L
         tree = apply_patch(git, lock.tree, data, name)
         touched = []
         for path, old, new in changes(git, lock.tree, tree):
-            reason = refusal(path, old, new)
+            reason = refusal(old, new)
             if reason or not new:
                 raise CorruptError(f"{name}: {path}: {reason}; a series only inserts lines")
             touched.append(Touched(path, new.mode, old.oid if old else None, new.oid))

@@ -231,7 +231,9 @@ def parse(data: bytes, name: str) -> Patch:
         if not match:
             other = "context, or binary content: a patch holds inserted lines only"
             raise PatchFormatError(name, line, _WRONG.get(data[at : at + 1], other))
-        path, new_mode, before, after, mode = (part.decode() for part in match.groups(b""))
+        path, new_mode, before, after, mode = (
+            part.decode(errors="replace") for part in match.groups(b"")
+        )
         if reason := path_problem(path):
             raise PatchFormatError(name, line, f"{path}: {reason}")
         if files and path <= files[-1].path:

@@ -157,7 +157,7 @@ def file_patches(git: Git, base: str, tree: str) -> tuple[FilePatch, ...]:
     by_git = ranges(git, base, tree)
     files, problems = [], []
     for path, before, after in changes(git, base, tree):
-        reason = refusal(path, before, after)
+        reason = path_problem(path) or refusal(before, after)
         if reason or not after:
             problems.append(Problem(path, 1, reason))
             continue
@@ -212,10 +212,8 @@ def subsequence(old: Sequence[bytes], new: Sequence[bytes]) -> list[Range] | Non
     return found
 
 
-def refusal(path: str, before: Version | None, after: Version | None) -> str:
-    """Say why a change of `path` can be no part of a series; empty where it can, by its modes."""
-    if reason := path_problem(path):
-        return reason
+def refusal(before: Version | None, after: Version | None) -> str:
+    """Say why a file's change can be no part of a series; empty where it can, by its modes."""
     if not after:
         return "upstream file deleted"
     if any(version and version.mode not in MODES for version in (before, after)):
