@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from mto_tools.compare.cli import train
-from mto_tools.compare.plan import Plan, in_whole_epochs, make_plan, resolve
+from mto_tools.compare.inputs import Inputs
+from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.compare.report import Report, build
 from mto_tools.compare.run import execute
 from mto_tools.home import find_home
@@ -68,23 +69,13 @@ def plan_of(
     out: Path = Path("/out"),
     checkout: Path | None = None,
     images: int = 64,
-    gpu: bool = False,
-    cores: int = 2,
-    seeds: int = 2,
     **options: Any,
 ) -> Plan:
     """The plan of a shipped recipe, or of `recipe`."""
-    recipe = recipe or recipe_of(name)
-    choices = resolve(recipe, name, cores=cores, gpu=gpu, seeds=seeds, **options)
-    return make_plan(
-        recipe,
-        in_whole_epochs(choices, images, name),
-        upstream=name,
-        checkout=checkout or Path("/up") / name,
-        out=out,
-        data=out / "data",
-        gpu=gpu,
-    )
+    checkout = checkout or Path("/up") / name
+    inputs = Inputs(checkout, out / "data", images, cwd=checkout, versions={})
+    options = {"cores": 2, "seeds": 2, **options}
+    return make_plan(recipe or recipe_of(name), name, inputs, out, **options)
 
 
 def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: Any) -> Plan:
