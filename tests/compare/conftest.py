@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from rich.console import Console
 from mto_tools.compare.cli import train
 from mto_tools.compare.inputs import Inputs
 from mto_tools.compare.plan import Plan, make_plan
-from mto_tools.compare.report import Report, build
-from mto_tools.compare.run import execute
 from mto_tools.home import find_home
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
@@ -91,18 +88,6 @@ def work(tmp_path: Path) -> Path:
     folder = tmp_path / "reports" / "fake" / "now"
     folder.mkdir(parents=True)
     return folder
-
-
-@pytest.fixture
-def run_fake(work: Path) -> Callable[..., Report]:
-    """Run the fake recipe for real and judge it, without drawing; more arguments go to it."""
-
-    def run(*extra: str, seeds: int = 1) -> Report:
-        plan = fake_plan(work, *extra, seeds=seeds)
-        execute(plan, work, quiet())
-        return build(plan, work)
-
-    return run
 
 
 @pytest.fixture(scope="session")

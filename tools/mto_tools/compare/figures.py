@@ -12,14 +12,13 @@ import numpy as np
 
 from mto_tools.compare.plan import ARMS, Plan
 from mto_tools.compare.record import AffinityMap, Curve, Record, by_seed, combine, of_arm
-from mto_tools.compare.svg import COLOURS, INK, NAMES, Size, lines, panel
+from mto_tools.compare.svg import COLOURS, INK, NAMES, lines, panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Panels = list[str]  # HTML
 SYMBOLS = {"sparsity": "L_spa", "singularity": "L_e", "ranking": "L_r"}
-WIDE = (5.2, 3.1)  # inches, for two panels side by side
 
 
 def draw(records: list[Record], plan: Plan) -> dict[str, Panels]:
@@ -50,14 +49,13 @@ def _add(
     records: list[Record],
     pick: Callable[[Record], Curve],
     *,
-    size: Size = (4.3, 3.0),
     label: str = "step",
     markers: bool = False,
     more: Callable[[Axes], object] = lambda axes: None,
 ) -> None:
     """Add a panel with a curve of every run, unless they show one constant."""
     if varies(map(pick, records)):
-        with panel(panels, title, size) as (axes,):
+        with panel(panels, title) as (axes,):
             lines(axes, records, pick, label=label, markers=markers)
             more(axes)
             axes.legend(loc="best")
@@ -68,7 +66,7 @@ def _scores(records: list[Record], plan: Plan) -> Panels:
     for score in plan.scores:
         title = score.label + (" (%)" if score.percent else "")
         pick = partial(_score, key=score.key, factor=100 if score.percent else 1)
-        _add(panels, title, records, pick, size=WIDE, markers=True)
+        _add(panels, title, records, pick, markers=True)
     return panels
 
 
@@ -78,7 +76,7 @@ def _score(record: Record, key: str, factor: float) -> Curve:
 
 def _loss(records: list[Record]) -> Panels:
     panels: Panels = []
-    with panel(panels, "L_ss: raw (faint) and smoothed", WIDE) as (axes,):
+    with panel(panels, "L_ss: raw (faint) and smoothed") as (axes,):
         for record in records:
             raw = record.curve("loss")
             axes.plot(raw.steps, raw.values, color=COLOURS[record.arm], lw=0.6, alpha=0.4)
@@ -92,7 +90,7 @@ def _loss(records: list[Record]) -> Panels:
         combine([*map(_smooth_loss, pair)], lambda values: values[1] - values[0])
         for pair in by_seed(records)
     ]
-    with panel(panels, "Difference: MTO − baseline", WIDE) as (axes,):
+    with panel(panels, "Difference: MTO − baseline") as (axes,):
         for gap in gaps:
             axes.plot(gap.steps, gap.values, color=COLOURS["mto"], lw=0.7, alpha=0.4)
         mean = combine(gaps, np.mean)
@@ -145,7 +143,7 @@ def _affinity(records: list[Record]) -> Panels:
     images = {record.arm: record.affinity for record in records if record.affinity}
     for arm, image in images.items() if len(images) == len(ARMS) else ():
         for depth in range(len(image.maps)):
-            with panel(panels, f"{NAMES[arm]}, depth {depth}", (2.5, 4.6), rows=2) as axes:
+            with panel(panels, f"{NAMES[arm]}, depth {depth}", size=(2.5, 4.6), rows=2) as axes:
                 _maps(axes, image, depth)
     return panels
 

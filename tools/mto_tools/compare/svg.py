@@ -16,7 +16,6 @@ from mto_tools.compare.record import Curve, Record, combine, of_arm
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Size = tuple[float, float]  # inches
 # matplotlib draws in these colours; CSS variables replace them, so one SVG serves all media.
 INK, _GRID = "#010203", "#040506"
 COLOURS: dict[ArmName, str] = {"baseline": "#070809", "mto": "#0a0b0c"}
@@ -53,9 +52,9 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def panel(
-    panels: list[str], title: str, size: Size = (4.3, 3.0), rows: int = 1
+    panels: list[str], title: str, *, size: tuple[float, float] = (4.3, 3.0), rows: int = 1
 ) -> Iterator[list[Axes]]:
-    """Draw a panel with axes in `rows`; the block's end adds its SVG to `panels`."""
+    """Draw a panel of `size` inches, its axes in `rows`; the block's end adds the SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
