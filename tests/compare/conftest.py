@@ -72,7 +72,7 @@ def plan_of(
     checkout = checkout or Path("/up") / name
     inputs = Inputs(checkout, out / "data", images, cwd=checkout, versions={})
     options = {"cores": 2, "seeds": 2, **options}
-    return make_plan(recipe or recipe_of(name), name, inputs, out, **options)
+    return make_plan(recipe or recipe_of(name), name, lambda: inputs, out, **options)
 
 
 def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: Any) -> Plan:

@@ -28,17 +28,30 @@ def run(*words: str) -> tuple[int, str, str]:
     ("words", "code", "named"),
     [
         ("beit", 3, "beit"),
+        ("mini --style swin", 1, "swin"),
+        ("mini --preset mea", 1, "mea"),
         ("mini --seeds 0", 2, "--seeds"),
         ("mini --steps 1", 2, "--steps"),
         ("mini --jobs 0", 2, "--jobs"),
-        ("mini --data /nowhere", 3, "/nowhere"),
+        ("mini --batch 8", 1, "--batch"),
+        ("mini -- --mto_preset mae", 1, "--mto_preset"),
+        ("mini -- --mto_pres=mae", 1, "--mto_pres"),
     ],
 )
-def test_refused_before_a_run_starts(home: Path, words: str, code: int, named: str) -> None:
+def test_refused_before_anything_is_written(home: Path, words: str, code: int, named: str) -> None:
+    before = sorted(home.rglob("*"))
     found, message, hint = run("compare", *words.split())
     assert found == code
     assert named in message
     assert hint or code == 2
+    assert sorted(home.rglob("*")) == before
+
+
+def test_missing_data_are_refused_before_a_run_starts(home: Path) -> None:
+    code, message, hint = run("compare", "mini", "--data", "/nowhere")
+    assert code == 3
+    assert "/nowhere" in message
+    assert "--data" in hint
     assert not (home / "reports").exists()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mto_tools.compare.plan import ARMS, Plan, whole_epochs
-from mto_tools.errors import MissingError, MtoError
+from mto_tools.errors import MissingError
 from mto_tools.home import find_home
 
 from .conftest import FAKE, fake_plan, plan_of, recipe_of
@@ -71,22 +71,6 @@ def test_options_of_mto_belong_to_the_mto_arm(name: str, shared: list[str], mto:
         assert other.command[len(other.command) - len(extra) :] == [*shared, *mto]
         assert not set(mto) & set(baseline.command)
     assert plan.mto_options == mto
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"style": "beit"}, "fake has no style 'beit'; it has mae, simmim"),
-        ({"preset": "mea"}, "no MTO preset 'mea'; known: mae, bootmae, simmim"),
-        ({"batch": 4}, "fake counts steps"),
-        ({"extra": ["--mto_preset", "simmim"]}, "--mto_preset is set by mto compare"),
-        ({"extra": ["--mto_pres=simmim"]}, "--mto_pres is set by mto compare"),
-    ],
-)
-def test_wrong_options(options: dict[str, object], words: str) -> None:
-    with pytest.raises(MtoError, match=words) as caught:
-        plan_of("fake", FAKE, **options)
-    assert "--" in caught.value.hint
 
 
 @pytest.mark.parametrize("steps", [2, 7, 100, 275, 900, 1234])

@@ -65,18 +65,17 @@ def compare(
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
-    # What can be refused is refused before the first run starts.
+    # Refusals come before the first run, those of options before anything is written.
     console = _console()
     say = partial(console.print, markup=False)
     home = find_home()
     recipe = load_recipe(load_upstream(home, name))
-    inputs = prepare(home, name, recipe, data, say, allow_edited=allow_edited)
     root = (reports or home / "reports").expanduser().absolute()
     folder = root / name / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     plan = make_plan(
         recipe,
         name,
-        inputs,
+        partial(prepare, home, name, recipe, data, say, allow_edited=allow_edited),
         folder,
         style=style,
         preset=preset,

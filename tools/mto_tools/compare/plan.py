@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -71,7 +71,7 @@ class Plan(JsonModel):
 def make_plan(
     recipe: Recipe,
     upstream: str,
-    inputs: Inputs,
+    prepare: Callable[[], Inputs],
     out: Path,
     *,
     style: str | None = None,
@@ -92,7 +92,7 @@ def make_plan(
     Args:
         recipe: How the upstream is run.
         upstream: Its name.
-        inputs: Checkout and data.
+        prepare: Gives checkout and data; called when the options are found to be right.
         out: Folder of the comparison.
         style, preset, seeds, steps, jobs, batch, extra: The options, where None is the recipe's
             own; `extra` is after `--`.
@@ -124,6 +124,7 @@ def make_plan(
             hint=f"--preset {recipe.styles[style].preset}",
         )
     shared, mto = split_options(extra, recipe.options.form, upstream)
+    inputs = prepare()
     # By default as many runs as cores, in whole pairs; the arms of a seed share a GPU.
     jobs = jobs or (2 if gpu else max(1, min(cores, 2 * seeds) // 2 * 2))
     batch = batch or compare.batch
