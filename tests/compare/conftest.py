@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 from rich.console import Console
 
 from mto_tools.compare.cli import train
-from mto_tools.compare.plan import Plan, in_whole_epochs, make_plan, resolve
-from mto_tools.compare.report import Report, build
-from mto_tools.compare.run import execute
+from mto_tools.compare.inputs import Inputs
+from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.home import find_home
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
@@ -68,23 +66,13 @@ def plan_of(
     out: Path = Path("/out"),
     checkout: Path | None = None,
     images: int = 64,
-    gpu: bool = False,
-    cores: int = 2,
-    seeds: int = 2,
     **options: Any,
 ) -> Plan:
     """The plan of a shipped recipe, or of `recipe`."""
-    recipe = recipe or recipe_of(name)
-    choices = resolve(recipe, name, cores=cores, gpu=gpu, seeds=seeds, **options)
-    return make_plan(
-        recipe,
-        in_whole_epochs(choices, images, name),
-        upstream=name,
-        checkout=checkout or Path("/up") / name,
-        out=out,
-        data=out / "data",
-        gpu=gpu,
-    )
+    checkout = checkout or Path("/up") / name
+    inputs = Inputs(checkout, out / "data", images, cwd=checkout, versions={})
+    options = {"cores": 2, "seeds": 2, **options}
+    return make_plan(recipe or recipe_of(name), name, lambda: inputs, out, **options)
 
 
 def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: Any) -> Plan:
@@ -100,18 +88,6 @@ def work(tmp_path: Path) -> Path:
     folder = tmp_path / "reports" / "fake" / "now"
     folder.mkdir(parents=True)
     return folder
-
-
-@pytest.fixture
-def run_fake(work: Path) -> Callable[..., Report]:
-    """Run the fake recipe for real and judge it, without drawing; more arguments go to it."""
-
-    def run(*extra: str, seeds: int = 1) -> Report:
-        plan = fake_plan(work, *extra, seeds=seeds)
-        execute(plan, work, quiet())
-        return build(plan, work)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 For tests of what stands around the runs: launching, watching, ending, collecting. `--mto_preset
 observe` is the baseline, anything else reaches scores `--gain` better. The options at the end make
-it misbehave in the arm named by `--only`.
+it misbehave in the MTO arm.
 """
 
 import argparse
@@ -25,22 +25,17 @@ for flag in ("seed", "steps", "log_every", "eval_every", "mto_log_every", "mto_g
     parser.add_argument(f"--{flag}", type=int, default=1)
 parser.add_argument("--mto", action="store_true")
 parser.add_argument("--gain", type=float, default=0.05)
-parser.add_argument("--only", default="mto")
 parser.add_argument("--fail_at", type=int)
 parser.add_argument("--fail_seed", type=int)
 parser.add_argument("--fail_signal", type=int)
 parser.add_argument("--sleep_at", type=int)
 parser.add_argument("--helper", action="store_true", help="start a process that outlives us")
-parser.add_argument("--drift", choices=["data", "rng", "loss", "norm", "weight"])
-parser.add_argument("--mto_ranking", type=float, default=0.001)
-parser.add_argument("--nan_at", type=int, help="step whose loss is not finite")
 args = parser.parse_args()
-WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": args.mto_ranking}
+WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
 
 out = Path(args.output_dir)
 arm = "baseline" if args.mto_preset == "observe" else "mto"
-odd = arm == args.only
-trains = arm == "mto" or args.drift == "weight"
+odd = arm == "mto"
 noise, timing = random.Random(args.seed), random.Random(args.seed)
 gain = args.gain * (1 + 0.2 * noise.uniform(-1, 1)) * (arm == "mto")
 print(f"{arm} with {args.data_path}", flush=True)
@@ -63,8 +58,6 @@ for step in range(1, args.steps + 1):
     done = (step - 1) / args.steps
     level = 1 - math.exp(-4 * done * (1 + 4 * gain)) * 0.7
     loss = 0.35 - 0.25 * level + noise.gauss(0, 0.004) * (step > 1)
-    if odd and args.drift == "loss":
-        loss += 1e-9
     if odd and step == args.fail_at and args.fail_seed in (None, args.seed):
         print("RuntimeError: the fake recipe was told to fail [/red]", flush=True)
         if args.fail_signal:
@@ -73,20 +66,19 @@ for step in range(1, args.steps + 1):
     if odd and step == args.sleep_at:
         time.sleep(600)
     if step == 1 or step % args.mto_log_every == 0:
-        spread = noise.random() if odd and args.drift == "norm" else 0
         decay = 1 if step == 1 else (0.8 if arm == "mto" else 1.0)
         record = {
             "step": step,
-            "loss": None if odd and step == args.nan_at else loss,
+            "loss": loss,
             "sparsity": 3 - 2 * done * decay,
             "singularity": 0.4,
             "ranking": 0.7 + gain * done,
-            "weights": {name: weight * trains for name, weight in WEIGHTS.items()},
+            "weights": {name: weight * (arm == "mto") for name, weight in WEIGHTS.items()},
             "heterogeneity": [2.5 * decay, 0.8 * decay, 0.3],
             "diagonal_mass": 0.3 + 0.2 * done,
             "masked_mass": 0.4 - 0.2 * done,
-            "token_norm": [5 + spread, 7 + done, 9 + 2 * done],
-            "rng": digest("rng", args.seed, step, odd and args.drift == "rng" and step > 5),
+            "token_norm": [5, 7 + done, 9 + 2 * done],
+            "rng": digest("rng", args.seed, step),
         }
         if step > 1:
             record["step_ms"] = 5 + timing.random() + (arm == "mto") * 0.4
@@ -94,7 +86,7 @@ for step in range(1, args.steps + 1):
             record["grad_ratio"] = {"sparsity": 5.0 + done, "singularity": 0.3, "ranking": 0.9}
         write("mto.jsonl", record)
     if step % args.log_every == 0 or step == args.steps:
-        ids = digest("data", args.seed, step, odd and args.drift == "data")
+        ids = digest("data", args.seed, step)
         write("log.jsonl", {"step": step, "data": ids})
     if step % args.eval_every == 0 or step == args.steps:
         probe = 0.1 + 0.7 * level + noise.gauss(0, 0.005)

@@ -5,35 +5,29 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from mto_tools.app import app
 from mto_tools.compare.report import Report
-from mto_tools.home import find_home
-
-CLONE = find_home()
+from mto_tools.launch.digits import image_folder
 
 
-def test_compare_mini(home: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mto_tools.cli", "compare", "mini", "--seeds", "1"]
-    command += ["--steps", "6", "--", "--batch_size", "16", "--eval_every", "6"]
+def test_compare_mini(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "data", per_class=12, validation=2)
+    command = ["compare", "mini", "--seeds", "1", "--steps", "6", "--data", "data"]
+    command += ["--reports", "mine", "--", "--batch_size", "16", "--eval_every", "6"]
     command += ["--mto_singularity", "0.5"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
     assert done.stdout.count("\n") == 1, "stdout holds the path and nothing else"
     page = Path(done.stdout.strip())
     assert page.name == "report.html"
-    assert page.parents[1] == home / "reports" / "mini"
+    assert page.parents[1] == tmp_path / "mine" / "mini"
     report = Report.load(page.parent / "report.json")
     assert report.sentence in " ".join(done.stderr.split())
     assert report.fair
@@ -62,10 +56,6 @@ def test_compare_mini(home: Path, tmp_path: Path) -> None:
         assert report.plan.versions[key], key
     assert len(report.plan.versions["mini pin"]) == 40
 
-    status = subprocess.run(
-        [sys.executable, "-m", "mto_tools.cli", "status", "mini", "--json"],
-        capture_output=True,
-        check=True,
-    )
+    status = CliRunner().invoke(app, ["status", "mini", "--json"])
     (state,) = json.loads(status.stdout)
     assert state["word"] == "applied", "running a comparison leaves the checkout as it was"

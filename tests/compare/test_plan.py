@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mto_tools.compare.plan import ARMS, Plan, default_jobs, in_whole_epochs, resolve
-from mto_tools.errors import MissingError, MtoError
+from mto_tools.compare.plan import ARMS, Plan, whole_epochs
+from mto_tools.errors import MissingError
 from mto_tools.home import find_home
 
 from .conftest import FAKE, fake_plan, plan_of, recipe_of
@@ -73,22 +73,6 @@ def test_options_of_mto_belong_to_the_mto_arm(name: str, shared: list[str], mto:
     assert plan.mto_options == mto
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"style": "beit"}, "fake has no style 'beit'; it has mae, simmim"),
-        ({"preset": "mea"}, "no MTO preset 'mea'; known: mae, bootmae, simmim"),
-        ({"batch": 4}, "fake counts steps"),
-        ({"extra": ["--mto_preset", "simmim"]}, "--mto_preset is set by mto compare"),
-        ({"extra": ["--mto_pres=simmim"]}, "--mto_pres is set by mto compare"),
-    ],
-)
-def test_wrong_options(options: dict[str, object], words: str) -> None:
-    with pytest.raises(MtoError, match=words) as caught:
-        plan_of("fake", FAKE, **options)
-    assert "--" in caught.value.hint
-
-
 @pytest.mark.parametrize("steps", [2, 7, 100, 275, 900, 1234])
 def test_cadence(steps: int) -> None:
     plan = plan_of("fake", FAKE, steps=steps)
@@ -101,12 +85,14 @@ def test_cadence(steps: int) -> None:
 
 
 def test_cores_are_shared_out() -> None:
-    cases = {(1, 6): 1, (2, 6): 2, (3, 6): 2, (8, 6): 6, (64, 2): 2}
-    assert {case: default_jobs(*case) for case in cases} == cases, "arms of a seed run together"
-    assert fake_plan(Path(), jobs=2, cores=8).threads == 4
+    """Arms of a seed run together; options are cores, seeds, and a GPU that two arms share."""
+    cases = {(1, 3): (1, 1), (2, 3): (2, 1), (3, 3): (2, 1), (8, 3): (6, 1), (64, 1): (2, 32)}
+    for (cores, seeds), expected in cases.items():
+        plan = plan_of("fake", FAKE, cores=cores, seeds=seeds)
+        assert (plan.jobs, plan.threads) == expected
+    gpu = plan_of("fake", FAKE, cores=16, gpu=True)
+    assert (gpu.jobs, gpu.threads) == (2, 8)
     assert fake_plan(Path(), jobs=6, cores=2).threads == 1
-    gpu = resolve(FAKE, "fake", cores=16, gpu=True)
-    assert (gpu.jobs, gpu.threads) == (2, 8), "the two arms of a seed share the GPU"
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -145,13 +131,9 @@ def test_swin_saves_no_affinity_maps() -> None:
 def test_whole_epochs_are_the_least_that_hold_the_steps(
     steps: int, batch: int, images: int
 ) -> None:
-    choices = resolve(recipe_of("mae"), "mae", steps=steps, batch=batch, cores=2)
     if images < batch:
         with pytest.raises(MissingError, match=f"{images} images, .* one batch of {batch}"):
-            in_whole_epochs(choices, images, "mae")
+            whole_epochs(steps, batch, images, "mae")
         return
-    found = in_whole_epochs(choices, images, "mae")
-    assert found.epochs is not None
-    per_epoch = (images - images % batch) // batch
-    assert found.steps == found.epochs * per_epoch >= steps > (found.epochs - 1) * per_epoch
-    assert in_whole_epochs(found, images, "mae") == found
+    epochs = whole_epochs(steps, batch, images, "mae")
+    assert epochs * (images // batch) >= steps > (epochs - 1) * (images // batch)

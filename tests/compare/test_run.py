@@ -25,11 +25,12 @@ from .conftest import fake_plan, quiet
 DRIVER = """
 import signal, sys
 from pathlib import Path
+from rich.console import Console
+from mto_tools.compare.plan import Plan
+from mto_tools.compare.run import execute
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, sys.argv[1])
-import conftest
-work = Path(sys.argv[2])
-conftest.execute(conftest.fake_plan(work, *sys.argv[3:], seeds=1), work, conftest.quiet())
+work = Path(sys.argv[1])
+execute(Plan.load(work / "plan.json"), work, Console(stderr=True))
 """
 
 
@@ -58,9 +59,9 @@ def test_all_runs_end_and_leave_their_output(finished: Path) -> None:
 
 
 def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
-    with pytest.raises(MtoError) as caught:
-        execute(fake_plan(work, "--fail_at", "90"), work, quiet())
-    assert "exit status 7" in caught.value.message
+    plan = fake_plan(work, "--fail_at", "90")
+    with pytest.raises(MtoError, match="exit status 7") as caught:
+        execute(plan, work, quiet())
     assert "RuntimeError: the fake recipe was told to fail [/red]" in caught.value.message
     assert str(work / "runs/mto-0/output.txt") in caught.value.message
     assert str(work) in caught.value.hint
@@ -95,9 +96,9 @@ def test_nothing_to_report_when_every_seed_failed(work: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) -> None:
     """One arm hangs, with a helper of its own; then the parent is interrupted or killed."""
-    hang = ["--sleep_at", "3", "--only", "mto", "--helper"]
+    fake_plan(work, "--sleep_at", "3", "--helper", seeds=1).save(work / "plan.json")
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(work), *hang],
+        [sys.executable, "-c", DRIVER, str(work)],
         env=environment(1),
         stderr=subprocess.DEVNULL,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,23 +57,26 @@ def compare(
     """
     import torch
 
-    from mto_tools.compare import inputs
-    from mto_tools.compare import plan as planning
-    from mto_tools.compare.folder import open_folder
+    from mto_tools.compare.folder import make_folder
+    from mto_tools.compare.inputs import prepare
+    from mto_tools.compare.plan import make_plan, usable_cores
     from mto_tools.compare.summary import number
     from mto_tools.home import find_home
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
-    # What can be refused is refused before the first run starts, and before anything is written.
+    # Refusals come before the first run, those of options before anything is written.
     console = _console()
     say = partial(console.print, markup=False)
     home = find_home()
     recipe = load_recipe(load_upstream(home, name))
-    gpu = torch.cuda.is_available()
-    choices = planning.resolve(
+    root = (reports or home / "reports").expanduser().absolute()
+    folder = root / name / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    plan = make_plan(
         recipe,
         name,
+        partial(prepare, home, name, recipe, data, say, allow_edited=allow_edited),
+        folder,
         style=style,
         preset=preset,
         seeds=seeds,
@@ -80,36 +84,16 @@ def compare(
         jobs=jobs,
         batch=batch,
         extra=extra or (),
-        cores=planning.usable_cores(),
-        gpu=gpu,
+        cores=usable_cores(),
+        gpu=torch.cuda.is_available(),
     )
-    if data is not None:
-        data = data.expanduser().absolute()
-        inputs.check_data(recipe.data, data, name)
-    where, commits = inputs.ready(home, name, say, allow_edited=allow_edited)
-    data = data or inputs.default_data(home, where, recipe.data, name, say)
-    cwd = inputs.start_folder(recipe.data, data, where)
-    images = inputs.count_images(recipe.data, data, cwd, name)
-    choices = planning.in_whole_epochs(choices, images, name)
-    need_mb = 2 * seeds * planning.comparison(recipe, name).disk_mb_per_run + 50
-    folder = open_folder(reports or home / "reports", name, need_mb)
-    plan = planning.make_plan(
-        recipe,
-        choices,
-        upstream=name,
-        checkout=where,
-        out=folder,
-        data=data,
-        cwd=cwd,
-        gpu=gpu,
-        versions={**inputs.versions(("torch", "mto-core", *recipe.needs)), **commits},
-    )
+    make_folder(folder, plan.disk_mb)
     epochs = f" ({number(plan.epochs, 'epoch')})" if plan.epochs else ""
-    console.print(
+    say(
         f"{name}, style {plan.style}: {number(seeds, 'seed')} x 2 arms x {plan.steps} steps"
         f"{epochs}; {plan.jobs} at once, {number(plan.threads, 'thread')} each",
     )
-    _say(train(plan, folder, console, keep_going=keep_going), folder, console)
+    _finish(train(plan, folder, console, keep_going=keep_going), folder, console)
 
 
 def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = False) -> Report:
@@ -123,8 +107,11 @@ def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = Fals
         found = build(plan, folder)
         write_report(found, folder)
     except BaseException:  # such as Ctrl-C, or a full disk
-        console.print(f"What is done stays in {folder}", markup=False)
-        console.print(f"A report on the seeds that are whole: mto report {folder}", markup=False)
+        console.print(
+            f"What is done stays in {folder}\n"
+            f"A report on the seeds that are whole: mto report {folder}",
+            markup=False,
+        )
         raise
     return found
 
@@ -141,7 +128,7 @@ def report(
     else:
         found = build(Plan.load(folder / "plan.json"), folder)
     write_report(found, folder)
-    _say(found, folder, _console())
+    _finish(found, folder, _console())
 
 
 def _console() -> Console:
@@ -150,7 +137,7 @@ def _console() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def _say(report: Report, folder: Path, console: Console) -> None:
+def _finish(report: Report, folder: Path, console: Console) -> None:
     """Print the finding, and the page's path to stdout; exit with its status."""
     for check in report.checks:
         if not check.passed:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -54,28 +52,18 @@ def write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def open_folder(root: Path, name: str, need_mb: int) -> Path:
-    """Make `root/name/TIME`, the folder of a new comparison whose runs take `need_mb` MB.
+def make_folder(folder: Path, need_mb: int) -> None:
+    """Make the folder of a new comparison, whose runs take `need_mb` MB.
 
     Raises:
-        MissingError: The folder cannot be made or written, or the disk has not that much space.
+        MissingError: The disk has not that much space.
+        OSError: The folder is there already, or cannot be made.
     """
-    parent = root / name
-    time = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        free_mb = shutil.disk_usage(parent).free // 10**6
-        if free_mb < need_mb:
-            raise MissingError(
-                f"the runs need about {need_mb} MB, but {parent} has only {free_mb} MB free",
-                hint="free some space, or name another disk with --reports DIR",
-            )
-        names = (time if number == 1 else f"{time}-{number}" for number in count(1))
-        folder = next(parent / name for name in names if not (parent / name).exists())
-        folder.mkdir()
-    except OSError as error:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(folder.parent).free // 10**6
+    if free_mb < need_mb:
         raise MissingError(
-            f"the reports folder {parent} cannot be written: {error.strerror}",
-            hint="mto compare NAME --reports DIR    with a folder of yours",
-        ) from None
-    return folder
+            f"the runs need about {need_mb} MB, but {folder.parent} has only {free_mb} MB free",
+            hint="free some space, or name another disk with --reports DIR",
+        )
+    folder.mkdir()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from mto_tools.compare.run import environment
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.digits import lay_out
 from mto_tools.patchset.apply import apply
@@ -17,51 +16,68 @@ from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import open_upstream
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.status import EDITED, status
-from mto_tools.upstreams.recipe import Data
+from mto_tools.upstreams.recipe import Data, Recipe
 from mto_tools.upstreams.templates import fill
 
 
-def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
-    """Apply the series of `name` where that is needed; `say` takes lines for the user.
+@dataclass(frozen=True)
+class Inputs:
+    """What the runs start from."""
 
-    Returns:
-        The checkout, and the commits that the numbers come from.
+    checkout: Path
+    data: Path
+    images: int  # of an epoch
+    cwd: Path  # where the scripts are started
+    versions: dict[str, str]
+
+
+def prepare(
+    home: Path, name: str, recipe: Recipe, data: Path | None, say: Say, *, allow_edited: bool
+) -> Inputs:
+    """Apply the series of `name` and make the built-in data, where either is needed.
 
     Raises:
         RefusedError: The checkout was edited since the series was applied; not if `allow_edited`.
-        MissingError, CorruptError: The series cannot be applied.
+        MissingError, CorruptError: The series cannot be applied, or there is no data.
     """
+    checkout, commits = ready(home, name, say, allow_edited=allow_edited)
+    data = data.expanduser().absolute() if data else default_data(home, checkout, recipe.data, say)
+    images, cwd = count_images(recipe.data, data, checkout, name)
+    found = {**versions(("torch", "mto-core", *recipe.needs)), **commits}
+    return Inputs(checkout, data, images, cwd, found)
+
+
+def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path, dict[str, str]]:
+    """Apply the series of `name` where that is needed; return checkout and commits."""
     upstream = open_upstream(home, name, say)
     found = status(upstream, say)
-    edited = ", ".join(found.edited) or found.detail
-    if found.word != EDITED:
-        commit = apply(upstream, say).commit
-    elif allow_edited:
+    repo = Path(found.repo)
+    if found.word == EDITED:
+        edited = ", ".join(found.edited) or found.detail
         commit = f"{found.head}, edited: {edited}"
+        if not allow_edited:
+            stash = Git(repo).command("stash", "push", "--", *found.edited)
+            aside = f"{stash}    (git stash pop brings them back), or "
+            raise RefusedError(
+                f"{repo} was edited since the series was applied: {edited[:300]}; "
+                "the report would not say what was run",
+                hint=f"{aside if found.edited else ''}mto compare {name} --allow-edited",
+            )
     else:
-        stash = ["git", "-C", found.repo, "stash", "push", "--", *found.edited]
-        aside = f"{shlex.join(stash)}    (git stash pop brings them back), or "
-        raise RefusedError(
-            f"{found.repo} was edited since the series was applied: {edited[:300]}; "
-            "the report would not say what was run",
-            hint=f"{aside if found.edited else ''}mto compare {name} --allow-edited",
-        )
-    return Path(found.repo), {
-        "mto commit": _head(home),
-        f"{name} pin": upstream.pin,
-        f"{name} commit": commit,
-    }
+        commit = apply(upstream, say).commit
+    return repo, {"mto commit": _head(home), f"{name} pin": upstream.pin, f"{name} commit": commit}
 
 
 def _head(home: Path) -> str:
     git = Git(home)
     try:
-        if not git.is_toplevel():
-            return "unknown: not a git clone"
+        if git.is_toplevel():
+            return git.text(
+                "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty", convert=True
+            )
     except MtoError as error:  # such as a clone that another user owns
         return f"unknown: {error.message}"
-    edits = git.text("status", "--porcelain", "--untracked-files=no", convert=True)
-    return git.resolve("HEAD") + (" with local edits" if edits else "")
+    return "unknown: not a git clone"
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -70,66 +86,54 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     gpus = torch.cuda.device_count()
+    cuda = f"{gpus} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})" if gpus else ""
     return {
         "python": platform.python_version(),
         **{name: installed.get(name, "not installed") for name in packages},
         "system": platform.platform(),
-        "GPU": f"{gpus} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
-        if gpus
-        else "none",
+        "GPU": cuda or "none",
     }
 
 
-def start_folder(spec: Data, data: Path, checkout: Path) -> Path:
-    """Where the recipe is started: beside the data if its list is there, else in the checkout."""
-    listing = spec.listing.format(data=data, phase="train")
-    beside = spec.started_beside_data and (data.parent / listing).is_file()
-    return data.parent if beside else checkout
+def count_images(spec: Data, data: Path, checkout: Path, upstream: str) -> tuple[int, Path]:
+    """Count the images that the recipe's list names, or else that an ImageFolder reads.
 
-
-def check_data(spec: Data, data: Path, upstream: str) -> None:
-    """Raise `MissingError` unless `data` is laid out as the recipe needs it."""
-    folder = data / spec.images
-    if not (folder.is_dir() if spec.listing else _image_folder(folder)):
-        images = "" if spec.listing else ", or has no CLASS/*.png, .jpg … that an ImageFolder reads"
-        raise MissingError(
-            f"data folder {folder} does not exist{images}",
-            hint=f"mto compare {upstream}    (uses the built-in data), or --data DIR of images",
-        )
-
-
-def count_images(spec: Data, data: Path, cwd: Path, upstream: str) -> int:
-    """Count the images that a recipe started in `cwd` trains on in one epoch.
+    Returns:
+        Their number, and the folder to start the recipe in: beside the data if a relative list is
+        there, else the checkout.
 
     Raises:
-        MissingError: The list that names them is not there.
+        MissingError: There is no image, or no list.
     """
-    if not spec.listing:
-        return _image_folder(data / spec.images)
-    listing = spec.listing.format(data=data, phase="train")
-    path = cwd / listing
-    if not path.is_file():
-        where = f", nor is {data.parent / listing}" if spec.started_beside_data else ""
-        raise MissingError(
-            f"{path}, a line for each image of {data}, is not there{where}",
-            hint=f"mto compare {upstream}    (uses the built-in data), or write the list; "
-            "docs/recipes.md says what is in it",
-        )
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
-
-
-def _image_folder(folder: Path) -> int:
-    """Images that torchvision's ImageFolder, which the recipes use, finds in `folder`."""
     from torchvision.datasets import ImageFolder
 
-    try:
-        return len(ImageFolder(str(folder), allow_empty=True))
-    except FileNotFoundError:  # no folder of a class
-        return 0
+    hint = f"mto compare {upstream}    (uses the built-in data), or --data DIR of images"
+    if not spec.listing:
+        folder = data / spec.images
+        try:
+            images = len(ImageFolder(str(folder), allow_empty=True))
+        except FileNotFoundError:  # no folder of a class
+            images = 0
+        if not images:
+            raise MissingError(
+                f"data folder {folder} does not exist, or has no CLASS/*.png, .jpg … that an "
+                "ImageFolder reads",
+                hint=hint,
+            )
+        return images, checkout
+    listing = spec.listing.format(data=data, phase="train")
+    beside = spec.started_beside_data and (data.parent / listing).is_file()
+    cwd = data.parent if beside else checkout
+    if not (cwd / listing).is_file():
+        where = f", nor in {data.parent}" if spec.started_beside_data else ""
+        raise MissingError(
+            f"{cwd / listing}, a line for each image of {data}, is not there{where}",
+            hint=f"{hint}; docs/recipes.md says what is in the list",
+        )
+    return sum(1 for line in (cwd / listing).read_bytes().splitlines() if line.strip()), cwd
 
 
-def default_data(home: Path, where: Path, spec: Data, upstream: str, say: Say) -> Path:
+def default_data(home: Path, checkout: Path, spec: Data, say: Say) -> Path:
     """Make the built-in data set once, in `home/data`, and return its folder.
 
     Raises:
@@ -140,19 +144,15 @@ def default_data(home: Path, where: Path, spec: Data, upstream: str, say: Say) -
     if not spec.make:
         data /= "images"  # lists may be written beside it
     if done.is_file() and (data / spec.images).is_dir():  # the mark may outlive the data
-        check_data(spec, data, upstream)
         return data
     say(f"making the data set {data}")
     data.parent.mkdir(parents=True, exist_ok=True)
     if not spec.make:
         lay_out(spec, data, per_class=8)
     else:
-        script, *arguments = fill(spec.make, {"data": data})
         made = subprocess.run(
-            [sys.executable, script, *arguments],
-            cwd=where,
-            env=environment(1),
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *fill(spec.make, {"data": data})],
+            cwd=checkout,
             capture_output=True,
             text=True,
             check=False,

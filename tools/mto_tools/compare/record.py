@@ -10,7 +10,6 @@ import base64
 import json
 import math
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,9 @@ class Curve(JsonModel):
             return self.values[0] if self.values else math.nan
         return float(trapezoid(self.values, self.steps)) / (self.steps[-1] - self.steps[0])
 
-    def first_reach(self, target: float, higher_is_better: bool = True) -> float:
-        """Step of the first point at `target` or better, linear in between; inf: never."""
-        sign = 1.0 if higher_is_better else -1.0
-        there = sign * (np.asarray(self.values) - target) >= 0
+    def first_reach(self, target: float) -> float:
+        """Step of the first point at `target` or above, linear in between; inf: never."""
+        there = np.asarray(self.values) >= target
         if not there.any():
             return math.inf
         first = int(there.argmax())
@@ -84,6 +82,11 @@ class AffinityMap(JsonModel):
     num_masked: int
     maps: list[list[list[float]]]  # softmax(X Xᵀ), [L+1][N][N]
     masked_to_visible: list[list[list[float]]]  # softmax(X_M X_Vᵀ), [L+1][M][V]
+
+    @property
+    def num_visible(self) -> int:
+        """|V|."""
+        return len(self.maps[0]) - self.num_masked
 
 
 class Record(JsonModel):
@@ -138,6 +141,7 @@ def collect(run: Run, folder: Path, plan: Plan, *, seconds: float, pictures: boo
             hint=f"mto apply {plan.upstream}, then compare again",
         )
     own = _by_step(folder / logs.train) if logs.train else {}
+    images = folder / logs.images
     return Record(
         arm=run.arm,
         seed=run.seed,
@@ -153,33 +157,29 @@ def collect(run: Run, folder: Path, plan: Plan, *, seconds: float, pictures: boo
         data=own.get(logs.data, {}),
         scores={score.key: _curves(own).get(score.key, EMPTY) for score in plan.scores},
         affinity=_affinity(folder, plan) if pictures else None,
-        images=_images(folder, plan) if pictures else "",
+        images=base64.b64encode(images.read_bytes()).decode()
+        if pictures and images.is_file()
+        else "",
     )
 
 
 def _by_step(path: Path) -> dict[str, dict[int, Any]]:
     """The values of each field by step, those of an inner object as "weights.sparsity"."""
-    lines: list[dict[str, Any]] = []
+    found: dict[str, dict[int, Any]] = {}
     texts = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CorruptError(f"{path}:{number} is not JSON: {error}") from None
-        if not isinstance(line, dict) or "step" not in line:
-            raise CorruptError(f"{path}:{number}: expected an object with 'step', found {text:.60}")
-        lines.append(line)
-    found: dict[str, dict[int, Any]] = {}
-    for line in sorted(lines, key=itemgetter("step")):
-        inner = {
-            f"{k}.{name}": v
-            for k, d in line.items()
-            if isinstance(d, dict)
-            for name, v in d.items()
-        }
-        for name, value in {**line, **inner}.items():
-            found.setdefault(name, {})[line["step"]] = value
-    return found
+            step = line["step"]
+        except (ValueError, KeyError, TypeError):
+            raise CorruptError(
+                f"{path}:{number}: expected a JSON object with 'step', found {text:.60}"
+            ) from None
+        for name, value in line.items():
+            fields = value.items() if isinstance(value, dict) else [("", value)]
+            for field, inner in fields:
+                found.setdefault(f"{name}.{field}".rstrip("."), {})[step] = inner
+    return {name: dict(sorted(points.items())) for name, points in found.items()}
 
 
 def _curves(fields: dict[str, dict[int, Any]]) -> dict[str, Curve]:
@@ -210,8 +210,3 @@ def _affinity(folder: Path, plan: Plan) -> AffinityMap | None:
 def _rounded(maps: np.ndarray[Any, Any]) -> list[list[list[float]]]:
     """Three digits: more than a picture shows, and the report stays small."""
     return [[[float(f"{v:.3g}") for v in row] for row in depth] for depth in maps.tolist()]
-
-
-def _images(folder: Path, plan: Plan) -> str:
-    path = folder / plan.logs.images
-    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress, TaskID
 
 from mto_tools.compare.folder import JsonModel
 from mto_tools.compare.plan import Plan, Run
@@ -37,24 +35,6 @@ def read_end(run: Run, out: Path) -> Ended | None:
     return Ended.load(path) if path.is_file() else None
 
 
-@dataclass
-class _Child:
-    run: Run
-    process: Started
-    log: Path
-    step: int = 0
-    loss: str = ""
-
-    def look(self) -> None:
-        """Read the last whole line of the log."""
-        if self.log.is_file():
-            *_, line, _ = [b"", *self.log.read_bytes().split(b"\n")]
-            with contextlib.suppress(json.JSONDecodeError):
-                found = json.loads(line)
-                self.step = found["step"]
-                self.loss = f"loss {found['loss']:.4f}" if found["loss"] is not None else ""
-
-
 def environment(threads: int) -> dict[str, str]:
     """The environment of every run: the same threads, and nothing of a run around this process."""
     inherited = {k: v for k, v in os.environ.items() if k not in (*OF_ONE_RUN, "SLURM_PROCID")}
@@ -72,65 +52,59 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
         MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
     """
     waiting = deque(plan.runs)
-    running: list[_Child] = []
-    loss = TextColumn("{task.fields[loss]}", style="cyan")
-    with Progress(*Progress.get_default_columns(), loss, console=console) as progress:
-        tasks = {
-            run.name: progress.add_task(_title(run), total=plan.steps, loss="", start=False)
-            for run in plan.runs
-        }
-        everything = progress.add_task("all", total=len(plan.runs) * plan.steps, loss="")
+    running: dict[TaskID, tuple[Run, Started]] = {}
+    with Progress(console=console) as progress:
+        everything = progress.add_task("all runs", total=len(plan.runs) * plan.steps)
         try:
             while waiting or running:
                 while waiting and len(running) < plan.jobs:
-                    running.append(_start(waiting.popleft(), plan, out))
-                    progress.reset(tasks[running[-1].run.name])
+                    run = waiting.popleft()
+                    task = progress.add_task(f"seed {run.seed} {run.arm}", total=plan.steps)
+                    running[task] = run, _start(run, plan, out)
                 time.sleep(POLL)
-                for child in list(running):
-                    code = child.process.returncode
-                    child.look()
-                    task = tasks[child.run.name]
-                    progress.update(task, completed=child.step, loss=child.loss)
+                for task, (run, started) in list(running.items()):
+                    code = started.returncode
+                    step = _last_step(started.log.with_name(plan.logs.measures))
+                    progress.update(task, completed=step)
                     if code is None:
                         continue
-                    running.remove(child)
-                    end([child.process])
+                    del running[task]
+                    end([started])
                     progress.stop_task(task)
-                    seconds = round(time.monotonic() - child.process.began, 2)
-                    Ended(exit_code=code, seconds=seconds).save(child.log.with_name(ENDED))
-                    if code == 0:
-                        continue
-                    error = _failure(child, code, out)
-                    if not keep_going:
-                        raise error
-                    console.print(f"failed: {error.message}", markup=False, highlight=False)
-                progress.update(everything, completed=sum(t.completed for t in progress.tasks[:-1]))
+                    seconds = round(time.monotonic() - started.began, 2)
+                    Ended(exit_code=code, seconds=seconds).save(started.log.with_name(ENDED))
+                    if code:
+                        error = _failure(run, started, code, step, out)
+                        if not keep_going:
+                            raise error
+                        console.print(f"failed: {error.message}", markup=False, highlight=False)
+                done = sum(task.completed for task in progress.tasks if task.id != everything)
+                progress.update(everything, completed=done)
         finally:
-            end(child.process for child in running)
+            end(started for _, started in running.values())
 
 
-def _start(run: Run, plan: Plan, out: Path) -> _Child:
-    folder = out / "runs" / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "output.txt"
-    started = start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
-    return _Child(run, started, folder / plan.logs.measures)
+def _start(run: Run, plan: Plan, out: Path) -> Started:
+    log = out / "runs" / run.name / "output.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
 
 
-def _failure(child: _Child, code: int, out: Path) -> MtoError:
+def _last_step(log: Path) -> int:
+    """Step of the last whole line; 0 where there is none."""
+    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _failure(run: Run, started: Started, code: int, step: int, out: Path) -> MtoError:
     how, hint = f"with exit status {code}", "mend the cause and start again"
     if code > 128:  # as the guard passes on a death by signal
         how = f"by signal {code - 128}"
-        if code - 128 == signal.SIGKILL:
-            hint = "if memory ran out, run fewer at once with --jobs 1"
-    words = child.process.cause() or "(it printed nothing)"
+    if code == 128 + signal.SIGKILL:
+        hint = "if memory ran out, run fewer at once with --jobs 1"
+    words = "\n".join(f"  | {line}" for line in started.cause().splitlines())
     return MtoError(
-        f"{_title(child.run)} ended {how} at step {child.step}; its last lines:\n"
-        + "".join(f"  | {line}\n" for line in words.splitlines())
-        + f"All of it is in {child.process.log}",
+        f"seed {run.seed} {run.arm} ended {how} at step {step}; its last lines:\n"
+        f"{words or '  | (it printed nothing)'}\nAll of it is in {started.log}",
         hint=f"{hint}; what was done so far is kept in {out}",
     )
-
-
-def _title(run: Run) -> str:
-    return f"seed {run.seed} {run.arm}"

@@ -1,4 +1,4 @@
-"""The verdict in plain words."""
+"""The verdict in plain words, and its numbers as text."""
 
 from __future__ import annotations
 
@@ -28,15 +28,11 @@ def _finding(verdict: Verdict) -> str:
     finding, result = verdict.finding, verdict.results[0]
     end, percent, label = result.end, result.score.percent, lower(result.score.label)
     seeds = number(len(end.differences), "seed")
-    ended = f"ended at {_levels(end, percent)}"
+    ended = f"{label} ended at {_levels(end, percent)}"
     if finding is Finding.UNDEFINED:
-        bad = sum(not math.isfinite(difference) for difference in end.differences)
-        return (
-            f"Whether MTO helped cannot be said: at the end {label} is no finite number in {bad} "
-            f"of {seeds} that logged it in both arms"
-        )
+        return f"Whether MTO helped cannot be said: at the end {label} is missing or not finite"
     if finding is Finding.NOT_COMPARABLE:
-        return f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} (it {ended})"
+        return f"Whether MTO helped cannot be decided by L_ss: {NOT_COMPARABLE} ({ended})"
     word = "better" if end.better else "worse" if end.worse else "neither better nor worse"
     start = {
         Finding.HELPED: "MTO helped",
@@ -48,7 +44,7 @@ def _finding(verdict: Verdict) -> str:
         Finding.NO_DIFFERENCE: f"MTO made no difference that {seeds} can show",
         Finding.ONE_SEED: f"MTO did {word} in one seed, which proves nothing",
     }[finding]
-    text = f"{start}: over {seeds} {label} {ended} ({_evidence(end, percent)})"
+    text = f"{start}: over {seeds} {ended} ({_evidence(end, percent)})"
     if finding in (Finding.FASTER, Finding.SLOWER):
         mean = result.mean
         text += f", and was on average {_levels(mean, percent)} ({_evidence(mean, percent)})"

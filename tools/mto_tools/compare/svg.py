@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,60 +25,48 @@ _CSS = {
     COLOURS["baseline"]: "var(--baseline)",
     COLOURS["mto"]: "var(--mto)",
 }
-# Dashes tell the arms apart in print, or to a colour-blind reader.
-DASHES: dict[ArmName, Any] = {"baseline": (0, (5, 2)), "mto": "solid"}
+# Dashes tell the arms apart in print; they are on top, so that equal curves are seen as two.
+_LINES: dict[ArmName, dict[str, Any]] = {
+    "baseline": {"linestyle": (0, (5, 2)), "zorder": 3},
+    "mto": {"zorder": 2.5},
+}
 NAMES: dict[ArmName, str] = {"baseline": "baseline", "mto": "MTO"}
 
 _STYLE: dict[Any, Any] = {
     **{f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")},
     **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "svg.fonttype": "none",
     "font.size": 10,
-    "font.family": "sans-serif",
     "text.parse_math": False,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
-    "axes.facecolor": "none",
     "axes.xmargin": 0.02,
     "grid.color": _GRID,
-    "figure.facecolor": "none",
     "figure.constrained_layout.use": True,
-    "legend.frameon": False,
     "legend.handlelength": 2.6,
 }
 
 
-@dataclass
-class Figure:
-    """One figure: anchor on the page, title, caption, and panels that a narrow page stacks."""
+@contextmanager
+def panel(
+    panels: list[str], title: str, *, size: tuple[float, float] = (4.3, 3.0), rows: int = 1
+) -> Iterator[list[Axes]]:
+    """Draw a panel of `size` inches, its axes in `rows`; the block's end adds the SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    key: str
-    title: str
-    caption: str = ""
-    panels: list[str] = field(default_factory=list)
-    small: bool = False  # many small panels, two of them side by side on a phone
-
-    @contextmanager
-    def panel(
-        self, title: str, size: tuple[float, float] = (4.3, 3.0), rows: int = 1
-    ) -> Iterator[list[Axes]]:
-        """Draw one panel of `size` inches, its axes in `rows`; the block's end adds the SVG."""
-        import matplotlib as mpl
-        from matplotlib.figure import Figure as Canvas
-
-        key = f"{self.key}-{len(self.panels)}"
-        with mpl.rc_context({**_STYLE, "svg.hashsalt": key}):
-            canvas = Canvas(figsize=size)
-            axes = list(np.ravel(canvas.subplots(rows)))
-            axes[0].set_title(title)
-            yield axes
-            buffer = io.StringIO()
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            canvas.savefig(buffer, format="svg", metadata=nothing)
-        self.panels.append(_inline(buffer.getvalue(), title))
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=size)
+        axes = list(np.ravel(figure.subplots(rows)))
+        axes[0].set_title(title)
+        yield axes
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    panels.append(_inline(buffer.getvalue(), title))
 
 
 def _inline(svg: str, title: str) -> str:
@@ -113,17 +100,9 @@ def lines(
         means[arm] = mean = combine(curves, np.mean)
         for curve in curves if len(curves) > 1 else []:
             axes.plot(curve.steps, curve.values, color=COLOURS[arm], lw=0.7, alpha=0.35)
-        axes.plot(
-            mean.steps,
-            mean.values,
-            color=COLOURS[arm],
-            lw=2,
-            ls=DASHES[arm],
-            zorder=3 if arm == "baseline" else 2.5,  # dashes on top: equal curves are seen as two
-            marker="o" if markers else None,
-            ms=3.5,
-            label=NAMES[arm],
-        )
+        marker = {"marker": "o", "ms": 3.5} if markers else {}
+        style = {"color": COLOURS[arm], "lw": 2, "label": NAMES[arm], **marker, **_LINES[arm]}
+        axes.plot(mean.steps, mean.values, **style)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return means

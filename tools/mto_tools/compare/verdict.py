@@ -110,11 +110,9 @@ def judge(
 ) -> Verdict:
     """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
     results = [
-        _result(score, [(b.scores[score.key], m.scores[score.key]) for b, m in pairs])
-        for score in scores
+        *(_result(s, [(b.scores[s.key], m.scores[s.key]) for b, m in pairs]) for s in scores),
+        _result(LOSS, [(b.curve("loss").smooth(), m.curve("loss").smooth()) for b, m in pairs]),
     ]
-    losses = [(b.curve("loss").smooth(), m.curve("loss").smooth()) for b, m in pairs]
-    results.append(_result(LOSS, losses))
     finding = find(results[0].end, results[0].mean, results[0].score, failures=lost > 0)
     if moving_target and not scores:
         finding = Finding.NOT_COMPARABLE
@@ -132,7 +130,7 @@ def _result(score: Score, curves: list[tuple[Curve, Curve]]) -> Result:
         score=score,
         end=paired([(b.values[-1], m.values[-1]) for b, m in curves], higher),
         mean=paired([(b.average(), m.average()) for b, m in curves], higher),
-        shares=[share_of_steps(b, m, higher) for b, m in curves],
+        shares=[share_of_steps(b, m) for b, m in rising],
         rauc=[
             Rauc(start=s, stop=stop, values=[rauc_or_none(b, m, s, stop) for b, m in rising])
             for s in (share * stop for share in RAUC_FROM)
@@ -140,13 +138,13 @@ def _result(score: Score, curves: list[tuple[Curve, Curve]]) -> Result:
     )
 
 
-def share_of_steps(baseline: Curve, mto: Curve, higher_is_better: bool = True) -> float | None:
+def share_of_steps(baseline: Curve, mto: Curve) -> float | None:
     """MTO's steps to the baseline's final value over the baseline's own; see `Result`."""
     target = baseline.values[-1]
-    own = baseline.first_reach(target, higher_is_better)
+    own = baseline.first_reach(target)
     if not own > baseline.steps[0]:  # it never got better than where it began
         return None
-    return mto.first_reach(target, higher_is_better) / own
+    return mto.first_reach(target) / own
 
 
 def rauc_or_none(baseline: Curve, mto: Curve, start: float, stop: float) -> float | None:
@@ -184,10 +182,9 @@ def t_interval(values: Sequence[float], confidence: float) -> Interval | None:
     # Equal differences in all seeds mean a coarse score, not a certain one: no interval.
     if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) <= 1e-12:
         return None
-    from scipy.stats import t  # type: ignore[import-untyped]  # a slow import
+    from scipy.stats import ttest_1samp  # type: ignore[import-untyped]  # a slow import
 
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
-    low, high = t.interval(confidence, len(values) - 1, np.mean(values), error)
+    low, high = ttest_1samp(values, 0).confidence_interval(confidence)
     return float(low), float(high)
 
 
@@ -201,7 +198,7 @@ def find(end: Pairs, mean: Pairs, score: Score, *, failures: bool = False) -> Fi
 
     With `failures` of the MTO arm in other seeds, no gain in these proves anything.
     """
-    if not end.differences or not math.isfinite(end.mean):
+    if not math.isfinite(end.mean):
         return Finding.UNDEFINED
     if len(end.differences) == 1:
         return Finding.ONE_SEED
