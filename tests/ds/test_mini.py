@@ -1,7 +1,7 @@
 """mini under DeepSpeed on gloo ranks: DDP's run, killed, gone on with on as many ranks and on half.
 
-On two ranks DeepSpeed is DDP to the last bit. On more, gloo's ring sums a gradient in an order that
-depends on where in its bucket it stands, so losses agree to ROUNDING.
+On two ranks DeepSpeed is DDP to the last bit. One rank sums a gradient in another order, so losses
+agree to ROUNDING.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ..forkserver import Forked, ForkServer
 
@@ -29,7 +31,7 @@ SMALL = (
     *("--num_heads", "2", "--decoder_dim", "16", "--decoder_depth", "2"),
     *("--decoder_num_heads", "2", "--batch_size", "16", "--steps", str(STEPS), "--device", "cpu"),
     *("--warmup_steps", "3", "--log_every", "1", "--eval_every", "1000", "--save_every", "3"),
-    *("--threads", "1", "--mto", "--mto_log_every", "1", "--mto_balance", "0.1"),
+    *("--mto", "--mto_log_every", "1", "--mto_balance", "0.1"),
 )
 ROUNDING = 1e-6  # relative, of a loss; 2e-7 was measured
 
@@ -76,18 +78,11 @@ def start(
     recipe, home = recipes["patched"], tmp_path_factory.mktemp("ranks")
     runs: list[Run] = []
 
-    def fork(*argv: str | Path, out: Path | None = None, **env: str) -> Run:
+    def run(world: int, stage: int = 0, out: Path | None = None, **env: str) -> Run:
         folder = home / str(len(runs))
         folder.mkdir()
         if out is not None:
             shutil.copytree(out, folder / "out")
-        env["FORKED_PYTHON"] = json.dumps(rank_server.command)
-        words = [word.format(folder=folder) if isinstance(word, str) else word for word in argv]
-        process = rank_server.start(*words, out=folder / "stdout", err=folder / "err", env=env)
-        runs.append(Run(folder, process))
-        return runs[-1]
-
-    def run(world: int, stage: int = 0, out: Path | None = None, **env: str) -> Run:
         content = {
             "train_batch_size": 16,
             "train_micro_batch_size_per_gpu": 16 // world,
@@ -102,16 +97,20 @@ def start(
         file.write_text(json.dumps(content))
         flags = ("--deepspeed_config", file) if stage else ()
         script = (recipe / "main_pretrain.py", "--data_path", home / "data", *SMALL, *flags)
-        torchrun = (Path(__file__).with_name("rank.py"), "torchrun", str(world), "{folder}")
-        return fork(*torchrun, *script, "--output_dir", "{folder}/out", out=out, **env)
+        torchrun = (Path(__file__).with_name("rank.py"), "torchrun", world, folder)
+        env["FORKED_PYTHON"] = json.dumps(rank_server.command)
+        process = rank_server.start(
+            *map(str, (*torchrun, *script, "--output_dir", folder / "out")),
+            **{"out": folder / "stdout", "err": folder / "err", "env": env},
+        )
+        runs.append(Run(folder, process))
+        return runs[-1]
 
-    digits = fork(recipe / "make_digits.py", "--out", home / "digits")
-    assert digits.process.wait() == 0, digits.stderr
-    for file in sorted((home / "digits" / "train").glob("[0-3]/*.png")):
-        kept = home / "data" / "train" / file.parent.name
-        kept.mkdir(parents=True, exist_ok=True)
-        if len(list(kept.iterdir())) < 12:
-            shutil.copy(file, kept)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        file = home / "data" / "train" / f"class{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file)
     yield run
     for made in runs:
         made.process.kill()
@@ -132,31 +131,25 @@ def assert_same(a: Run, b: Run) -> None:
     assert [path for path in ours if ours[path] != theirs[path]] == []
 
 
-def assert_near(a: Run, b: Run) -> None:
-    for ours, theirs in zip(a.log(), b.log(), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=ROUNDING)
-        assert ours["data"] == theirs["data"]
-    kept = [{path for path in run.checkpoint() if not path.startswith("/rng")} for run in (a, b)]
-    assert kept[0] == kept[1]
+def test_ddp_killed_and_gone_on_with_on_as_many_ranks_and_on_half(
+    start: Callable[..., Run],
+) -> None:
+    whole = done(start(2, stage=1))
+    assert_same(done(start(2)), whole)
 
-
-def test_the_same_as_ddp_bit_for_bit(start: Callable[..., Run]) -> None:
-    assert_same(done(start(2, stage=2)), done(start(2)))
-
-
-def test_killed_and_gone_on_with_on_as_many_ranks_and_on_half(start: Callable[..., Run]) -> None:
-    whole = done(start(4, stage=1))
-    assert_near(whole, done(start(4)))
-
-    killed = start(4, stage=1, KILL="3:8")
+    killed = start(2, stage=1, KILL="1:8")
     assert killed.process.wait() == 1
     assert torch.load(killed.out / "checkpoint.pth", weights_only=True)["step"] == 6
     cause = killed.stderr.partition("Root Cause")[2]
-    for part in ("rank      : 3 ", "exitcode  : -9 "):
+    for part in ("rank      : 1 ", "exitcode  : -9 "):
         assert part in cause
-    for rank in range(4):
+    for rank in range(2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((killed.folder / f"{rank}.pid").read_text()), 0)
 
-    assert_same(done(start(4, stage=1, out=killed.out)), whole)
-    assert_near(done(start(2, stage=1, out=killed.out)), whole)
+    assert_same(done(start(2, stage=1, out=killed.out)), whole)
+    half = done(start(1, stage=1, out=killed.out))
+    for ours, theirs in zip(half.log(), whole.log(), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=ROUNDING)
+        assert ours["data"] == theirs["data"]
+    assert half.checkpoint().keys() == whole.checkpoint().keys()

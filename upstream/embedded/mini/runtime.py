@@ -33,7 +33,7 @@ def join(device: str) -> Run:
     """Join the ranks that torchrun started; the device is "cpu" or "cuda"."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size > 1:
+    if "RANK" in os.environ:  # also where torchrun started a single one
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return Run(torch.device(device), int(os.environ.get("RANK", 0)), world_size)
+        return Run(torch.device(device), dist.get_rank(), dist.get_world_size())
+    return Run(torch.device(device))
