@@ -397,15 +397,8 @@ class TestSchedules:
             {"params": [layer.bias], "lr": 1e-3, "lr_scale": 1.0},
         ]
         optimizer = torch.optim.SGD(groups)
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=100,
-            lr_min=1e-6,
-            warmup_t=10,
-            warmup_lr_init=1e-7,
-            cycle_limit=1,
-            t_in_epochs=False,
-        )
+        options = {"lr_min": 1e-6, "warmup_t": 10, "warmup_lr_init": 1e-7, "t_in_epochs": False}
+        schedule = CosineLRScheduler(optimizer, t_initial=100, cycle_limit=1, **options)
 
         def rates() -> list[float]:
             return [group["lr"] for group in optimizer.param_groups]

@@ -49,6 +49,8 @@ class NativeScaler:
 
     def __init__(self, enabled: bool = False) -> None:
         self._scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+        self.state_dict = self._scaler.state_dict
+        self.load_state_dict = self._scaler.load_state_dict
 
     def __call__(
         self,
@@ -68,12 +70,6 @@ class NativeScaler:
         self._scaler.step(optimizer)
         self._scaler.update()
         return norm
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._scaler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scaler.load_state_dict(state)
 
 
 def batch(step: int, part: int, rank: int) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mto_tools import recipe
+
+from ..forkserver import ForkServer
 
 
 class Block(nn.Module):
@@ -60,10 +63,12 @@ def flags(*argv: str, preset: str = "mae") -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def attached(output_dir: Path | None = None) -> Tiny:
+def begin(*argv: str, folder: Path | None = None) -> tuple[Tiny, Tensor, Tensor]:
+    """A model attached under these options, images and masks for it."""
+    flags(*argv)
     model = Tiny()
-    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=output_dir)
-    return model
+    recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
+    return model, *batch()
 
 
 def batch(size: int = 4) -> tuple[Tensor, Tensor]:
@@ -94,3 +99,41 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def small(images: Path) -> list[str]:
+    """Arguments of a small run of mini. Every run has the same, in a folder of its own."""
+    return [
+        *("--data_path", str(images), "--output_dir", "out", "--img_size", "16"),
+        *("--patch_size", "4", "--embed_dim", "16", "--depth", "2", "--num_heads", "2"),
+        *("--decoder_dim", "16", "--decoder_depth", "2", "--decoder_num_heads", "2"),
+        *("--drop_path", "0.2", "--batch_size", "8", "--steps", "12", "--log_every", "2"),
+        *("--eval_every", "1000", "--save_every", "3", "--device", "cpu"),
+    ]
+
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def train(mini_server: ForkServer, recipes: dict[str, Path], small: list[str]) -> Train:
+    """Runs mini to the end in a folder, with these flags besides; returns its output."""
+
+    def run(cwd: Path, *flags: str, recipe: str = "patched", ranks: int = 0) -> Path:
+        cwd.mkdir(exist_ok=True)
+        python = mini_server.command
+        torchrun = [*python, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+        start = [*torchrun, f"--nproc_per_node={ranks}"] if ranks else []
+        script = str(recipes[recipe] / "main_pretrain.py")
+        done = subprocess.run(
+            [*start, *python, script, *small, *flags],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return cwd / "out"
+
+    return run

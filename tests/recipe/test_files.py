@@ -6,21 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from mto_tools import recipe
 from mto_tools.errors import RefusedError
-from mto_tools.recipe.files import JsonLines, save_affinity
+from mto_tools.recipe.files import JsonLines
 
-from .conftest import attached, batch, flags, lines
+from .conftest import begin, lines
 
 
 def test_balance_resumes_exactly(tmp_path: Path) -> None:
-    x, mask = batch()
-
     def steps(folder: Path, first: int, last: int) -> list[float]:
-        flags("--mto", "--mto_balance", "0.1")
-        model = attached(folder)
+        model, x, mask = begin("--mto", "--mto_balance", "0.1", folder=folder)
         steps = range(first, last + 1)
         return [recipe.add(model(x * s, mask), mask, step=s).item() for s in steps]
 
@@ -35,14 +31,10 @@ def test_balance_resumes_exactly(tmp_path: Path) -> None:
 def test_other_settings_on_resume_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    x, mask = batch()
     for weight, step in (("0.1", 1), ("0.2", 2)):
-        flags("--mto", "--mto_sparsity", weight)
-        model = attached(tmp_path)
+        model, x, mask = begin("--mto", "--mto_sparsity", weight, folder=tmp_path)
         recipe.add(model(x, mask), mask, step=step)
-    assert "resumed at step 2 with other settings than before: sparsity 0.1 -> 0.2" in (
-        capsys.readouterr().err
-    )
+    assert "sparsity 0.1 -> 0.2" in capsys.readouterr().err
 
 
 def test_a_kill_leaves_the_old_lines_or_the_new(
@@ -86,9 +78,8 @@ def test_lines_from_the_resumed_step_on_move_and_are_never_lost(tmp_path: Path) 
 
 def run_epochs(folder: Path, epochs: range, batches: int, micro: int = 1, **options: str) -> None:
     """Epochs as the recipes count them: steps of an epoch times the epoch's number."""
-    flags("--mto", *(f"--mto_{name}={value}" for name, value in options.items()))
-    model = attached(folder)
-    x, mask = batch()
+    given = (f"--mto_{name}={value}" for name, value in options.items())
+    model, x, mask = begin("--mto", *given, folder=folder)
     for epoch in epochs:
         for number in range(batches // micro * micro):
             step = epoch * (batches // micro) + number // micro + 1
@@ -122,14 +113,13 @@ def test_a_resume_from_an_older_checkpoint_keeps_what_the_newer_one_contains(
     assert lines(tmp_path, "step_ms", "rng", name="mto.replaced.jsonl") == before[5:]
 
 
-def test_accumulation_longer_than_an_epoch_is_refused(tmp_path: Path) -> None:
-    flags("--mto")
-    model = attached()
-    x, mask = batch()
-    with pytest.raises(RefusedError, match="8 micro batches.*an epoch has 5"):
-        recipe.add(model(x, mask), mask, step=1, micro_batches=8, batches_per_epoch=5)
-    with pytest.raises(ValueError, match="micro_batches must be at least 1"):
-        recipe.add(model(x, mask), mask, step=1, micro_batches=0)
+def test_accumulation_that_cannot_be_is_refused() -> None:
+    model, x, mask = begin("--mto")
+    loss = model(x, mask)
+    with pytest.raises(RefusedError, match="8 micro batches.* 5"):
+        recipe.add(loss, mask, step=1, micro_batches=8, batches_per_epoch=5)
+    with pytest.raises(ValueError, match="micro_batches"):
+        recipe.add(loss, mask, step=1, micro_batches=0)
 
 
 def test_step_ms_is_the_mean_between_logged_lines(tmp_path: Path) -> None:
@@ -139,17 +129,5 @@ def test_step_ms_is_the_mean_between_logged_lines(tmp_path: Path) -> None:
     found = lines(tmp_path)
     assert [line["step"] for line in found] == [1, 4, 8]
     assert "step_ms" not in found[0]
-    spent = [
-        ms * steps for ms, steps in zip([r["step_ms"] for r in found[1:]], (3, 4), strict=True)
-    ]
-    assert all(isinstance(r["step_ms"], float) and r["step_ms"] > 0 for r in found[1:])
-    assert sum(spent) < took  # both intervals lie within the run
-
-
-def test_hierarchical_affinity_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="same number of tokens at every depth"):
-        save_affinity(
-            tmp_path / "x.npz",
-            [torch.zeros(1, 4, 8), torch.zeros(1, 1, 8)],
-            torch.ones(1, 4, dtype=torch.bool),
-        )
+    assert all(line["step_ms"] > 0 for line in found[1:])
+    assert 3 * found[1]["step_ms"] + 4 * found[2]["step_ms"] < took, "both lie within the run"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,69 +11,47 @@ import torch
 
 from mto_tools import recipe
 
-from .conftest import Tiny, attached, batch, flags, lines
+from .conftest import batch, begin, lines
 
 
 def test_micro_batches_write_one_line_equal_to_that_of_the_whole_batch(tmp_path: Path) -> None:
     x, mask = batch(8)
     records = []
     for parts in (1, 4):
-        flags("--mto")
-        model = Tiny()
-        folder = tmp_path / str(parts)
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
+        model, _, _ = begin("--mto", folder=tmp_path / str(parts))
         for xs, masks in zip(x.chunk(parts), mask.chunk(parts), strict=True):
             recipe.add(model(xs, masks), masks, step=1, micro_batches=parts)
-        records.append(json.loads((folder / "mto.jsonl").read_text()))
+        records += lines(tmp_path / str(parts))
+    assert len(records) == 2
     for name in ("loss", "total", "sparsity", "heterogeneity", "token_norm"):
         assert records[0][name] == pytest.approx(records[1][name], rel=1e-5)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 3])
-def test_micro_batches_left_over_from_an_epoch_are_in_no_line(
-    tmp_path: Path, micro_batches: int
+@pytest.mark.parametrize(("in_epoch", "micro_batches"), [(7, 2), (5, 3)])
+def test_micro_batches_left_over_from_an_epoch_are_in_no_file(
+    tmp_path: Path, in_epoch: int, micro_batches: int
 ) -> None:
-    """MAE's own step formula, on five micro batches an epoch, against a loader without the rest."""
-    x, mask = batch(20)
-    epochs = [
-        [(xs * s, m) for xs, m in zip(x.chunk(5), mask.chunk(5), strict=True)] for s in (1, 3)
-    ]
-    whole = 5 // micro_batches
-    seen: list[list[object]] = []
-    for number, drop_rest in enumerate((False, True)):
-        options = f"--mto_affinity_steps={whole + 1}"
-        flags("--mto", "--mto_log_every=1", "--mto_grad_every=1", "--mto_balance=0.1", options)
-        model = Tiny()
-        folder = tmp_path / str(number)
-        recipe.attach(model, model.blocks, num_prefix_tokens=1, output_dir=folder)
-        assert recipe._run is not None
-        for mto in recipe._run.objectives:
-            assert mto.balance is not None
-            mto.balance.every = 1
-        for epoch, parts in enumerate(epochs):
-            for i, (xs, masks) in enumerate(parts):
-                if drop_rest and i >= whole * micro_batches:
-                    break
+    """MAE's own step formula, against a loader without the rest.
+
+    Step 10, at which the balance is measured, is the first of an epoch.
+    """
+    x, mask = batch(4 * in_epoch)
+    parts = list(zip(x.chunk(in_epoch), mask.chunk(in_epoch), strict=True))
+    whole = in_epoch // micro_batches
+    seen: list[list[Any]] = []
+    for name, kept in (("rest", in_epoch), ("none", whole * micro_batches)):
+        folder = tmp_path / name
+        options = ("--mto_log_every=1", "--mto_grad_every=1", "--mto_balance=0.1")
+        model, _, _ = begin("--mto", *options, f"--mto_affinity_steps={whole + 1}", folder=folder)
+        for epoch in range(12 // whole):
+            for i, (xs, masks) in enumerate(parts[:kept]):
                 torch.manual_seed(10 * epoch + i)
                 step = epoch * whole + i // micro_batches + 1
-                recipe.add(model(xs, masks), masks, step=step, micro_batches=micro_batches)
+                loss = model(xs * (epoch + 1), masks)
+                recipe.add(loss, masks, step=step, micro_batches=micro_batches)
         found = lines(folder, "step_ms")
-        assert [line["step"] for line in found] == list(range(1, 2 * whole + 1))
+        assert [line["step"] for line in found] == list(range(1, 13))
+        assert found[-1]["weights"]["sparsity"] > 0, "the balance has measured"
         maps = np.load(folder / f"mto-affinity-{whole + 1:06d}.npz")["affinity"].tolist()
-        seen.append([found, maps])
+        seen.append([found, maps, lines(folder, name="mto-balance.jsonl")])
     assert seen[0] == seen[1]
-
-
-def test_the_balance_that_is_saved_has_no_left_overs(tmp_path: Path) -> None:
-    x, mask = batch(12)
-    left_over, *parts = zip(x.chunk(3), mask.chunk(3), strict=True)
-    found = []
-    for name, given in (("rest", [left_over, *parts]), ("none", parts)):
-        flags("--mto", "--mto_balance", "0.1")
-        model = attached(tmp_path / name)
-        for xs, masks in given:
-            recipe.add(model(xs, masks), masks, step=10, micro_batches=2)
-        found.append((tmp_path / name / "mto-balance.jsonl").read_text())
-    assert found[0] == found[1]
-    images = torch.tensor(json.loads(found[0])["state"][0]["balance.pending_images"])
-    assert images.max() == 8

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from mto_tools import recipe
 from mto_tools.errors import RefusedError
 from mto_tools.recipe.settings import VARIABLE, resolve_settings
 
-from .conftest import Tiny, batch, flags, lines
-from .test_mini import SMALL, train
+from ..forkserver import ForkServer
+from .conftest import Tiny, Train, batch, flags, lines
 
 CfgNode = pytest.importorskip("yacs.config").CfgNode
 
@@ -112,6 +110,7 @@ def test_a_run_says_what_is_on(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert all(part in said for part in ("mae", "sparsity 0.01", "ranking 0.25", "7", "mto.jsonl"))
 
 
+ASKED = ("--steps", "4", "--mto", "--mto_log_every", "1", "--mto_sparsity", "0.5")
 LAUNCH = """
 import multiprocessing, sys
 sys.path.insert(0, {recipe!r})
@@ -127,25 +126,23 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Path:
+    return train(tmp_path_factory.mktemp("direct"), *ASKED)
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_worker_that_parses_nothing_trains_as_its_parent_was_asked(
-    tmp_path: Path, recipes: dict[str, Path], images: Path, method: str
+    tmp_path: Path,
+    recipes: dict[str, Path],
+    small: list[str],
+    direct: Path,
+    mini_server: ForkServer,
+    method: str,
 ) -> None:
-    flags = ("--mto", "--mto_log_every", "1", "--mto_sparsity", "0.5")
-    plain = train(tmp_path / "direct", recipes["patched"], images, *flags)
-    (tmp_path / "launch.py").write_text(
-        LAUNCH.format(recipe=str(recipes["patched"]), method=method)
-    )
-    (tmp_path / "worker").mkdir()
-    arguments = ["--data_path", str(images), "--output_dir", "out", *SMALL, *flags]
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "launch.py"), *arguments],
-        cwd=tmp_path / "worker",
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "sparsity 0.5" in done.stdout
-    worker = tmp_path / "worker" / "out"
-    assert lines(worker, "step_ms") == lines(plain, "step_ms")
+    script, log = tmp_path / "launch.py", tmp_path / "log"
+    script.write_text(LAUNCH.format(recipe=str(recipes["patched"]), method=method))
+    process = mini_server.start(script, *small, *ASKED, out=log, cwd=tmp_path)
+    assert process.wait() == 0, log.read_text()[-2000:]
+    assert "sparsity 0.5" in log.read_text()
+    assert lines(tmp_path / "out", "step_ms") == lines(direct, "step_ms")

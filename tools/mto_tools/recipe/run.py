@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
 from mto_core.checks import check_mask
+from mto_core.terms import TERMS
 from mto_tools.errors import RefusedError
 from mto_tools.recipe.files import RunFiles
 from mto_tools.recipe.measure import checksum, save_affinity, warn_of_order
 from mto_tools.recipe.micro import MicroBatches
 from mto_tools.recipe.settings import Settings
 
-TERMS = ("sparsity", "singularity", "ranking")
 SCALARS = ("loss", "total", *TERMS, "diagonal_mass", "masked_mass")
 
 
@@ -155,11 +155,8 @@ class Run:
         if logged and self.steps_per_epoch is not None:
             self.first_logged = first
         self.offset = first - step
-        kept = (
-            self.files.start(first, asdict(self.settings) | asdict(self.config))
-            if self.files
-            else []
-        )
+        settings = asdict(self.settings) | asdict(self.config)
+        kept = self.files.start(first, settings) if self.files else []
         if self.config.balance is not None:
             for index, mto in enumerate(self.objectives):
                 _restore(mto, kept[index] if kept else {})
@@ -197,7 +194,7 @@ class Run:
     def _measure_on_rank0(
         self, files: RunFiles, loss: Tensor, mask: Tensor, step: int
     ) -> dict[str, Any]:
-        """Measurements of some steps on the last micro batch, which is never left over."""
+        """Measurements of some steps, on the last micro batch; the first may be left over."""
         found: dict[str, Any] = {"rng": checksum(mask)} if self._logs(step) else {}
         if self._compares(step):
             pairs = zip(self.objectives, self.traces, strict=True)
