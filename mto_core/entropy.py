@@ -30,9 +30,8 @@ from mto_core.checks import Backend, Scale, check_mask, check_name, check_tokens
 
 DENSE_MAX_NUMEL = 1 << 17
 
-# Numbers of a chunk, gathered tokens and logits together: 64 MiB in float32. ViT-B of SimMIM has
-# 120 queries and 76 keys of 768 numbers, so an image takes 196 · 768 + 120 · 76 = 160 k numbers and
-# a chunk holds 104 images. All of B = 128 would take 82 MB; the tokens of one depth are 77 MB.
+# Numbers of a chunk, gathered tokens and logits together: 64 MiB in float32. An image of SimMIM's
+# ViT-B has 120 queries and 76 keys of 768 numbers, 196 · 768 + 120 · 76, so a chunk holds 104.
 CHUNK_ELEMENTS = 1 << 24
 
 # exp(-64) = 1.6e-28: a lower logit moves H by under 1e-22 nat, but exp of it may be denormal, which
@@ -123,10 +122,9 @@ def scaled(tokens: Tensor, scale: Scale | float) -> tuple[Tensor, float]:
 def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
     """The backend that "auto" means for these tokens."""
     check_name("backend", backend)
-    if backend != "auto":
-        return backend
     small = tokens.device.type == "cpu" and tokens.numel() < DENSE_MAX_NUMEL
-    return "dense" if small else "recompute"
+    by_size: Backend = "dense" if small else "recompute"
+    return by_size if backend == "auto" else backend
 
 
 def chunks(batch: int, numbers: int) -> Iterator[slice]:

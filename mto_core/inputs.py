@@ -88,13 +88,11 @@ def align(
     grids = [flatten_grid(t, prefix, f"tokens at depth {depth}") for depth, t in enumerate(tokens)]
     batch = grids[0].shape[0]
     for depth, grid in enumerate(grids):
-        if grid.shape[0] == 0 or grid.shape[1] <= prefix:
+        if batch == 0 or grid.shape[0] != batch or grid.shape[1] <= prefix:
             raise ValueError(
-                f"tokens at depth {depth} are {list(grid.shape)}: there must be images, and more "
-                f"tokens than the {prefix} of num_prefix_tokens"
+                f"tokens at depth {depth} are {list(grid.shape)}: there must be images, as many as "
+                f"at depth 0, and more tokens than the {prefix} of num_prefix_tokens"
             )
-        if grid.shape[0] != batch:
-            raise ValueError(f"depths 0 and {depth} differ in their number of images")
     masks: list[Any] = list(mask) if isinstance(mask, (list, tuple)) else [mask] * len(tokens)
     for m in masks:
         check_mask(m, tokens[0], flat=False)

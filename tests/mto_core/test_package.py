@@ -31,16 +31,15 @@ assert x.grad.isfinite().all()
 """
 
 
-def python(code, cwd, **env):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=cwd,  # not the sources: python -c would import from there
-        env={**os.environ, **env},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run(*command, **how):
+    done = subprocess.run(list(command), capture_output=True, text=True, **how)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def python(code, folder, **env):
+    """Not from the sources: python -c would import from there."""
+    return run(sys.executable, "-c", code, cwd=folder, env={**os.environ, **env})
 
 
 @pytest.mark.parametrize("name", mto_core.__all__)
@@ -56,7 +55,12 @@ def test_every_public_name_is_documented(name):
         assert "Raises:" in doc
     elif thing is not mto_core.TraceError:
         assert any(section in doc for section in ("Args:", "Attributes:"))
-    assert name in (ROOT / "docs" / "method.md").read_text(), "missing in docs/method.md"
+
+
+def test_the_documented_names_are_the_exported_ones():
+    table = (ROOT / "docs" / "method.md").read_text().split("## All public names")[1]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == mto_core.__all__
 
 
 def test_importing_and_using_it_loads_nothing_else(tmp_path):
@@ -117,19 +121,13 @@ def test_it_installs_and_runs_from_the_installed_files(tmp_path):
     """From a copy of the sources, so that no build folder is left in them."""
     pytest.importorskip("hatchling", reason="no backend to build")
     source, target = tmp_path / "source", tmp_path / "target"
+    ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("mto_core", "tools/mto_tools"):
-        shutil.copytree(
-            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
-        [*pip, "--no-index", "--disable-pip-version-check", "--target", target, source],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run(*pip, "--no-index", "--disable-pip-version-check", "--target", target, source)
     kept = list((ROOT / "tools" / "mto_tools").rglob("*.html"))
     assert kept
     for path in (ROOT / "mto_core" / "py.typed", *kept):

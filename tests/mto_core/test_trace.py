@@ -160,21 +160,16 @@ def test_armed_from_within_the_compiled_graph():
     assert counter.frame_count == 1  # arming starts from the same state every time
 
 
-def test_inductor():
-    model, trace = traced()
-    agrees_with_hand(model, trace, torch.compile(model))
-
-
-def test_blocks_compiled_in_place():
-    model, trace = traced()
-    for block in model.blocks:
-        block.compile(backend="aot_eager", fullgraph=True)
-    agrees_with_hand(model, trace)
-
-
-def test_checkpointing_inside_a_compiled_model():
-    model, trace = traced("nonreentrant")
-    agrees_with_hand(model, trace, torch.compile(model, backend="aot_eager"))
+@pytest.mark.parametrize("form", ["inductor", "checkpointing", "block by block"])
+def test_compiled_forms_agree_with_hand(form):
+    model, trace = traced("nonreentrant" if form == "checkpointing" else "plain")
+    if form == "block by block":
+        for block in model.blocks:
+            block.compile(backend="aot_eager", fullgraph=True)
+        agrees_with_hand(model, trace)
+    else:
+        backend = "inductor" if form == "inductor" else "aot_eager"
+        agrees_with_hand(model, trace, torch.compile(model, backend=backend))
 
 
 def test_silent_failure_attached_after_the_model_was_compiled():

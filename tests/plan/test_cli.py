@@ -67,20 +67,15 @@ def test_deepspeed_that_is_absent_is_told(
     assert ("pip install -e '.[deepspeed]'" in err) is not installed
 
 
-def test_json(mto: Run, tmp_path: Path) -> None:
-    out_file = tmp_path / "sub" / "c.json"
-    code, out, err = mto(
-        *("plan", "conmim", "--nodes", "2", "--json", "--launcher", "deepspeed"),
-        *("--out", str(out_file), "--model", "conmim_large_patch16_224"),
-    )
-    assert (code, err) == (0, "")
-    plan = json.loads(out)
-    assert plan["config"] == json.loads(out_file.read_text())
-    assert plan["config"]["train_batch_size"] == 2048
-    assert 0 < sum(plan["memory"].values()) <= plan["gpu_memory"]
-    assert any("hostfile" in note for note in plan["notes"])
-    assert plan["command"].startswith("deepspeed ")
-    assert str(out_file) in plan["command"]
+def test_another_model_launcher_and_file(mto: Run, tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "c.json"
+    words = ("--nodes", "2", "--launcher", "deepspeed", "--model", "conmim_large_patch16_224")
+    code, out, err = mto("plan", "conmim", *words, "--out", str(file))
+    assert code == 0
+    assert json.loads(file.read_text())["train_batch_size"] == 2048
+    assert "hostfile" in err
+    assert out.startswith("deepspeed ")
+    assert str(file) in out
 
 
 def test_another_file_is_not_overwritten(mto: Run, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +39,6 @@ def plan(
         Path | None, typer.Option(help="the configuration; default: named by recipe and content")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write over another file")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="the whole plan on stdout")] = False,
     write_all: Annotated[
         bool,
         typer.Option("--write-all", help="write patches/*/deepspeed/ and the tables in docs/ anew"),
@@ -81,9 +79,6 @@ def plan(
     script = load_recipe(upstream).pretrain
     start = config.Start(str(checkout), script, str(file), mto, launcher, data, output)
     changed = config.write(made, file, force=force)
-    if as_json:
-        print(json.dumps(report.as_json(made, start), indent=2))
-        return
     console.print(f"{'wrote' if changed else 'there already:'} {file}\n")
     report.show(made, start, console)
     print(config.command(made, start))

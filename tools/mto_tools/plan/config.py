@@ -6,7 +6,6 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mto_tools.errors import RefusedError
 from mto_tools.plan.memory import bucket_size
@@ -16,10 +15,10 @@ LAUNCHERS = ("torchrun", "deepspeed")
 PORT = 29500  # where torchrun's ranks meet, on the first node
 
 
-def content(plan: Plan) -> dict[str, Any]:
-    """The keys of DeepSpeed's configuration: numbers only, and nothing that is the recipe's."""
+def text(plan: Plan) -> str:
+    """DeepSpeed's configuration as JSON: numbers only, and nothing that is the recipe's."""
     bucket = bucket_size(plan.counts.trainable)
-    return {
+    content = {
         "train_batch_size": plan.total,
         "train_micro_batch_size_per_gpu": plan.micro,
         "gradient_accumulation_steps": plan.accumulation,
@@ -35,11 +34,7 @@ def content(plan: Plan) -> dict[str, Any]:
             "overlap_comm": False,
         },
     }
-
-
-def text(plan: Plan) -> str:
-    """The configuration as it stands in a file."""
-    return json.dumps(content(plan), indent=2) + "\n"
+    return json.dumps(content, indent=2) + "\n"
 
 
 def file_name(plan: Plan) -> str:

@@ -1,14 +1,13 @@
-"""A plan for a person to read, and for a program."""
+"""A plan for a person to read."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mto_tools.plan.config import PORT, Start, before, command, content
+from mto_tools.plan.config import PORT, Start, before
 from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan
 
@@ -71,19 +70,3 @@ def notes(plan: Plan, start: Start) -> list[str]:
     if importlib.util.find_spec("deepspeed") is None:
         found.append("DeepSpeed is not installed here: pip install -e '.[deepspeed]'")
     return found
-
-
-def as_json(plan: Plan, start: Start) -> dict[str, Any]:
-    """The plan for programs, in bytes; batch and stage stand in its configuration."""
-    return {
-        "recipe": plan.name,
-        "model": plan.schedule.model,
-        "learning_rate": plan.learning_rate,
-        "config_file": start.config,
-        "config": content(plan),
-        "command": command(plan, start),
-        "before": before(plan, start),
-        "gpu_memory": plan.memory.limit,
-        "memory": {part.name: part.bytes for part in plan.memory.parts},
-        "notes": notes(plan, start),
-    }
