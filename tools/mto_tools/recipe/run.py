@@ -14,8 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, MTOTerms, TokenTrace
-from mto_core.checks import check_mask
-from mto_core.terms import TERMS
+from mto_core.checks import TERMS, check_mask
 from mto_tools.errors import RefusedError
 from mto_tools.recipe.files import RunFiles
 from mto_tools.recipe.measure import checksum, save_affinity, warn_of_order
