@@ -85,6 +85,11 @@ class Optimizer:
             self._scatter(flat, [(p, entries[n]) for p, n in by_parameter if n in entries])
         zero.refresh_fp32_params()
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._engine.zero.optimizer, name)
+
     @torch.no_grad()
     def _collect(self) -> dict[str, Any]:
         """Whole parameters one by one, since a GPU has no room for all of their state."""

@@ -81,6 +81,8 @@ class Scaler:
         update_grad: bool = True,
     ) -> Tensor | None:
         """Backward and, where due, the step; return the gradient norm before clipping."""
+        if create_graph:
+            raise RefusedError("an optimizer that needs second derivatives does not go with ZeRO")
         self._engine.backward(loss)
         if not update_grad:
             return None
