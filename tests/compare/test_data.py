@@ -28,7 +28,7 @@ def test_built_in_data(tmp_path: Path, name: str) -> None:
     spec = recipe_of(name).data
     made = default_data(tmp_path, Path("/up"), spec, print)
     cwd = made.parent if name == "bootmae" else Path("/up")
-    images = 8 * spec.per_class
+    images = 8 * 8
     assert count_images(spec, made, Path("/up"), name) == (images, cwd)
     shutil.copy(next(made.glob("train/*/*.png")), made / "train" / "digit0" / "more.png")
     assert default_data(tmp_path, Path("/up"), spec, print) == made

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from mto_tools.app import app
 from mto_tools.compare.report import Report
-from mto_tools.launch.digits import image_folder
+from mto_tools.launch.digits import lay_out
+from mto_tools.upstreams.recipe import Data
 
 
 def test_compare_mini(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image_folder(tmp_path / "data", per_class=12, validation=2)
+    lay_out(Data(name="digits"), tmp_path / "data", per_class=12)
     command = ["compare", "mini", "--seeds", "1", "--steps", "6", "--data", "data"]
     command += ["--reports", "mine", "--", "--batch_size", "16", "--eval_every", "6"]
     command += ["--mto_singularity", "0.5"]

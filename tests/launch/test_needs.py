@@ -95,7 +95,7 @@ def test_installs_that_are_named_exist() -> None:
     assert {"tools", "recipes", "deepspeed"} <= extras
     for upstream in all_upstreams(HOME):
         for name in load_recipe(upstream).needs:
-            assert package(name).extra in extras - {"", "dev"}, name
+            assert package(name).extra in extras - {"dev"}, name
     assert package("deepspeed").install == "pip install -e '.[deepspeed]'"
 
 
