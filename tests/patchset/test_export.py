@@ -76,7 +76,7 @@ def test_first_export_makes_a_series_and_leaves_the_checkout_applied(work, raw) 
     }
     assert raw(work.clone, "status", "--porcelain") == ""
     assert raw(work.clone, "symbolic-ref", "HEAD") == "refs/heads/mto"
-    assert raw(work.clone, "rev-parse", "HEAD") == done.lock.commit
+    assert raw(work.clone, "rev-parse", "HEAD") == done.commit
     status = work.mto("status", "toy", "--json")
     assert status.returncode == 0, status.stdout + status.stderr
     assert work.mto("revert", "toy").returncode == 0
@@ -142,7 +142,7 @@ def test_commits_on_the_branch_are_exported_like_edits(applied, raw, said) -> No
     mine = raw(applied.clone, "rev-parse", "HEAD")
     done = export(applied.toy, layer="mto", say=said.append)
     assert patches(applied)["0003-mto-loss.patch"]["engine.py"][0] == "# committed"
-    assert raw(applied.clone, "rev-parse", "HEAD") == done.lock.commit
+    assert raw(applied.clone, "rev-parse", "HEAD") == done.commit
     assert mine in said[-1]
     assert mine in raw(applied.clone, "reflog", "--no-abbrev", "mto")
 
@@ -298,7 +298,7 @@ def test_random_edits_split_into_layers_and_come_back(applied, raw) -> None:
             (applied.clone / name).write_bytes(b"".join(lines))
         edited = {name: (applied.clone / name).read_bytes() for name in before_files(before)}
         done = export(applied.toy, layer=rng.choice(["compat", "mto", "deepspeed"]))
-        assert raw(applied.clone, "rev-parse", "HEAD^{tree}") == done.lock.tree
+        assert raw(applied.clone, "rev-parse", "HEAD^{tree}") == done.tree
         assert raw(applied.clone, "status", "--porcelain") == ""
         assert edited == {name: (applied.clone / name).read_bytes() for name in edited}
         after = patches(applied)

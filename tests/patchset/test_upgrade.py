@@ -290,6 +290,7 @@ def test_command_line(moved) -> None:
     ok = work.mto("upgrade", "toy", "--to", "v1", "--json")
     assert ok.returncode == 0, ok.stderr
     assert json.loads(ok.stdout)["counts"]["moved"] == 1
+    assert work.mto("upgrade", "toy", "--to", "v1", "--accept", "--json").returncode == 2
     bad = work.mto("upgrade", "toy", "--to", "v3")
     assert bad.returncode == ConflictError.exit_code
     assert "file renamed" in bad.stdout

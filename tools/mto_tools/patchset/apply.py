@@ -46,12 +46,8 @@ def apply(
 ) -> Outcome:
     """Bring a clone to the result of the series, or of its layers up to `through`.
 
-    Args:
-        upstream: The upstream to patch.
-        say: Takes lines for the user.
-        through: Last layer to apply; None for all.
-        repo: A clone or linked work tree made elsewhere; None for the one under `upstream/`.
-        source: Where to fetch from, if that is needed.
+    `repo` is a clone or linked work tree made elsewhere, if not the clone under `upstream/`;
+    `source` is where to fetch from, if that is needed.
 
     Raises:
         MissingError: No series, no source, or the source lacks a file that is patched.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mto_tools.errors import ConflictError, MtoError
 from mto_tools.home import find_home
-from mto_tools.patchset.cli import Json, Repo, say
+from mto_tools.patchset.cli import Json, Repo, dump, say
 from mto_tools.patchset.lock import open_upstream
 from mto_tools.upstreams.upstream import load_upstream, upstream_names
 
@@ -52,8 +51,7 @@ def export(
     else:
         done = exporting.export(upstream, repo, layer, message or (), say)
     if as_json:
-        facts = {"name": name, **asdict(done), "tree": done.lock.tree, "commit": done.lock.commit}
-        _dump({key: value for key, value in facts.items() if key != "lock"})
+        dump({"name": name, **asdict(done)})
         return
     for file in done.written:
         typer.echo(f"patches/{name}/{file}")
@@ -83,11 +81,11 @@ def lint(
     problems = [problem for result in results for problem in result.problems]
     if as_json:
         table = [{**asdict(result), "ok": not result.problems} for result in results]
-        _dump({"ok": not problems, "upstreams": table})
+        dump({"ok": not problems, "upstreams": table})
+    else:
+        for problem in problems:
+            typer.echo(problem)
     for result in results:
-        if not as_json:
-            for problem in result.problems:
-                typer.echo(problem)
         for what in result.unchecked:
             say(f"{result.name}: not checked: {what}")
     if problems:
@@ -95,10 +93,8 @@ def lint(
     patches = sum(result.patches for result in results)
     lines = sum(result.inserted for result in results)
     done = "what could be checked is" if any(result.unchecked for result in results) else "all"
-    say(
-        f"upstreams: {len(results)}, patches: {patches}, inserted lines: {lines}; "
-        f"{done} as promised"
-    )
+    counts = f"upstreams: {len(results)}, patches: {patches}, inserted lines: {lines}"
+    say(f"{counts}; {done} as promised")
 
 
 def upgrade(
@@ -128,8 +124,9 @@ def upgrade(
     from mto_tools.patchset.scratch_repo import open_scratch
     from mto_tools.patchset.transaction import series_lock
 
-    if sum((bool(to), go_on, abort)) != 1 or (accept and not to):
-        raise typer.BadParameter("give one of --to REF [--accept], --continue, --abort")
+    only_to = accept or as_json
+    if sum((bool(to), go_on, abort)) != 1 or (only_to and not to) or (accept and as_json):
+        raise typer.BadParameter("give one of --to REF [--accept | --json], --continue, --abort")
     home = find_home()
     upstream = open_upstream(home, name, say)
     if abort:
@@ -143,11 +140,10 @@ def upgrade(
         else:
             with open_scratch(upstream, say, source, repo) as scratch:
                 rehearsal = rehearse.rehearse(scratch, to)
-                if as_json and not accept:
-                    _dump(rehearsal.as_dict())
+                if as_json:
+                    dump(rehearsal.as_dict())
                 else:
-                    console = Console(stderr=accept, highlight=False)
-                    rehearse.show(console, rehearsal)
+                    rehearse.show(Console(stderr=accept, highlight=False), rehearsal)
                 if accept:
                     lock = upgrading.upgrade(scratch, rehearsal, say, repo)
                 elif not rehearsal.ok:
@@ -158,15 +154,8 @@ def upgrade(
                     )
                 else:
                     return
-    if as_json:
-        _dump({"name": name, "pin": lock.base_commit, "accepted": True})
-    else:
-        typer.echo(lock.base_commit)
+    typer.echo(lock.base_commit)
     say(
         f"{name} is now pinned to {lock.base_commit}; patches and lock in {upstream.folder} are "
         f"rewritten, and mto apply {name} brings a checkout to them"
     )
-
-
-def _dump(table: dict[str, Any]) -> None:
-    typer.echo(json.dumps(table, indent=2, default=list))

@@ -30,11 +30,6 @@ def exists(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def clone_folder(upstream: Upstream, repo: Path | None) -> Path:
-    """Where the upstream's clone is, or would be."""
-    return repo.absolute() if repo else upstream.checkout
-
-
 def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
     """Return the clone; checked to be a repository of its own.
 
@@ -43,13 +38,12 @@ def open_clone(upstream: Upstream, repo: Path | None = None) -> Git:
         CorruptError: The folder is no clone, or lies inside another one.
         GitError: git cannot or will not read it.
     """
-    folder = clone_folder(upstream, repo)
-    if not exists(folder):
+    git = Git(repo or upstream.checkout)
+    if not exists(git.folder):
         raise MissingError(
-            f"{upstream.name} is not checked out: there is no clone in {folder}",
+            f"{upstream.name} is not checked out: there is no clone in {git.folder}",
             hint=f"mto checkout {upstream.name}",
         )
-    git = Git(folder)
     git.require_toplevel()
     return git
 
@@ -149,11 +143,8 @@ def leave_out(git: Git, paths: list[str]) -> None:
 def embedded_commit(upstream: Upstream, repo: Git) -> str:
     """Write the blobs, tree and commit of an embedded recipe into `repo`; return the commit's OID.
 
-    A file that begins with `#!` is executable, every other one is not.
-
-    Args:
-        upstream: An upstream with source = "embedded".
-        repo: Any repository; gets objects, but no ref and no file.
+    A file that begins with `#!` is executable, every other one is not. `repo`, any repository, gets
+    no ref and no file.
 
     Raises:
         MissingError: The folder is missing or empty.

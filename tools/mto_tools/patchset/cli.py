@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +40,11 @@ def register(app: typer.Typer) -> None:
 def say(line: str) -> None:
     """Print one line for a person, on stderr."""
     typer.echo(printable(line), err=True)
+
+
+def dump(table: Any) -> None:
+    """Print JSON for programs, on stdout."""
+    typer.echo(json.dumps(table, indent=2))
 
 
 def upstreams(names: list[str], repo: Path | None) -> list[Upstream]:
@@ -133,8 +138,7 @@ def status(
     wanted = upstreams(names or upstream_names(find_home()), repo)
     found = [look(upstream, say, repo=repo) for upstream in wanted]
     if as_json:
-        states = [{**asdict(state), "good": state.good} for state in found]
-        typer.echo(json.dumps(states, indent=2))
+        dump([{**asdict(state), "good": state.good} for state in found])
     else:
         _print_status(found)
     if not all(s.word == expect and not s.series if expect else s.good for s in found):

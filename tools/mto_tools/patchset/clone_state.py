@@ -57,11 +57,7 @@ class BranchMove:
 
 
 def require_free_name(git: Git, move: BranchMove) -> None:
-    """Refuse a move that makes a branch where another one, as `mto/x`, takes its name.
-
-    Raises:
-        RefusedError: Names the other branch.
-    """
+    """Raise RefusedError where a branch to be made has its name taken by another, as `mto/x`."""
     for ref, new, old in move.refs:
         below = git.text("for-each-ref", "--format=%(refname:short)", f"{ref}/").split("\n")
         if new and not old and below[0]:

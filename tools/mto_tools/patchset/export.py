@@ -49,7 +49,8 @@ class Exported:
 
     written: tuple[str, ...]  # names of patch files that are new or changed
     removed: tuple[str, ...]  # of those that are gone: nothing is inserted, or a new number
-    lock: Lock  # the new one
+    tree: str  # after the new series
+    commit: str  # after the new series
     untracked: tuple[str, ...] = ()  # files of the checkout that no patch holds
 
 
@@ -62,13 +63,9 @@ def export(
 ) -> Exported:
     """Rewrite series and lock from the edited checkout, in one step.
 
-    Args:
-        upstream: The upstream of the series.
-        repo: The checkout; by default the one under `upstream/`.
-        layer: Where inserted lines go; by default the last layer that is applied.
-        message: Subject, then paragraphs that say why. A layer's first patch needs them; they
-            replace the message of a patch only where `layer` names its layer.
-        say: Takes lines for the user.
+    Inserted lines go to `layer`, by default the last one that is applied. `message` is a subject,
+    then paragraphs that say why. A layer's first patch needs them; they replace the message of a
+    patch only where `layer` names its layer.
 
     Raises:
         NotAdditiveError: The edit takes something of upstream away.
@@ -93,7 +90,7 @@ def export(
         files, new = write_series(git, upstream.pin, list(zip(patches, trees, strict=True)))
         move = _branch_move(git, new, edited, say)
         written, removed = store_series(upstream, files, new, "export", move, git)
-        return Exported(written, removed, new, untracked(git))
+        return Exported(written, removed, new.tree, new.commit, untracked(git))
 
 
 def regenerate(upstream: Upstream, say: Say, repo: Path | None = None) -> Exported:
@@ -112,7 +109,7 @@ def regenerate(upstream: Upstream, say: Say, repo: Path | None = None) -> Export
             tree = apply_patch(git, tree, data, file.name)
             done.append((read_header(data, file.name), tree))
         files, lock = write_series(git, upstream.pin, done)
-        return Exported(*store_series(upstream, files, lock, "export"), lock)
+        return Exported(*store_series(upstream, files, lock, "export"), lock.tree, lock.commit)
 
 
 def write_series(
@@ -170,11 +167,7 @@ def store_series(
 
 
 def _require_whole_series(git: Git, upstream: Upstream, lock: Lock) -> None:
-    """Refuse a checkout that does not hold every patch: an export would lose the others.
-
-    Raises:
-        RefusedError: HEAD holds a part of the series, or has nothing to do with it.
-    """
+    """Refuse a checkout that does not hold every patch: an export would lose the others."""
     head, known = git.resolve("HEAD"), lock.commits
     found, _ = find_base(git, known)
     if not found:

@@ -97,11 +97,8 @@ class Git:
     ) -> tuple[int, bytes, str]:
         """Run `git ARGS` and return (exit status, stdout, stderr); never raises on a status.
 
-        Args:
-            args: Arguments after `git`.
-            input: Bytes for stdin.
-            convert: Leave line-end conversion and attributes to the user's configuration; for
-                commands that read or write the work tree, such as `status` and `checkout`.
+        `convert` leaves line-end conversion and attributes to the user's configuration; for
+        commands that read or write the work tree, such as `status` and `checkout`.
 
         Raises:
             MissingError: There is no such folder, no git, or one that cannot say its version.
@@ -188,7 +185,6 @@ class Git:
         Inside another repository `git apply` skips every file and leaves with status 0.
 
         Raises:
-            MissingError: There is no folder.
             CorruptError: The folder is no clone, or lies inside another one.
             GitError: git cannot or will not read the clone.
         """

@@ -32,15 +32,11 @@ def split_edit(
     history: Sequence[Sequence[FilePatch]],
     new: int,
 ) -> list[str]:
-    """Return the tree after each patch, the last of which is `edited`.
+    """Return the tree after each patch, the last of which is the tree `edited`.
 
-    Args:
-        git: The clone.
-        base: Tree of the pin.
-        applied: Tree of the series the edit started from.
-        edited: Tree with the edit.
-        history: For each patch of the series to be, the insertions it has so far.
-        new: Index of the patch that gets inserted lines; a reworded line stays in its patch.
+    The edit started from the tree `applied` of the series on `base`. `history` has the insertions
+    of each patch of the series to be; the `new`-th gets the inserted lines, but a reworded line
+    stays in its patch.
 
     Raises:
         NotAdditiveError: The edit takes something of upstream away.

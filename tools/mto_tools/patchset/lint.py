@@ -11,7 +11,6 @@ from pathlib import Path
 from mto_tools.errors import CorruptError, MtoError
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import load_series, rebuild
-from mto_tools.patchset.scratch_repo import objects_of
 from mto_tools.patchset.series import FilePatch, Patch, PatchFormatError, Problem, parse
 from mto_tools.patchset.sources import init_with_alternates
 from mto_tools.upstreams.upstream import Upstream, load_upstream
@@ -84,7 +83,7 @@ def _compare_with_clone(linted: Linted, upstream: Upstream, patches: list[Patch]
         linted.unchecked.append("rebuild: not before the problems above are solved")
         return
     with tempfile.TemporaryDirectory(prefix="mto-lint-") as folder:
-        scratch = init_with_alternates(Path(folder), [objects_of(git)])
+        scratch = init_with_alternates(Path(folder), [git])
         try:
             rebuild(scratch, load_series(upstream), upstream.folder)
         except MtoError as error:

@@ -23,9 +23,8 @@ SUBMODULE = "160000"
 def file_version(root: Path, path: str) -> Version | None:
     """Return what stands at `root/path`, as git would store it without conversion.
 
-    Returns:
-        Blob OID and mode; a folder has the mode of a submodule, a pipe "other", both without an
-        OID. None where nothing stands, or only behind a link.
+    A folder has the mode of a submodule, a pipe "other", both without an OID. None where nothing
+    stands, or only behind a link.
     """
     file = root / path
     try:
@@ -62,9 +61,8 @@ def blocking_parent(folder: Path, path: str) -> Path | None:
 def unmarked_index(git: Git) -> Iterator[tuple[Git, set[str]]]:
     """Give the repository with a copy of its index in which git overlooks nothing.
 
-    Yields:
-        The repository, and the files that were marked assume-unchanged or skip-worktree. One that
-        a sparse checkout left out keeps its mark: it is no edit.
+    The files that were marked assume-unchanged or skip-worktree come with it. One that a sparse
+    checkout left out keeps its mark: it is no edit.
     """
     with temporary_index(git) as empty:
         away = index_copy(git, Path(empty.env["GIT_INDEX_FILE"]))
@@ -97,11 +95,7 @@ def untracked(git: Git) -> tuple[str, ...]:
 
 
 def require_visible(git: Git, paths: Collection[str] = ()) -> None:
-    """Refuse edits, of `paths` or else of any file, that git was told to overlook.
-
-    Raises:
-        RefusedError: Names them, and the command that shows them to git.
-    """
+    """Raise RefusedError for edits, of `paths` or of any file, that git was told to overlook."""
     with unmarked_index(git) as (away, marked):
         differ = away.text("diff", "--name-only", "-z", convert=True).split("\0") if marked else []
     if hidden := sorted(marked.intersection(differ).intersection(paths or differ)):
@@ -119,8 +113,7 @@ def edited_tree(git: Git) -> str:
         ConflictError: The index has unmerged files.
         RefusedError: A file differs that git was told to overlook.
     """
-    unmerged = git.text("diff", "--name-only", "--diff-filter=U")
-    if unmerged:
+    if unmerged := git.text("diff", "--name-only", "--diff-filter=U"):
         raise ConflictError(
             f"{git.folder} has unmerged files: {', '.join(unmerged.splitlines())}",
             hint="resolve them and git add them",

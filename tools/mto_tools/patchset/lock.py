@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasPath, Field, TypeAdapter, ValidationError
 
 from mto_tools.errors import CorruptError, MissingError
 from mto_tools.patchset.git import Git, restore_command
@@ -54,11 +54,12 @@ class LockedPatch:
 
 @dataclass(frozen=True)
 class Lock:
-    """Base and result of a series."""
+    """Base and result of a series; `format_lock` writes it, pydantic reads it."""
 
-    base_commit: str  # the pin
-    base_tree: str  # "" where no series has been built yet
+    base_commit: Annotated[Oid, Field(validation_alias=AliasPath("base", "commit"))]  # the pin
+    base_tree: Annotated[Oid, Field(validation_alias=AliasPath("base", "tree"))]  # "" if unbuilt
     patches: tuple[LockedPatch, ...] = ()
+    format: Literal[1] = 1  # of the file
 
     @property
     def tree(self) -> str:
@@ -98,17 +99,6 @@ class Series:
     files: tuple[tuple[str, bytes], ...] = ()  # (name, bytes), in order
 
 
-class _Base(BaseModel):
-    commit: Oid
-    tree: Oid
-
-
-class _LockFile(BaseModel):
-    format: Literal[1]
-    base: _Base
-    patches: tuple[LockedPatch, ...]
-
-
 def sha256(data: bytes) -> str:
     """Return the digest the lock keeps of a patch file."""
     return hashlib.sha256(data).hexdigest()
@@ -122,7 +112,7 @@ def lock_path(folder: Path) -> Path:
 def format_lock(lock: Lock) -> bytes:
     """Return the one byte form of a lock: JSON, one item per line, keys in fixed order."""
     table = {
-        "format": 1,
+        "format": lock.format,
         "base": {"commit": lock.base_commit, "tree": lock.base_tree},
         "patches": [asdict(patch) for patch in lock.patches],
         "tree": lock.tree,
@@ -133,12 +123,11 @@ def format_lock(lock: Lock) -> bytes:
 def _parse(data: bytes, where: Path) -> Lock:
     """Read a lock, in its one byte form only; `where` is named in errors."""
     try:
-        file = _LockFile.model_validate_json(data)
+        lock = TypeAdapter(Lock).validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"not a lock: {'.'.join(map(str, first['loc']))}: {first['msg']}"
     else:
-        lock = Lock(file.base.commit, file.base.tree, file.patches)
         if format_lock(lock) == data:
             return lock
         problem = "not in its one byte form: edited by hand or damaged in transfer"

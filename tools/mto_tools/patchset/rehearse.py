@@ -113,11 +113,7 @@ def copied(git: Git, commits: Sequence[str], before: str, tree: str) -> list[str
 
 
 def refuse_upstream_text(what: str, places: Sequence[str]) -> None:
-    """Refuse a patch, or series, whose lines at `places` are upstream's.
-
-    Raises:
-        RefusedError: There are such lines.
-    """
+    """Raise RefusedError where a patch, or series, has upstream's lines, which are at `places`."""
     if places:
         raise RefusedError(
             f"{what} would hold upstream text:\n" + "\n".join(f"  {place}" for place in places),

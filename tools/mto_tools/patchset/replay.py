@@ -92,8 +92,7 @@ def merge_trees(
 ) -> tuple[str, bool, Mapping[str, Stages]]:
     """Carry the change from tree `base` to tree `ours` over to tree `upstream`.
 
-    Returns:
-        The merged tree, whether git could merge all, and the versions of each path it could not.
+    Return the merged tree, whether git could merge all, and the versions of each path it could not.
 
     Raises:
         MissingError: git is older than 2.38.

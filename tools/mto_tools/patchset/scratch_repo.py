@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mto_tools.errors import MissingError
-from mto_tools.patchset.checkout import DATE, embedded_commit, open_clone
+from mto_tools.patchset.checkout import DATE, embedded_commit, exists, open_clone
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import read_lock
 from mto_tools.patchset.locks import Say
@@ -27,11 +27,6 @@ _FETCH = (
     *("fetch", "--quiet", "--no-auto-maintenance", "--no-write-fetch-head"),
     *("--no-recurse-submodules", "--no-tags", "--update-head-ok"),
 )
-
-
-def objects_of(git: Git) -> Path:
-    """Return the folder of a repository's objects, for `init_with_alternates`."""
-    return Path(git.text("rev-parse", "--path-format=absolute", "--git-path", "objects"))
 
 
 @dataclass(frozen=True)
@@ -98,17 +93,12 @@ def open_scratch(
         MissingError: The source cannot be reached, or nobody has the pin.
     """
     found = None if upstream.source == "embedded" else find_source(upstream, source)
-    lenders = []
-    try:
-        lenders.append(open_clone(upstream, repo))
-    except MissingError:
-        if repo:
-            raise
+    lenders = [open_clone(upstream, repo)] if repo or exists(upstream.checkout) else []
     if found is None or found.kind == "repository":
         lenders.append(Git(found.value if found else upstream.home))
-    objects = [objects_of(git) for git in lenders if git.toplevel() or git.resolve("HEAD")]
+    lenders = [git for git in lenders if git.toplevel() or git.resolve("HEAD")]
     with tempfile.TemporaryDirectory(prefix="mto-upgrade-") as folder:
-        git = init_with_alternates(Path(folder), objects)
+        git = init_with_alternates(Path(folder), lenders)
         if found and found.kind != "repository":
             _fetch_all(git, found, upstream, say)
         _require_pin(git, upstream)
@@ -137,11 +127,7 @@ def _fetch_all(git: Git, source: Source, upstream: Upstream, say: Say) -> None:
 
 
 def _require_pin(git: Git, upstream: Upstream) -> None:
-    """See that the pin is there; an embedded recipe's is written from this project's own history.
-
-    Raises:
-        MissingError: Nobody has the pin.
-    """
+    """See that the pin is there; that of an embedded recipe is written from our own history."""
     if upstream.source == "embedded":
         embedded_commit(upstream, git)
         lock = read_lock(upstream)

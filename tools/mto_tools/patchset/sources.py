@@ -92,8 +92,8 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
                 f"{upstream.name}: {' '.join(err.split())}",
                 hint=f"make it again: git bundle create {upstream.name}.bundle --all",
             )
-    elif source.kind == "repository" and _lacks_files(Git(source.value), commit):
-        _copy_incomplete(git, source, commit)
+    elif source.kind == "repository" and _lacks_files(mirror := Git(source.value), commit):
+        _copy_incomplete(git, mirror, commit)
     else:
         _fetch(git, source, commit, upstream)
     if git.text("cat-file", "-t", commit, check=False) != "commit":
@@ -102,7 +102,11 @@ def fetch_commit(git: Git, source: Source, commit: str, upstream: Upstream) -> N
             f"{upstream.name}",
             hint=source_hint(upstream),
         )
-    _mark_shallow(git, commit)
+    # History ends here where the parents did not come along.
+    shallow = git.common_dir() / "shallow"
+    known = shallow.read_text().split() if shallow.exists() else []
+    if commit not in known and not _has_parents(git, commit):
+        shallow.write_text("".join(f"{oid}\n" for oid in sorted({*known, commit})))
 
 
 def _fetch(git: Git, source: Source, commit: str, upstream: Upstream) -> None:
@@ -136,9 +140,8 @@ def _lacks_files(mirror: Git, commit: str) -> bool:
     return mirror.ok("cat-file", "-e", commit) and bool(missing_files(mirror, commit))
 
 
-def _copy_incomplete(git: Git, source: Source, commit: str) -> None:
+def _copy_incomplete(git: Git, mirror: Git, commit: str) -> None:
     """Copy what a local repository does hold; a fetch would give up at the first lost object."""
-    mirror = Git(source.value)
     cut = f"--shallow {commit}\n" if _may_be_cut(git) or _may_be_cut(mirror) else ""
     flags = ("--revs", "--missing=allow-any", "--stdout", "--quiet")
     pack = mirror.run("pack-objects", *flags, input=f"{cut}{commit}\n".encode())
@@ -165,8 +168,10 @@ def missing_files(git: Git, commit: str) -> dict[str, str]:
     return {path: oid for path, oid in blobs.items() if f"{oid} missing" in checked}
 
 
-def init_with_alternates(folder: Path, objects: Sequence[Path]) -> Git:
-    """Make an empty repository in `folder` that sees the object folders `objects`."""
+def init_with_alternates(folder: Path, lenders: Sequence[Git]) -> Git:
+    """Make an empty repository in `folder` that sees the objects of `lenders`."""
+    path = ("rev-parse", "--path-format=absolute", "--git-path", "objects")
+    objects = [Path(lender.text(*path)) for lender in lenders]
     git = Git(folder)
     git.run("init", "--quiet", "--template=", ".")
     info = git.git_dir() / "objects" / "info"
@@ -179,14 +184,6 @@ def init_with_alternates(folder: Path, objects: Sequence[Path]) -> Git:
     if cut:
         (git.git_dir() / "shallow").write_text("".join(f"{oid}\n" for oid in cut))
     return git
-
-
-def _mark_shallow(git: Git, commit: str) -> None:
-    """Tell git that history ends here where the parents did not come along."""
-    shallow = git.common_dir() / "shallow"
-    known = shallow.read_text().split() if shallow.exists() else []
-    if commit not in known and not _has_parents(git, commit):
-        shallow.write_text("".join(f"{oid}\n" for oid in sorted({*known, commit})))
 
 
 def _has_parents(git: Git, commit: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mto_tools.errors import CorruptError, MtoError
-from mto_tools.patchset.checkout import clone_folder, exists
+from mto_tools.patchset.checkout import exists
 from mto_tools.patchset.clone_state import find_base, read_state
 from mto_tools.patchset.git import Git, GitError
 from mto_tools.patchset.local_edits import edited_files
@@ -15,7 +15,7 @@ from mto_tools.patchset.lock import Lock, load_series, read_lock
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.sources import missing_files
 from mto_tools.patchset.transaction import clone_lock, interrupted
-from mto_tools.upstreams.upstream import LAYERS, Upstream
+from mto_tools.upstreams.upstream import Upstream
 
 ABSENT = "absent"
 PRISTINE = "pristine"
@@ -52,8 +52,8 @@ class Status:
 
 def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
     """Look at one upstream's clone; finishes what a killed command left, changes nothing else."""
-    folder = clone_folder(upstream, repo)
-    found = Status(upstream.name, ABSENT, str(folder), upstream.pin)
+    git = Git(repo or upstream.checkout)
+    found = Status(upstream.name, ABSENT, str(git.folder), upstream.pin)
     lock = Lock(upstream.pin, "")
     try:
         lock = load_series(upstream).lock
@@ -61,11 +61,10 @@ def status(upstream: Upstream, say: Say, *, repo: Path | None = None) -> Status:
         found.series = error.message
         with suppress(MtoError):
             lock = read_lock(upstream) or lock
-    if exists(folder):
-        _look(Git(folder), lock, found, say)
+    if exists(git.folder):
+        _look(git, lock, found, say)
     if found.through:
-        present = {patch.layer for patch in lock.through(found.through)}
-        found.layers = [layer for layer in LAYERS if layer in present]
+        found.layers = list(dict.fromkeys(p.layer for p in lock.through(found.through)))
     return found
 
 

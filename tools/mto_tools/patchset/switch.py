@@ -25,11 +25,8 @@ from mto_tools.patchset.tree_diff import Change, changes
 def switch(git: Git, move: BranchMove, verb: str, say: Say) -> None:
     """Bring work tree, index, branches and HEAD to `move.goal`, in one step.
 
-    Args:
-        git: The clone, held by `clone_lock`.
-        move: From where to where.
-        verb: The command without `mto`, for messages.
-        say: Told of an edit that was made meanwhile and was set aside.
+    `git` is held by `clone_lock`; `verb` is the command without `mto`. An edit that was made
+    meanwhile is set aside, and `say` told of it.
 
     Raises:
         RefusedError: Local edits are in the way, or another git is at work.

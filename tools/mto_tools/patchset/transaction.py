@@ -28,14 +28,7 @@ from mto_tools.patchset.clone_state import (
 )
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.local_edits import SUBMODULE, SYMLINK, blocking_parent, file_version
-from mto_tools.patchset.locks import (
-    Say,
-    deferred_interrupt,
-    hold,
-    index_lock,
-    private,
-    write_file,
-)
+from mto_tools.patchset.locks import Say, deferred_interrupt, hold, index_lock, private, write_file
 from mto_tools.patchset.series import MODES
 from mto_tools.patchset.tree_diff import Version
 
@@ -55,8 +48,7 @@ class _Log:
 def clone_lock(git: Git, say: Say) -> Iterator[Git]:
     """Hold the clone's lock; finish first what a killed command left.
 
-    Yields:
-        The clone, with the lock passed on to every git it starts.
+    The clone that it gives passes the lock on to every git it starts.
 
     Raises:
         RefusedError: Another mto, or a git it started, is at work in this clone.
@@ -105,14 +97,10 @@ def replace_files(
     move: BranchMove | None = None,
     git: Git | None = None,
 ) -> None:
-    """Replace `files` of a patches folder together; the caller holds `series_lock`.
+    """Replace `files` of a patches folder together: new bytes by name, None removes the file.
 
-    Args:
-        folder: The folder all of them stand in.
-        files: New bytes by name; None removes the file.
-        what: Name of the step, for the message after a kill.
-        move: Move of a clone that follows, if any.
-        git: That clone, held by `clone_lock`.
+    The caller holds `series_lock`. `what` names the step in the message after a kill. `move`, if
+    any, is that of the clone `git`, held by `clone_lock`.
 
     Raises:
         OSError: No space, or no right to write; then nothing has changed.
@@ -137,20 +125,12 @@ def replace_staged(
     move: BranchMove | None,
     git: Git | None,
 ) -> list[str]:
-    """Stage files, decide, and put them in place.
+    """Stage files, decide, and put them in place; return lines for the user.
 
-    Args:
-        place: Where the log is to stand.
-        root: Folder that the paths are relative to.
-        what: Name of the step.
-        before: The files to replace, as they stand.
-        kept: Those of them that get a new version; the others are removed.
-        stage: Writes the new versions below the folder it is given.
-        move: Move of HEAD and branches, if any.
-        git: The clone that moves, held by `clone_lock`.
-
-    Returns:
-        Lines for the user: edits that were made meanwhile, and their new names.
+    The log of the step `what` is to stand in `place`. `before` has the files to replace, as they
+    stand, by path in `root`. Those in `kept` get a new version, which `stage` writes below the
+    folder it is given; the others are removed. `move`, if any, is that of the clone `git`, held by
+    `clone_lock`. The lines name the edits that were made meanwhile, and where they now are.
 
     Raises:
         RefusedError: Another git is at work in the clone, or a branch takes the name of another;

@@ -227,10 +227,9 @@ def _explain(path: str, old: bytes, new: bytes, by_git: Iterable[Range]) -> Iter
     for r in by_git:
         last = r.old + r.removed
         which = f"line {last}" if r.removed == 1 else f"lines {r.old + 1} to {last}"
+        what = "changed" if r.added else "deleted"
         if r.removed:
-            yield Problem(
-                path, r.old + 1, f"upstream {which} {'changed' if r.added else 'deleted'}"
-            )
+            yield Problem(path, r.old + 1, f"upstream {which} {what}")
     before, after = split_lines(old), split_lines(new)
     for lines, mend in ((before, "insert before it"), (after, "add one")):
         if before[-1:] != after[-1:] and lines and not lines[-1].endswith(b"\n"):

@@ -257,13 +257,7 @@ def _conflict(git: Git, upstream: Upstream) -> ConflictError:
 
 
 def _take(git: Git, upstream: Upstream) -> None:
-    """Stage the person's answer, and check it.
-
-    Raises:
-        ConflictError: A file that git calls unmerged still has markers.
-        NotAdditiveError: Upstream's lines were changed.
-        RefusedError: Upstream's lines were copied.
-    """
+    """Stage the person's answer; refuse markers, and upstream lines that were changed or copied."""
     unmerged = read_stages(git.text("ls-files", "--unmerged", "-z"))
     # The whitespace checks of --check are off; it finds markers among the added lines only.
     check = ("-c", "core.whitespace=-trailing-space,-space-before-tab", "diff", "--check", "HEAD")
