@@ -82,6 +82,17 @@ def test_a_prediction_sees_visible_pixels_in_image_order(mini: SimpleNamespace, 
         assert torch.equal(seen(prediction[:, n]), only_n & ~mask)
 
 
+def test_positions_are_sines_and_cosines_of_row_and_column(mini: SimpleNamespace) -> None:
+    model = make(mini, "MAE", decoder_dim=24)
+    for found, width in ((model.positions, 16), (model.decoder_positions, 24)):
+        frequency = 10000 ** -np.linspace(0, 1, width // 4, endpoint=False)
+        expected = np.empty((16, width))
+        for n in range(16):
+            row, column = (n // 4) * frequency, (n % 4) * frequency
+            expected[n] = [*np.sin(row), *np.cos(row), *np.sin(column), *np.cos(column)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 def test_warm_up_and_cosine(mini: SimpleNamespace) -> None:
     rate = [mini.engine.learning_rate(step, peak=2.0, warmup=4, steps=11) for step in range(1, 13)]
     assert rate[:4] == [0.5, 1.0, 1.5, 2.0]

@@ -70,7 +70,7 @@ def test_broken_image(
     broken = own_data / "train" / "class1" / "3.png"
     broken.write_bytes(broken.read_bytes()[:content])
     run = recipe.start_tiny(tmp_path / "out", "--data_path", own_data, "--workers", workers)
-    assert_stopped(run, MISSING, str(broken), "cannot decode")
+    assert_stopped(run, CORRUPT, str(broken), "cannot decode")
 
 
 def test_without_val_only_the_scores_are_left_out(
@@ -95,10 +95,11 @@ def test_disk_full(recipe: Recipe, tmp_path: Path, whole: Path, stopped: Path) -
     size = (whole / "checkpoint.pth").stat().st_size
     run = recipe.start_tiny(tmp_path / "out", file_size=size // 8)  # not even the first checkpoint
     assert_stopped(run, MISSING, str(tmp_path / "out"), "File too large")
-    assert not (tmp_path / "out" / "checkpoint.pth").exists()
+    assert list((tmp_path / "out").iterdir()) == []
     old = (stopped / "checkpoint.pth").read_bytes()
     assert_stopped(recipe.start_tiny(stopped, file_size=size // 2), MISSING, str(stopped))
     assert (stopped / "checkpoint.pth").read_bytes() == old
+    assert not (stopped / "checkpoint.pth.tmp").exists()
     # with room again, the run goes on as if nothing had happened
     assert_same_run(whole, recipe.train(stopped))
 
@@ -126,6 +127,23 @@ def test_a_checkpoint_that_is_not_of_this_run(
     (tmp_path / "empty").touch()
     for name in ("foreign", "torn", "empty"):
         refused(tmp_path / name, "not a checkpoint of this recipe")
+
+
+@pytest.mark.parametrize(
+    "content", ["mine\n", "[1]\n", '{"loss": 1}\n', '{"step": "1"}\n', "\xff\n"]
+)
+def test_a_log_that_is_not_of_this_recipe(
+    mini: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(content, encoding="latin-1")
+    with pytest.raises(SystemExit) as stopped:
+        mini.checkpoint.Log(log, 12)
+    assert stopped.value.code == CORRUPT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(log) in said
+    assert log.read_text(encoding="latin-1") == content
 
 
 def test_nothing_of_another_run_is_overwritten(

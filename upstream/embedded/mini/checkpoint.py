@@ -24,11 +24,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch's own writer turns a full disk into an internal error
     torch.save(state, buffer)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -59,10 +63,13 @@ class Log:
         self.file = path.open("ab+")
         self.file.seek(0)
         kept = 0
-        for line in self.file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            kept += len(line)
+        try:
+            for line in self.file:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                kept += len(line)
+        except (ValueError, KeyError, TypeError):
+            stop(f"{path} is no log of this recipe; use another --output_dir, or move it", CORRUPT)
         self.file.truncate(kept)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -21,39 +21,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from runtime import MISSING, Run, stop
+from runtime import Run
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # the usual ones, of ImageNet
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 ORDER, DRAWS = 0, 1  # streams of random numbers
-CACHE = 512 * 2**20  # bytes of decoded images that stay in memory
-Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+
+
+class BrokenImageError(OSError):
+    """An image file cannot be decoded."""
 
 
 class Images(ImageFolder):
     """The decoded images of ROOT/<class>/*."""
 
-    def __init__(self, root: Path) -> None:
-        try:
-            super().__init__(str(root))
-        except FileNotFoundError as error:
-            stop(f"{error}; --data_path must hold {root.name}/<class>/<image>", MISSING)
-        self.labels = np.array(self.targets)
-        self.cache: dict[int, Image.Image] = {}
-        self.room = CACHE
-
     def __getitem__(self, index: int) -> Image.Image:
-        if index in self.cache:
-            return self.cache[index]
         file, _ = self.samples[index]
         try:
-            image = self.loader(file)
+            return self.loader(file)
         except Exception as error:  # PIL has another kind for each format
-            raise OSError(f"cannot decode the image {file} ({type(error).__name__})") from None
-        self.room -= 3 * image.width * image.height
-        if self.room > 0:
-            self.cache[index] = image
-        return image
+            raise BrokenImageError(f"cannot decode {file} ({type(error).__name__})") from None
 
     def fingerprint(self) -> str:
         """Number of files and CRC-32 of their names."""
@@ -66,10 +53,13 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def random_box(size: tuple[int, int], draw: np.ndarray, min_scale: float) -> Box:
+def random_box(
+    size: tuple[int, int], draw: np.ndarray, min_scale: float
+) -> tuple[float, float, float, float]:
     """A random part of an image [W, H]: area in [min_scale, 1], aspect ratio in [3/4, 4/3].
 
-    `draw` holds four uniform numbers in [0, 1): area, ratio, left, upper.
+    `draw` holds four uniform numbers in [0, 1): area, ratio, left, upper. The result holds left,
+    upper, right and lower, in pixels.
     """
     width, height = size
     area = (min_scale + (1 - min_scale) * draw[0]) * width * height

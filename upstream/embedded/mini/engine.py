@@ -50,9 +50,8 @@ def train(
     """Train to step `args.steps`, from the checkpoint in `args.output_dir` if there is one."""
     config = {**vars(args), "images": train_set.fingerprint()}
     output_dir = Path(args.output_dir)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95)
-    )
+    groups = parameter_groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
     # "loss" is the sum over "summed" steps since the last line of the log
     start, progress = 0, {"loss": 0.0, "summed": 0, "data": 0}
@@ -67,16 +66,11 @@ def train(
     elif (output_dir / "log.jsonl").exists():
         stop(f"{output_dir} has a log.jsonl, but no checkpoint; use another --output_dir", REFUSED)
 
-    network: nn.Module = model
-    if run.world_size > 1:
-        network = DistributedDataParallel(model)
+    network = DistributedDataParallel(model) if run.world_size > 1 else model
     batches = data.MaskedBatches(train_set, args, run)
+    steps, on_gpu = range(start + 1, args.steps + 1), run.device.type == "cuda"
     loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start + 1, args.steps + 1),
-        num_workers=args.workers,
-        pin_memory=run.device.type == "cuda",
+        batches, batch_size=None, sampler=steps, num_workers=args.workers, pin_memory=on_gpu
     )
 
     def save(step: int) -> None:
@@ -101,7 +95,7 @@ def train(
 
     model.train()
     clock, timed = time.perf_counter(), start
-    for step, batch in enumerate(loader, start=start + 1):
+    for step, batch in zip(steps, loader, strict=True):
         torch.manual_seed(batch.seed)
         lr = learning_rate(step, peak=args.lr, warmup=args.warmup_steps, steps=args.steps)
         for group in optimizer.param_groups:

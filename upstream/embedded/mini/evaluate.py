@@ -1,7 +1,4 @@
-"""What the frozen encoder has learned: k-NN and linear probes on its mean patch token.
-
-Draws from no global generator, so evaluating more or less often does not change a run.
-"""
+"""k-NN, linear probes and reconstructions of the frozen encoder; no global generator is used."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def features(
     for chunk in np.array_split(ids, -(-len(ids) // 256)):
         pixels = data.to_tensor([data.centre_crop(images[i], img_size) for i in chunk])
         rows.append(model.features(pixels.to(model.cls_token.device)).float().cpu())
-    return torch.cat(rows).numpy(), images.labels[ids]
+    return torch.cat(rows).numpy(), np.array(images.targets)[ids]
 
 
 def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
@@ -60,9 +57,7 @@ def evaluate(
     scored = features(model, val, img_size)
     k = min(10, len(x))
     by_rank = 1 - 1e-3 * np.arange(k)  # ties go to the nearer
-    knn = KNeighborsClassifier(
-        k, metric="cosine", weights=lambda distance: np.tile(by_rank, (len(distance), 1))
-    )
+    knn = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.tile(by_rank, (len(d), 1)))
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     few = [few_labels(y, draw) for draw in range(DRAWS)]
     with warnings.catch_warnings():
@@ -93,8 +88,6 @@ def save_images(
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         prediction = prediction * (variance + 1e-6).sqrt() + mean
     columns = [target.masked_fill(hidden, 0), torch.where(hidden, prediction, target), target]
-    pixels = rearrange(
-        *(torch.stack(columns, dim=1), "b column (h w) (p q c) -> (b column) c (h p) (w q)"),
-        **{"h": model.grid, "p": model.patch_size, "c": 3},
-    )
+    layout = "column b (h w) (p q c) -> (b column) c (h p) (w q)"
+    pixels = rearrange(columns, layout, h=model.grid, p=model.patch_size, c=3)
     save_image(pixels * data.STD + data.MEAN, path, nrow=3, padding=0)

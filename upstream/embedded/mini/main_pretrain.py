@@ -1,9 +1,4 @@
-"""Masked image modeling on a folder of images.
-
-python make_digits.py --out digits
-python main_pretrain.py --data_path digits --output_dir out --style mae
-torchrun --nproc_per_node 4 main_pretrain.py --data_path DIR --output_dir out --batch_size 1024
-"""
+"""Masked image modeling on a folder of images; README.md shows the commands."""
 
 from __future__ import annotations
 
@@ -15,10 +10,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import Images
+from data import BrokenImageError, Images
 from engine import train
 from models import MAE, SimMIM
-from runtime import MISSING, Run, join, stop
+from runtime import CORRUPT, MISSING, Run, join, stop
 
 
 def count(text: str) -> int:
@@ -30,10 +25,7 @@ def count(text: str) -> int:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """All settings of a run, with defaults for small images on one core."""
-    parser = argparse.ArgumentParser(
-        description="Pre-train a small ViT by masked image modeling",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data_path", required=True, help="folder with train/<class>/* and, for scores, val/")
     add("--output_dir", default="out", help="checkpoints and log; a run here is gone on with")
@@ -94,25 +86,25 @@ def main(args: argparse.Namespace) -> None:
     """Run pre-training from parsed arguments to the last checkpoint."""
     run = join(args.device)
     check(args, run)
-    root = Path(args.data_path)
-    train_set = Images(root / "train")
-    val_set = Images(root / "val") if (root / "val").is_dir() else None
-    if val_set is None or val_set.classes != train_set.classes or len(val_set.classes) < 2:
-        val_set = None
-        if run.rank == 0:
-            print(f"no {root}/val with the classes of train: k-NN and probes are left out")
-
     random.seed(args.seed)
     np.random.seed(args.seed % 2**32)
     torch.manual_seed(args.seed)
     model = {"simmim": SimMIM, "mae": MAE}[args.style](args)
     model.to(run.device)
     try:
+        root = Path(args.data_path)
+        train_set = Images(root / "train")
+        val_set = Images(root / "val") if (root / "val").is_dir() else None
+        if val_set is None or val_set.classes != train_set.classes or len(val_set.classes) < 2:
+            val_set = None
+            if run.rank == 0:
+                print(f"no {root}/val with the classes of train: k-NN and probes are left out")
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(model, train_set, val_set, args, run)
     except OSError as error:
         reason = str(error).splitlines()[-1]  # a worker's traceback comes before it
-        stop(f"{reason}; mend this, and the same command goes on with {args.output_dir}", MISSING)
+        code = CORRUPT if isinstance(error, BrokenImageError) else MISSING
+        stop(f"{reason}; mend this, and the same command goes on with {args.output_dir}", code)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,7 +1,5 @@
 """Write scikit-learn's handwritten digits as a folder of images: real data without a network.
 
-python make_digits.py --out digits
-
 1797 images of 8 x 8 pixels with 17 grey levels (UCI Optical Recognition of Handwritten Digits),
 enlarged to 32 x 32. Every fifth image of a class goes to val, so the split is always the same.
 """

@@ -39,12 +39,7 @@ class MaskedImageModel(nn.Module):
     """What both styles share: patches, encoder blocks, the pixel loss, and features.
 
     A style adds `predict(images, mask)`: pixels of every patch, [B, N, patch_size**2 * 3].
-
-    Args:
-        args: Those of main_pretrain.py.
-
-    Attributes:
-        blocks: The encoder's transformer blocks; their input is [B, 1 + tokens, D], cls first.
+    `args` are those of main_pretrain.py. The encoder's `blocks` get [B, 1 + tokens, D], cls first.
     """
 
     loss_power: int  # 1: L1, 2: MSE
@@ -66,8 +61,7 @@ class MaskedImageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("_token"):
                 nn.init.normal_(parameter, std=0.02)
@@ -132,8 +126,7 @@ class SimMIM(MaskedImageModel):
 class MAE(MaskedImageModel):
     """Encoder on visible patches, decoder with mask tokens, MSE loss (arXiv 2111.06377).
 
-    Attributes:
-        decoder_blocks: The decoder's blocks; their input is [B, 1 + N, D'], cls first.
+    The `decoder_blocks` get [B, 1 + N, D'], cls first.
     """
 
     loss_power = 2
