@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES
 from mto_tools.launch.small import Run, Runner
 from mto_tools.launch.smoke import unpatched
@@ -51,8 +52,8 @@ class Runs:
     def name(self) -> str:
         """Of the upstream, and the style but for the first: simmim, simmim_swin."""
         style = self.runner.style
-        first = style == next(iter(self.runner.recipe.styles))
-        return self.runner.upstream + ("" if first else f"_{style}")
+        first = style == next(iter(self.runner.launch.recipe.styles))
+        return self.runner.launch.name + ("" if first else f"_{style}")
 
     def run(
         self,
@@ -66,8 +67,9 @@ class Runs:
     ) -> Run:
         """The run of that name."""
         if name not in self.made:
-            before = (*self.runner.before, *before)
-            runner = replace(self.runner, processes=processes, before=before)
+            launch = self.runner.launch
+            launch = replace(launch, processes=processes, before=(*launch.before, *before))
+            runner = replace(self.runner, launch=launch)
             checkout = self.patched if patched else self.plain
             how = {"epochs": 2, "patched": patched, **how}
             self.made[name] = runner.pretrain(name, checkout, arguments, **how)
@@ -87,7 +89,7 @@ class Runs:
 
     def mto(self, options: Mapping[str, object]) -> list[str]:
         """Arguments that switch MTO on."""
-        return self.runner.recipe.options.mto(options)
+        return self.runner.launch.recipe.options.mto(options)
 
     def saved(self, run: Run, epoch: int = 1) -> dict[str, Any]:
         """A checkpoint."""
@@ -105,11 +107,11 @@ class Runs:
         ]
 
     def log_file(self, out: Path) -> Path:
-        return out / self.runner.recipe.logs.measures
+        return out / self.runner.launch.recipe.logs.measures
 
     def finetune(self, script: str, checkpoint: Path | None = None) -> str:
         """Run another script from a checkpoint, by default of the run with MTO on."""
-        recipe, style = self.runner.recipe, self.runner.style
+        recipe, style = self.runner.launch.recipe, self.runner.style
         given = recipe.words(
             recipe.others[script],
             style,
@@ -149,10 +151,8 @@ def runs(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Te
     work = tmp_path_factory.mktemp(wanted)
     plain = unpatched(upstream.checkout, upstream.pin, work / "plain")
     precision = os.environ.get("MTO_UPSTREAM_PRECISION", "float32")
-    runner = Runner(
-        *(name, recipe, recipe.style(style or None, name), work),
-        precision=precision,
-        before=(HERE / "reseed.py",),
-    )
+    script, before = upstream.checkout / recipe.pretrain, [HERE / "reseed.py"]
+    launch = Launch(name, recipe, script, cpu=True, precision=precision, before=before)
+    runner = Runner(launch, recipe.style(style or None, name), work)
     yield Runs(runner, upstream.checkout, plain)
     shutil.rmtree(work)  # a ViT-B checkpoint with its optimizer is over a gigabyte

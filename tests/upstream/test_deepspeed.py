@@ -65,7 +65,7 @@ class Pairs:
             "zero_optimization": {"stage": stage},
         }
         file.write_text(json.dumps(content))
-        nodes = self.runs.runner.recipe.options.form == "nodes"
+        nodes = self.runs.runner.launch.recipe.options.form == "nodes"
         return ["DEEPSPEED.CONFIG", str(file)] if nodes else [f"--deepspeed_config={file}"]
 
     def run(
@@ -81,7 +81,7 @@ class Pairs:
     ) -> Run:
         """Two epochs of four micro batches; `stage` 0 is DDP."""
         given = self.runs.mto(OPTIONS) if mto else []
-        upstream, threshold = self.runs.runner.upstream, 0.0
+        upstream, threshold = self.runs.runner.launch.name, 0.0
         if upstream in CLIPS:
             threshold = CLIPS[upstream] if clip else NEVER
             option = {"simmim": "TRAIN.CLIP_GRAD", "conmim": "--clip_grad"}[upstream]

@@ -1,15 +1,4 @@
-"""Errors a person can act on, and the exit codes that are a promise.
-
-| code | meaning                                                                     |
-|------|-----------------------------------------------------------------------------|
-| 0    | done, and everything is as asked                                            |
-| 1    | not as asked: a check found a difference                                    |
-| 2    | the command line was wrong                                                  |
-| 3    | something is missing: a source, a program, data, a package, disk space      |
-| 4    | refused, because going on would overwrite something of yours                |
-| 5    | an object is not what its lock or its format says: corrupt or tampered with |
-| 6    | conflict: a person must decide                                              |
-"""
+"""Errors a person can act on; docs/patches.md lists their exit codes, which are a promise."""
 
 from __future__ import annotations
 

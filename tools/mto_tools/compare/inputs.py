@@ -17,7 +17,7 @@ from mto_tools.patchset.lock import open_upstream
 from mto_tools.patchset.locks import Say
 from mto_tools.patchset.status import EDITED, status
 from mto_tools.upstreams.recipe import Data, Recipe
-from mto_tools.upstreams.templates import fill
+from mto_tools.upstreams.upstream import fill
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,15 @@ COMMON = (
     "launcher.lone_slurm_process",
     "torch.argparse_namespace",
 )
+BEIT = (  # whose code BootMAE and ConMIM come from
+    *COMMON,
+    "launcher.group_of_one",
+    "torch.numpy_scalars",
+    "torch.tensorboardx",
+    "timm.register_model",
+    "timm.renamed_optimizers",
+    "arrays.interp2d",
+)
 RECIPES: dict[str, tuple[str, ...]] = {
     "mae": (
         *COMMON,
@@ -46,26 +55,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "arrays.interp2d",
         "torchvision.picklable_lambda",
     ),
-    "bootmae": (
-        *COMMON,
-        "launcher.group_of_one",
-        "launcher.required_flag",
-        "torch.numpy_scalars",
-        "torch.tensorboardx",
-        "timm.register_model",
-        "timm.renamed_optimizers",
-        "arrays.interp2d",
-    ),
-    "conmim": (
-        *COMMON,
-        "launcher.group_of_one",
-        "torch.numpy_scalars",
-        "torch.tensorboardx",
-        "timm.register_model",
-        "timm.renamed_optimizers",
-        "timm.novograd",
-        "arrays.interp2d",
-    ),
+    "bootmae": (*BEIT, "launcher.required_flag"),
+    "conmim": (*BEIT, "timm.novograd"),
 }
 
 # These change how a recipe is launched, or what its model computes: for those that name them.

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mto_tools.errors import MissingError
 from mto_tools.flags import PrivateOptions, Wish
 
 if TYPE_CHECKING:
@@ -94,12 +95,21 @@ def start(
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from mto_tools.ds.engine import Engine, Model, world_size
-
-    world = world_size()
-    from mto_tools.ds.optimizer import Optimizer
-    from mto_tools.ds.scaler import scaler_adapter, torch_scaler
-
+    try:
+        from mto_tools.ds.engine import Engine, Model
+        from mto_tools.ds.optimizer import Optimizer
+        from mto_tools.ds.scaler import scaler_adapter, torch_scaler
+    except ImportError as error:
+        raise MissingError(
+            f"--deepspeed_config was given, but DeepSpeed cannot be imported: {error}",
+            hint="pip install -e '.[deepspeed]'   (in your clone of mto)",
+        ) from error
+    if not dist.is_initialized():
+        raise MissingError(
+            "--deepspeed_config needs a process group, also for one GPU",
+            hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
+        )
+    world = dist.get_world_size()
     module: Any = model.module if isinstance(model, DistributedDataParallel) else model
     inner = torch_scaler(scaler, next(module.parameters()).device)
     config.agree(

@@ -64,11 +64,6 @@ class Config(_Strict):
         """Its file."""
         return self._file
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """The JSON object."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
-
     def agree(
         self, *, batch_size: int, accumulation: int | None, clip_grad: float, world_size: int
     ) -> None:

@@ -12,28 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mto_tools.ds.config import Config
-from mto_tools.errors import MissingError, RefusedError
-
-
-def world_size() -> int:
-    """Number of ranks.
-
-    Raises:
-        MissingError: DeepSpeed is not installed, or there is no process group.
-    """
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError:
-        raise MissingError(
-            "--deepspeed_config was given, but DeepSpeed is not installed",
-            hint="pip install -e '.[deepspeed]'   (in your clone of mto)",
-        ) from None
-    if not dist.is_initialized():
-        raise MissingError(
-            "--deepspeed_config needs a process group, also for one GPU",
-            hint="torchrun --nproc_per_node N SCRIPT …   (or: deepspeed --num_gpus N SCRIPT …)",
-        )
-    return dist.get_world_size()
+from mto_tools.errors import RefusedError
 
 
 class Engine:
@@ -45,13 +24,6 @@ class Engine:
         scaler: The recipe's loss scale.
         config: The configuration, which agrees with the recipe.
         divide: Whether accumulation is the engine's, and so the division of the loss.
-
-    Attributes:
-        groups: The parameters of each group of the optimizer, in the recipe's order.
-        zero: DeepSpeed's sharded optimizer.
-        unused: Parameters without gradient so far.
-        micro: Micro batches of the current step whose backward is done.
-        divisor: Division of the loss that the recipe leaves to the engine.
     """
 
     def __init__(
@@ -70,14 +42,15 @@ class Engine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config, self.scaler = config, scaler
         self.divisor = config.accumulation if divide else 1
-        self.micro = 0
+        self.micro = 0  # micro batches of the current step whose backward is done
+        # The parameters of each group, in the recipe's order.
         self.groups = [list(group["params"]) for group in optimizer.param_groups]
         self.unused = UnusedParameters([p for group in self.groups for p in group])
         optimizer.state.clear()  # or the whole of it would stay on every rank
         self._engine = deepspeed.initialize(
             model=_LossOnly(module),
             optimizer=optimizer,
-            config=config.content,
+            config=config.model_dump(by_alias=True, exclude_unset=True),
             dist_init_required=False,
         )[0]
         self.zero: Any = self._engine.optimizer
@@ -191,15 +164,12 @@ class UnusedParameters:
 
     In ZeRO's flat shard their gradient is zero, by which Adam leaves them where they are, but for
     weight decay.
-
-    Attributes:
-        used: Numbers of the parameters that have had a gradient on this rank.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._trained = {n: p for n, p in enumerate(parameters) if p.requires_grad}
         self._none_left = False
-        self.used: set[int] = set()
+        self.used: set[int] = set()  # numbers of those that have had a gradient on this rank
         for number, parameter in self._trained.items():
             parameter.register_hook(lambda grad, number=number: self.used.add(number))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,12 +44,8 @@ def scaler_adapter(scaler: Any, engine: Engine) -> Any:
     if not _is_apex(scaler):
         return adapter
 
-    @contextlib.contextmanager
-    def scale_loss(loss: Tensor, optimizer: Any) -> Iterator[Any]:
-        yield adapter.scale(loss)
-
     # SimMIM names that module in two files, so its functions are replaced, and not the module.
-    scaler.scale_loss = scale_loss
+    scaler.scale_loss = lambda loss, optimizer: contextlib.nullcontext(adapter.scale(loss))
     scaler.master_params = lambda optimizer: iter(())  # clipping and the norm are the step's
     return scaler
 

@@ -121,9 +121,11 @@ def smoke(
     recipe = load_recipe(upstream)
     style = recipe.style(style, name)
     checkout = (repo or upstream.checkout).resolve()
+    launch = Launch(name, recipe, checkout / recipe.pretrain, processes=nproc, cpu=cpu)
+    launch.check()
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     with _temporary_folder(name) as work:
-        runner = Runner(name, recipe, style, work, processes=nproc, cpu=cpu, workers=workers)
+        runner = Runner(launch, style, work, workers=workers)
         problems = smoking.smoke(runner, checkout, upstream.pin, console.print)
         if problems:
             raise MtoError(

@@ -10,8 +10,10 @@ from typing import Any
 _FACTORIES = (
     "tensor as_tensor zeros ones empty full arange linspace eye rand randn randint randperm"
 )
-_NOTHING = "set_device synchronize empty_cache reset_peak_memory_stats reset_max_memory_allocated"
-_ZERO = "max_memory_allocated memory_allocated max_memory_reserved memory_reserved current_device"
+_CALLS = (
+    "set_device synchronize empty_cache reset_peak_memory_stats reset_max_memory_allocated "
+    "max_memory_allocated memory_allocated max_memory_reserved memory_reserved current_device"
+)
 
 
 def pretend_cuda(precision: str = "float32") -> None:
@@ -31,9 +33,7 @@ def pretend_cuda(precision: str = "float32") -> None:
     torch.nn.Module.to = _on_cpu(torch.nn.Module.to)  # type: ignore[method-assign]
     for name in _FACTORIES.split():
         setattr(torch, name, _on_cpu(getattr(torch, name)))
-    for name in _NOTHING.split():
-        setattr(torch.cuda, name, lambda *_, **__: None)
-    for name in _ZERO.split():
+    for name in _CALLS.split():
         setattr(torch.cuda, name, lambda *_, **__: 0)
     # A scaler without CUDA is switched off and has no state, but three loops log its scale.
     torch.amp.GradScaler.state_dict = lambda self: {"scale": 1.0}  # type: ignore[method-assign]
@@ -71,11 +71,9 @@ def _gloo() -> None:
 
     init_group, init_parallel = dist.init_process_group, Parallel.__init__
 
-    @functools.wraps(init_group)
     def init_process_group(backend: str | None = None, *args: Any, **more: Any) -> None:
         init_group("gloo", *args, **more)
 
-    @functools.wraps(init_parallel)
     def init(self: Any, module: Any, *_: Any, **more: Any) -> None:
         more.update(device_ids=None, output_device=None)
         init_parallel(self, module, **more)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mto_tools.errors import MtoError
 from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES, lay_out
 from mto_tools.launch.process import start
-from mto_tools.upstreams.recipe import Recipe
+from mto_tools.upstreams.upstream import fill
 
 BATCH = 2  # images of a step, of each process
 STEPS = 4  # of an epoch
@@ -34,36 +34,32 @@ class Run:
 class Runner:
     """Starts runs of one recipe below one folder."""
 
-    upstream: str  # its name
-    recipe: Recipe
+    launch: Launch  # how each is started; `before` holds for pre-training only
     style: str  # one of the recipe's
     work: Path  # folder for data, outputs and logs
-    processes: int = 1  # of each run
-    cpu: bool = True
-    precision: str = "float32"  # on the CPU; or "bfloat16"
     workers: int = 0  # processes that load images, for each process of a run
-    before: Sequence[Path] = ()  # Python files that pre-training runs first in every process
 
     def data(self, steps: int) -> Path:
         """Lay out images for `steps` steps an epoch; 8 images, or a multiple, are 1 per class."""
-        per_class = max(1, steps * BATCH * self.processes // CLASSES)
-        return lay_out(self.recipe.data, self.work / f"data{per_class}", per_class)
+        per_class = max(1, steps * BATCH * self.launch.processes // CLASSES)
+        return lay_out(self.launch.recipe.data, self.work / f"data{per_class}", per_class)
 
     def log(self, out: Path) -> list[dict[str, object]]:
         """The lines of MTO's log in an output folder."""
-        return [json.loads(x) for x in (out / self.recipe.logs.measures).read_text().splitlines()]
+        text = (out / self.launch.recipe.logs.measures).read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
     def checkpoint(self, out: Path, epoch: int, steps: int = STEPS) -> Path:
         """The checkpoint of an epoch, counted from 0, of so many steps each."""
-        return out / self.recipe.checkpoint.format(epoch=epoch, step=(epoch + 1) * steps)
+        return out / self.launch.recipe.checkpoint.format(epoch=epoch, step=(epoch + 1) * steps)
 
     def arguments(self, checkout: Path, out: Path, steps: int, epochs: int) -> list[str]:
         """Arguments of a pre-training run; a recipe that counts steps always runs two epochs."""
-        return self.recipe.words(
-            f"{self.recipe.arguments} {self.recipe.smoke}",
+        return self.launch.recipe.words(
+            f"{self.launch.recipe.arguments} {self.launch.recipe.smoke}",
             self.style,
             **{"checkout": checkout, "data": self.data(steps), "out": out, "seed": 0},
-            **{"batch": BATCH, "total": BATCH * self.processes, "workers": self.workers},
+            **{"batch": BATCH, "total": BATCH * self.launch.processes, "workers": self.workers},
             **{"epochs": epochs, "steps": 2 * steps, "middle": steps, "eval_every": 2 * steps},
             **{"warmup": 1, "save": 1, "log_every": 1},
         )
@@ -93,14 +89,14 @@ class Runner:
         Raises:
             MtoError: The script failed; the message has the end of its log.
         """
-        out, record = self.work / name, self.work / f"{name}.record"
+        recipe, out, record = self.launch.recipe, self.work / name, self.work / f"{name}.record"
         given = [*self.arguments(checkout, out, steps, epochs), *arguments]
         if resume:
-            given += [word.format(folder=resume, epoch=0) for word in self.recipe.resume.split()]
-            if self.recipe.resume_from:
+            given += fill(recipe.resume, {"folder": resume, "epoch": 0})
+            if recipe.resume_from:
                 out.mkdir(parents=True)
-                shutil.copy(self.checkpoint(resume, 0, steps), out / self.recipe.resume_from)
-        self.start(name, checkout / self.recipe.pretrain, given, patched=patched, record=record)
+                shutil.copy(self.checkpoint(resume, 0, steps), out / recipe.resume_from)
+        self.start(name, checkout / recipe.pretrain, given, patched=patched, record=record)
         lines = [json.loads(line) for line in record.read_text().splitlines()]
         keys = ("loss", "rng", "grads", "mask_token")
         return Run(out, *([line[key] for line in lines if key in line] for key in keys))
@@ -120,16 +116,12 @@ class Runner:
             MissingError: There is no such script.
             MtoError: It failed.
         """
-        launch = Launch(
-            name=self.upstream,
-            recipe=self.recipe,
+        launch = replace(
+            self.launch,
             script=script,
             arguments=arguments,
-            processes=self.processes,
-            cpu=self.cpu,
-            precision=self.precision,
             unpatched=not patched,
-            before=[RECORD, *self.before] if record else (),
+            before=[RECORD, *self.launch.before] if record else (),
             seed=0,
         )
         launch.check()

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mto_tools.errors import MissingError
 from mto_tools.launch.small import STEPS, Runner
 from mto_tools.patchset.git import Git
 
 CODE = (".py", ".yaml", ".yml", ".json")
-Say = Callable[[str], None]
 
 
 def unpatched(checkout: Path, pin: str, folder: Path) -> Path:
@@ -24,8 +22,6 @@ def unpatched(checkout: Path, pin: str, folder: Path) -> Path:
     Raises:
         MtoError: `checkout` is no clone that has the commit.
     """
-    if not checkout.is_dir():
-        raise MissingError(f"{checkout} is not there", hint=f"make apply-{checkout.name}")
     git = Git(checkout)
     listed = git.text("ls-tree", "-r", "--name-only", "-z", pin).split("\0")
     packed = git.run("archive", "--format=tar", pin, *(x for x in listed if x.endswith(CODE)))
@@ -64,7 +60,7 @@ def _leaves(value: Any, name: str) -> dict[str, Any]:
     return {name: "a path" if isinstance(value, (str, Path)) and "/" in str(value) else value}
 
 
-def smoke(runner: Runner, checkout: Path, pin: str, say: Say) -> list[str]:
+def smoke(runner: Runner, checkout: Path, pin: str, say: Callable[[str], None]) -> list[str]:
     """Run baseline, MTO off, MTO on and a resume; return the promises that do not hold.
 
     Args:
@@ -83,7 +79,8 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say) -> list[str]:
         if not holds:
             problems.append(promise)
 
-    say(f"{runner.upstream}, {runner.style}: baseline on {runner.processes} process(es)")
+    processes = runner.launch.processes
+    say(f"{runner.launch.name}, {runner.style}: baseline on {processes} process(es)")
     plain = unpatched(checkout, pin, runner.work / "unpatched")
     base = runner.pretrain("baseline", plain, patched=False)
     say(f"MTO off, {len(base.loss)} steps as the baseline")
@@ -93,10 +90,10 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Say) -> list[str]:
     expect(not differences(*saved), "so is the checkpoint")
     say("MTO on")
     given = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
-    options = runner.recipe.options.mto(given)
+    options = runner.launch.recipe.options.mto(given)
     on = runner.pretrain("on", checkout, options)
     lines = runner.log(on.out)
-    same = runner.processes > 1 or lines[0]["loss"] == float.fromhex(base.loss[0])
+    same = processes > 1 or lines[0]["loss"] == float.fromhex(base.loss[0])
     expect(same, "the first step's own loss is the baseline's")
     expect(on.rng == base.rng, "the random numbers drawn are the baseline's")
     expect(on.mask_token[0] != base.mask_token[0], "the mask token's gradient is not")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,13 +41,15 @@ class Run:
         device = next(model.parameters()).device
         groups = [list(group) for group in blocks]
         self.depths = len(groups[0]) + 1
+        grouped = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
         self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
         self.hooks = [
             model.register_forward_pre_hook(partial(_arm, id(model), self.traces)),
             model.register_forward_hook(partial(_disarm, self.traces)),
         ]
-        self.files = RunFiles(Path(output_dir)) if output_dir and _rank() == 0 else None
+        self.files = RunFiles(Path(output_dir)) if output_dir and self.rank == 0 else None
         self.calls = 0
         self.step: int | None = None
         self.offset = 0  # of the run's step to the recipe's
@@ -56,7 +58,7 @@ class Run:
         self.micro = MicroBatches(self.objectives)
         self.full: Tensor | None = None  # row of the last logged step
         self.clock: list[tuple[int, float]] = []  # step and time of the last two logged steps
-        if _rank() == 0:
+        if self.rank == 0:
             print(_describe(self.settings, self.config, output_dir), flush=True)
 
     def close(self) -> None:
@@ -148,7 +150,7 @@ class Run:
             before = [line.get("steps_per_epoch") for line in self.files.log.read()[-1:]]
             logged = step > 1 and before != [self.steps_per_epoch]
         shared = torch.tensor([first, int(logged)], device=device)
-        if _world() > 1:
+        if self.world > 1:
             dist.broadcast(shared, 0)
         first, logged = shared.tolist()
         if logged and self.steps_per_epoch is not None:
@@ -158,7 +160,12 @@ class Run:
         kept = self.files.start(first, settings) if self.files else []
         if self.config.balance is not None:
             for index, mto in enumerate(self.objectives):
-                _restore(mto, kept[index] if kept else {})
+                state = kept[index] if kept else {}  # that rank 0 has read
+                for name, buffer in mto.state_dict().items():
+                    if name in state:
+                        buffer.copy_(torch.tensor(state[name]))
+                    if self.world > 1:
+                        dist.broadcast(buffer, 0)
         return first
 
     def _logs(self, step: int) -> bool:
@@ -177,9 +184,9 @@ class Run:
         measured = self._measure_on_rank0(self.files, loss, mask, step) if self.files else {}
         if self._logs(step):
             row = torch.stack(self.micro.rows).mean(0)
-            if _world() > 1:
+            if self.world > 1:
                 dist.all_reduce(row)
-                row /= dist.get_world_size()
+                row /= self.world
             if self.files:
                 record = {"step": step, **_plain(row, self.depths), **measured}
                 self.files.log.write(record | self._progress(step))
@@ -251,8 +258,8 @@ def _describe(settings: Settings, config: MTOConfig, output_dir: str | Path | No
 def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
     """All that is logged in one tensor, so that reading it waits for the device once."""
     missing = torch.full((), torch.nan, device=loss.device)
-    found = {"loss": loss} | {name: getattr(terms, name) for name in SCALARS[1:]}
-    scalars = [missing if value is None else value for value in found.values()]
+    found = [loss, *(getattr(terms, name) for name in SCALARS[1:])]
+    scalars = [missing if value is None else value for value in found]
     weights = [torch.as_tensor(terms.weights[name], device=loss.device) for name in TERMS]
     norms = missing.expand_as(terms.heterogeneity) if terms.token_norm is None else terms.token_norm
     first = torch.stack([x.detach().double() for x in (*scalars, *weights)])
@@ -266,20 +273,3 @@ def _plain(row: Tensor, depths: int) -> dict[str, Any]:
     named["weights"] = {name: next(values) for name in TERMS}
     rest = list(values)
     return named | {"heterogeneity": rest[:depths], "token_norm": rest[depths:]}
-
-
-def _restore(mto: MaskedTokenOptimization, state: Mapping[str, list[float]]) -> None:
-    """Put back a balance state that rank 0 read, on all ranks."""
-    for name, buffer in mto.state_dict().items():
-        if name in state:
-            buffer.copy_(torch.tensor(state[name]))
-        if _world() > 1:
-            dist.broadcast(buffer, 0)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

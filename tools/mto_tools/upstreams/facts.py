@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, PositiveInt
 
 from mto_tools.errors import MissingError, RefusedError
-from mto_tools.upstreams.templates import of, some
-from mto_tools.upstreams.upstream import Table
+from mto_tools.upstreams.upstream import Table, of, some
 
 VALUES = (
     *("accumulation", "arm", "checkout", "config", "data", "epochs", "flags", "micro", "model"),

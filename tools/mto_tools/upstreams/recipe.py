@@ -9,8 +9,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.upstreams.facts import Facts
-from mto_tools.upstreams.templates import check, fill, of, some
-from mto_tools.upstreams.upstream import Table, Upstream, read_toml
+from mto_tools.upstreams.upstream import Table, Upstream, check, fill, of, read_toml, some
 
 SMALL_RUN = (
     *("batch", "checkout", "data", "epochs", "eval_every", "log_every", "middle", "out", "save"),
@@ -125,8 +124,8 @@ class Recipe(Table):
         if not self.resume and not self.resume_from:
             raise ValueError("needs resume or resume_from")
         for style in self.styles.values():
-            check(f"{self.arguments} {self.smoke}", {*SMALL_RUN, *style.values})
-            check(" ".join(self.others.values()), {*OTHER_RUN, *style.values})
+            check(f"{self.arguments} {self.smoke}", *SMALL_RUN, *style.values)
+            check(" ".join(self.others.values()), *OTHER_RUN, *style.values)
         return self
 
     @property

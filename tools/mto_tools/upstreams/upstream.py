@@ -1,14 +1,16 @@
-"""`patches/NAME/upstream.toml`: where an upstream comes from and which commit is pinned."""
+"""`patches/NAME/upstream.toml`: an upstream's source and pin; and the base of all tables there."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tomlkit.exceptions import TOMLKitError
 
 from mto_tools.errors import CorruptError, MissingError, MtoError
@@ -24,6 +26,35 @@ class Table(BaseModel):
     """A TOML table: immutable, every key known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check(template: str, *known: str) -> str:
+    """Return a template, words with names in braces, whose names are all known.
+
+    Raises:
+        ValueError: Another name, or braces that do not close.
+    """
+    if unknown := {name for _, name, _, _ in Formatter().parse(template) if name} - set(known):
+        names = ", ".join(f"{{{name}}}" for name in sorted(unknown))
+        raise ValueError(f"unknown {names} in {template!r}; known: {', '.join(sorted(known))}")
+    return template
+
+
+def of(*known: str) -> AfterValidator:
+    """Annotate a field: a template of these names."""
+    return AfterValidator(lambda template: check(template, *known))
+
+
+def some(values: Any) -> Any:
+    """Refuse an empty collection; pydantic's `min_length` hides an error inside of it."""
+    if not values:
+        raise ValueError("must hold at least one")
+    return values
+
+
+def fill(template: str, values: Mapping[str, object]) -> list[str]:
+    """Split a template into words, then put the values in: a value with a space is one word."""
+    return [word.format(**values) for word in template.split()]
 
 
 class Licence(Table):
