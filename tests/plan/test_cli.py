@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import sys
@@ -49,22 +47,6 @@ def test_the_command_on_stdout_the_rest_on_stderr(mto: Run, tmp_path: Path) -> N
     _, out, err = mto("plan", "mae")
     assert not out.endswith("--mto\n")
     assert "--mto" in err, "the baseline is said to be one"
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_deepspeed_that_is_absent_is_told(
-    mto: Run, monkeypatch: pytest.MonkeyPatch, installed: bool
-) -> None:
-    spec = importlib.machinery.ModuleSpec("deepspeed", None)
-    find = importlib.util.find_spec
-
-    def found(name: str, *more: str) -> importlib.machinery.ModuleSpec | None:
-        return (spec if installed else None) if name == "deepspeed" else find(name, *more)
-
-    monkeypatch.setattr(importlib.util, "find_spec", found)
-    code, _, err = mto("plan", "mae")
-    assert code == 0
-    assert ("pip install -e '.[deepspeed]'" in err) is not installed
 
 
 def test_another_model_launcher_and_file(mto: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import replace
 
@@ -135,6 +136,13 @@ def test_another_total_is_planned_with_a_warning(name: str, batch: int, rate: fl
     assert found.micro * found.accumulation * 8 == batch
     assert found.learning_rate == pytest.approx(rate)
     assert f"{batch} images" in told(found)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_deepspeed_that_is_absent_is_told(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    found = plan("mae")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    assert ("pip install -e '.[deepspeed]'" in told(found)) is not installed
 
 
 def test_micro_batches_that_fill_no_step_are_told() -> None:

@@ -1,7 +1,4 @@
-"""docs/recipes.md: its table is made from recipe.toml, and its commands are those of the recipes.
-
-WRITE_DOCS=1 writes the table of today.
-"""
+"""docs/recipes.md: its table is made from recipe.toml, its commands are those of the recipes."""
 
 from __future__ import annotations
 
@@ -19,13 +16,14 @@ from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import all_upstreams
 
 from ..command import HOME, make_home, mto
+from ..docs import check_table
 
 PAGE = HOME / "docs" / "recipes.md"
 RECIPES = {upstream.name: load_recipe(upstream) for upstream in all_upstreams(HOME)}
 OURS = {"accumulation", "batch", "config", "micro", "output", "data"}
 
 
-def table() -> str:
+def test_the_table_is_that_of_recipe_toml() -> None:
     rows = [["recipe", "scripts", "batch, accumulation, rate", "models", "images", "MTO watches"]]
     for name, recipe in RECIPES.items():
         options = recipe.options
@@ -40,18 +38,7 @@ def table() -> str:
         scripts = ", ".join(f"`{script}`" for script in recipe.scripts)
         shown = ", ".join(one if one == "none" else f"`{one}`" for one in given)
         rows.append([name, scripts, shown, "; ".join(models), images, recipe.traced])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def test_the_table_is_that_of_recipe_toml() -> None:
-    text = PAGE.read_text()
-    begin, end = re.search(r"<!-- recipes: .*-->\n", text), "<!-- end of recipes -->"
-    assert begin
-    before, after = text[: begin.end()], text[text.index(end) :]
-    if os.environ.get("WRITE_DOCS"):
-        PAGE.write_text(before + table() + after)
-    assert PAGE.read_text() == before + table() + after
+    check_table("recipes.md", "recipes", rows)
 
 
 def commands() -> list[tuple[str, str, list[str]]]:

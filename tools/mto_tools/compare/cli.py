@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mto_tools.compare.plan import Plan
     from mto_tools.compare.report import Report
 
@@ -66,7 +65,7 @@ def compare(
     from mto_tools.upstreams.upstream import load_upstream
 
     # Refusals come before the first run, those of options before anything is written.
-    console = _console()
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     say = partial(console.print, markup=False)
     home = find_home()
     recipe = load_recipe(load_upstream(home, name))
@@ -93,7 +92,7 @@ def compare(
         f"{name}, style {plan.style}: {number(seeds, 'seed')} x 2 arms x {plan.steps} steps"
         f"{epochs}; {plan.jobs} at once, {number(plan.threads, 'thread')} each",
     )
-    _finish(train(plan, folder, console, keep_going=keep_going), folder, console)
+    _finish(train(plan, folder, console, keep_going=keep_going), folder)
 
 
 def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = False) -> Report:
@@ -128,17 +127,12 @@ def report(
     else:
         found = build(Plan.load(folder / "plan.json"), folder)
     write_report(found, folder)
-    _finish(found, folder, _console())
+    _finish(found, folder)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def _finish(report: Report, folder: Path, console: Console) -> None:
+def _finish(report: Report, folder: Path) -> None:
     """Print the finding, and the page's path to stdout; exit with its status."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     for check in report.checks:
         if not check.passed:
             console.print(f"not fair: {check.name}: {check.detail}", style="bold red", markup=False)

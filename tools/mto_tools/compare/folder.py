@@ -56,14 +56,18 @@ def make_folder(folder: Path, need_mb: int) -> None:
     """Make the folder of a new comparison, whose runs take `need_mb` MB.
 
     Raises:
-        MissingError: The disk has not that much space.
-        OSError: The folder is there already, or cannot be made.
+        MissingError: It cannot be made, or the disk has not that much space.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free_mb = shutil.disk_usage(folder.parent).free // 10**6
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise MissingError(
+            f"{folder} cannot be made: {error.strerror}", hint="--reports DIR names another folder"
+        ) from None
+    free_mb = shutil.disk_usage(folder).free // 10**6
     if free_mb < need_mb:
+        folder.rmdir()
         raise MissingError(
             f"the runs need about {need_mb} MB, but {folder.parent} has only {free_mb} MB free",
             hint="free some space, or name another disk with --reports DIR",
         )
-    folder.mkdir()

@@ -6,11 +6,11 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.digits import lay_out
+from mto_tools.launch.needs import package
 from mto_tools.patchset.apply import apply
 from mto_tools.patchset.git import Git
 from mto_tools.patchset.lock import open_upstream
@@ -71,25 +71,23 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
 def _head(home: Path) -> str:
     git = Git(home)
     try:
-        if git.is_toplevel():
-            return git.text(
-                "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty", convert=True
-            )
+        git.require_toplevel()
+        return git.text(
+            "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty", convert=True
+        )
     except MtoError as error:  # such as a clone that another user owns
         return f"unknown: {error.message}"
-    return "unknown: not a git clone"
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of Python and of packages, and the hardware."""
     import torch
 
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     gpus = torch.cuda.device_count()
     cuda = f"{gpus} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})" if gpus else ""
     return {
         "python": platform.python_version(),
-        **{name: installed.get(name, "not installed") for name in packages},
+        **{name: package(name).version or "not installed" for name in packages},
         "system": platform.platform(),
         "GPU": cuda or "none",
     }
@@ -150,13 +148,8 @@ def default_data(home: Path, checkout: Path, spec: Data, say: Say) -> Path:
     if not spec.make:
         lay_out(spec, data, per_class=8)
     else:
-        made = subprocess.run(
-            [sys.executable, *fill(spec.make, {"data": data})],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, *fill(spec.make, {"data": data})]
+        made = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         if made.returncode:
             raise MissingError(
                 f"the data set {data} could not be made: {(made.stderr or made.stdout).strip()}",

@@ -51,7 +51,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
     Raises:
         MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
     """
-    waiting = deque(plan.runs)
+    waiting, env = deque(plan.runs), environment(plan.threads)
     running: dict[TaskID, tuple[Run, Started]] = {}
     with Progress(console=console) as progress:
         everything = progress.add_task("all runs", total=len(plan.runs) * plan.steps)
@@ -59,8 +59,10 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
             while waiting or running:
                 while waiting and len(running) < plan.jobs:
                     run = waiting.popleft()
+                    log = out / "runs" / run.name / "output.txt"
+                    log.parent.mkdir(parents=True, exist_ok=True)
                     task = progress.add_task(f"seed {run.seed} {run.arm}", total=plan.steps)
-                    running[task] = run, _start(run, plan, out)
+                    running[task] = run, start(run.command, cwd=plan.cwd, log=log, environment=env)
                 time.sleep(POLL)
                 for task, (run, started) in list(running.items()):
                     code = started.returncode
@@ -74,7 +76,7 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
                     seconds = round(time.monotonic() - started.began, 2)
                     Ended(exit_code=code, seconds=seconds).save(started.log.with_name(ENDED))
                     if code:
-                        error = _failure(run, started, code, step, out)
+                        error = _failure(run, started, code, step)
                         if not keep_going:
                             raise error
                         console.print(f"failed: {error.message}", markup=False, highlight=False)
@@ -84,19 +86,13 @@ def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False
             end(started for _, started in running.values())
 
 
-def _start(run: Run, plan: Plan, out: Path) -> Started:
-    log = out / "runs" / run.name / "output.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return start(run.command, cwd=plan.cwd, log=log, environment=environment(plan.threads))
-
-
 def _last_step(log: Path) -> int:
     """Step of the last whole line; 0 where there is none."""
     lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def _failure(run: Run, started: Started, code: int, step: int, out: Path) -> MtoError:
+def _failure(run: Run, started: Started, code: int, step: int) -> MtoError:
     how, hint = f"with exit status {code}", "mend the cause and start again"
     if code > 128:  # as the guard passes on a death by signal
         how = f"by signal {code - 128}"
@@ -106,5 +102,5 @@ def _failure(run: Run, started: Started, code: int, step: int, out: Path) -> Mto
     return MtoError(
         f"seed {run.seed} {run.arm} ended {how} at step {step}; its last lines:\n"
         f"{words or '  | (it printed nothing)'}\nAll of it is in {started.log}",
-        hint=f"{hint}; what was done so far is kept in {out}",
+        hint=hint,
     )

@@ -26,8 +26,6 @@ from mto_tools.compare.folder import JsonModel
 from mto_tools.compare.record import Curve, Record
 from mto_tools.upstreams.recipe import Score
 
-CONFIDENCE = 0.95  # of the intervals shown, and of both decisions together
-DECISION_CONFIDENCE = 1 - (1 - CONFIDENCE) / 2  # of each of the two decisions
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 Interval = tuple[float, float]
 RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
@@ -170,8 +168,8 @@ def paired(values: Sequence[tuple[float, float]], higher_is_better: bool = True)
         mto=[m for _, m in values],
         differences=differences,
         mean=float(np.mean(differences)) if differences else math.nan,
-        interval_95=t_interval(differences, CONFIDENCE),
-        interval_975=t_interval(differences, DECISION_CONFIDENCE),
+        interval_95=t_interval(differences, 0.95),
+        interval_975=t_interval(differences, 0.975),
         better=sum(sign * d > 1e-12 for d in differences),
         worse=sum(sign * d < -1e-12 for d in differences),
     )

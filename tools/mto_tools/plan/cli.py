@@ -40,8 +40,7 @@ def plan(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write over another file")] = False,
     write_all: Annotated[
-        bool,
-        typer.Option("--write-all", help="write patches/*/deepspeed/ and the tables in docs/ anew"),
+        bool, typer.Option("--write-all", help="write patches/*/deepspeed/ anew, and no plan")
     ] = False,
 ) -> None:
     """Plan NAME for DeepSpeed: write its configuration, print the command, estimate the memory.
@@ -78,7 +77,7 @@ def plan(
         checkout = checkout.relative_to(Path.cwd())
     script = load_recipe(upstream).pretrain
     start = config.Start(str(checkout), script, str(file), mto, launcher, data, output)
-    changed = config.write(made, file, force=force)
-    console.print(f"{'wrote' if changed else 'there already:'} {file}\n")
+    config.write(made, file, force=force)
+    console.print(f"configuration: {file}\n")
     report.show(made, start, console)
     print(config.command(made, start))

@@ -42,19 +42,17 @@ def file_name(plan: Plan) -> str:
     return f"{plan.micro}x{plan.accumulation}x{plan.request.world}-zero{plan.stage}.json"
 
 
-def write(plan: Plan, file: Path, *, force: bool = False) -> bool:
-    """Write the configuration; return whether the file changed.
+def write(plan: Plan, file: Path, *, force: bool = False) -> None:
+    """Write the configuration.
 
     Raises:
         RefusedError: Another configuration stands there already, and `force` is not given.
     """
     new = text(plan)
-    before = file.read_text() if file.exists() else None
-    if before not in (None, new) and not force:
+    if file.exists() and file.read_text() != new and not force:
         raise RefusedError(f"{file} exists and holds something else", hint="--out FILE, or --force")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(new)
-    return before != new
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,3 @@ def command(plan: Plan, start: Start) -> str:
     # Quoted for a shell, which is to replace `$NAME`.
     quoted = (f'"{w}"' if "$" in w else shlex.quote(w) for w in [start.launcher, *first, *words])
     return " ".join(quoted)
-
-
-def before(plan: Plan, start: Start) -> str:
-    """Command to run first in the folder from which the run is started; "" for none."""
-    return plan.facts.before.format(checkout=shlex.quote(start.checkout))

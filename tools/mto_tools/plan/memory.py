@@ -42,11 +42,6 @@ class Memory:
         return sum(part.bytes for part in self.parts if not kinds or part.kind in kinds)
 
     @property
-    def largest(self) -> Part:
-        """The largest part that is not an assumption."""
-        return max((p for p in self.parts if p.kind != "reserve"), key=lambda part: part.bytes)
-
-    @property
     def card(self) -> int:
         """GiB of the smallest card that holds these parts; a larger card loses more."""
         lost = int(MARGIN * self.limit)

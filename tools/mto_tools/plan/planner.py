@@ -132,7 +132,9 @@ def _uneven(name: str, total: int, request: Request) -> RefusedError:
 
 
 def _too_large(plan: Plan) -> RefusedError:
-    request, memory, largest = plan.request, plan.memory, plan.memory.largest
+    request, memory = plan.request, plan.memory
+    counted = [part for part in memory.parts if part.kind != "reserve"]
+    largest = max(counted, key=lambda part: part.bytes)
     helps = ["--zero 2 shards the gradients"] if plan.stage == 1 else []
     helps.append("more GPUs make the shards smaller")
     helps.append(f"cards of {memory.card} GB hold one image at a time")

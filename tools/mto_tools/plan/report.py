@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 
 from rich.console import Console
 from rich.table import Table
 
-from mto_tools.plan.config import PORT, Start, before
+from mto_tools.plan.config import PORT, Start
 from mto_tools.plan.memory import GIB
 from mto_tools.plan.planner import Plan
-
-TRUST = """\
-This is an estimate, made without a GPU; docs/deepspeed.md says how. Look at nvidia-smi in the first
-minute; if memory is too tight, plan again with a smaller --gpu-mem."""
 
 
 def show(plan: Plan, start: Start, console: Console) -> None:
@@ -34,14 +31,18 @@ def show(plan: Plan, start: Start, console: Console) -> None:
     console.print(table)
     for note in notes(plan, start):
         console.print(f"note: {note}", markup=False)
-    console.print(TRUST)
-    if first := before(plan, start):
+    if plan.facts.before:
+        first = plan.facts.before.format(checkout=shlex.quote(start.checkout))
         console.print(f"first, in this folder:\n  {first}", markup=False)
 
 
 def notes(plan: Plan, start: Start) -> list[str]:
     """Sentences to read before the start: deviations from upstream's own run, and what it needs."""
-    found, facts, total, known = [], plan.facts, plan.total, plan.schedule.total_batch
+    facts, total, known = plan.facts, plan.total, plan.schedule.total_batch
+    found = [
+        "this is an estimate, made without a GPU (docs/deepspeed.md says how); look at nvidia-smi "
+        "in the first minute, and plan again with a smaller --gpu-mem if memory is too tight"
+    ]
     if plan.micro < facts.largest_micro_batch:
         found.append(
             f"{plan.name} normalises by the micro batch: {plan.micro} images here, "
