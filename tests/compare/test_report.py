@@ -233,8 +233,9 @@ def test_unfair_comparison_is_said_loudly(report: Report) -> None:
 
 def test_folders_are_never_reused(tmp_path: Path) -> None:
     make_folder(tmp_path / "mini" / "now", 1)
-    with pytest.raises(MissingError):
+    with pytest.raises(MissingError) as caught:
         make_folder(tmp_path / "mini" / "now", 1)
+    assert "--reports" in caught.value.hint
     with pytest.raises(MissingError) as caught:
         make_folder(tmp_path / "full" / "now", 10**12)
     assert "--reports" in caught.value.hint

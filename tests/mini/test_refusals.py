@@ -37,7 +37,7 @@ def own_data(tiny_data: Path, tmp_path: Path) -> Path:
         (("--mask_cell", "3"), 2, "--mask_cell 3"),
         (("--steps", "0"), 2, "--steps"),
         (("--save_steps", "1;2"), 2, "--save_steps"),
-        (("--data_path", "nowhere"), MISSING, "nowhere/train"),
+        (("--data_path", "nowhere"), MISSING, "train/<class>/<image>"),
         (("--data_path", "empty"), MISSING, "empty/train"),
         (("--data_path", "no_image"), MISSING, "class0"),
     ],

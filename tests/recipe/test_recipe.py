@@ -194,3 +194,32 @@ def test_periods_that_cannot_be_are_refused_at_the_start(
     assert re.search(words, capsys.readouterr().err)
     with pytest.raises(ValueError, match=words):
         resolve_settings(None, {"ON": True, name.upper(): value})
+
+
+EARLY = """
+import sys
+import torch.distributed as dist
+from mto_tools import recipe
+from mto_tools.errors import RefusedError
+from tests.recipe.conftest import begin
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+model, x, mask = begin("--mto")
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+loss = model(x, mask)
+try:
+    recipe.add(loss, mask)
+except RefusedError as error:
+    assert "init_process_group" in error.hint
+else:
+    raise SystemExit("not refused")
+recipe.attach(model, model.blocks, num_prefix_tokens=1)
+recipe.add(model(x, mask), mask).backward()
+dist.destroy_process_group()
+"""
+
+
+def test_attached_before_the_process_group_is_refused(
+    tmp_path: Path, run_ranks: Callable[..., None]
+) -> None:
+    run_ranks(tmp_path, [["-c", EARLY, rank, tmp_path / "store"] for rank in range(2)])

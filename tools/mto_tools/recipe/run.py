@@ -41,8 +41,7 @@ class Run:
         device = next(model.parameters()).device
         groups = [list(group) for group in blocks]
         self.depths = len(groups[0]) + 1
-        grouped = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+        self.rank, self.world = _place()
         self.traces = [TokenTrace(group, num_prefix_tokens) for group in groups]
         self.objectives = [MaskedTokenOptimization(self.config).to(device) for _ in groups]
         self.hooks = [
@@ -135,6 +134,12 @@ class Run:
         self, step: int, micro_batches: int, batches_per_epoch: int | None, device: torch.device
     ) -> int:
         """Read what an earlier process has left; return the run's number of the first step."""
+        if _place() != (self.rank, self.world):
+            raise RefusedError(
+                "mto.attach was called before the process group was made: each rank would log, and "
+                "none would average",
+                hint="call init_process_group first, then mto.attach",
+            )
         if batches_per_epoch is not None:
             self.steps_per_epoch = batches_per_epoch // micro_batches
             if self.steps_per_epoch == 0:
@@ -273,3 +278,9 @@ def _plain(row: Tensor, depths: int) -> dict[str, Any]:
     named["weights"] = {name: next(values) for name in TERMS}
     rest = list(values)
     return named | {"heterogeneity": rest[:depths], "token_norm": rest[depths:]}
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process, and the number of ranks."""
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)

@@ -93,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
     model.to(run.device)
     try:
         root = Path(args.data_path)
+        if not (root / "train").is_dir():
+            stop(f"no folder {root}/train; --data_path must hold train/<class>/<image>", MISSING)
         train_set = Images(root / "train")
         val_set = Images(root / "val") if (root / "val").is_dir() else None
         if val_set is None or val_set.classes != train_set.classes or len(val_set.classes) < 2:
