@@ -13,8 +13,19 @@ import pytest
 HOME = Path(__file__).parents[1]
 # A room imports rooms to its left only. `cli` is the command, `upstreams` reads patches/NAME.
 ROOMS = (
-    *("mto_core", "errors", "home", "flags", "upstreams", "compat", "ds", "recipe", "patchset"),
-    *("launch", "doctor", "plan", "compare", "study", "inspect", "app", "cli"),
+    *(
+        "mto_core",
+        "errors",
+        "home",
+        "flags",
+        "checkpoint",
+        "upstreams",
+        "compat",
+        "ds",
+        "recipe",
+        "patchset",
+    ),
+    *("launch", "doctor", "plan", "inspect", "evaluate", "study", "app", "cli"),
 )
 GIT_ONLY = {"errors", "home", "upstreams", "patchset"}  # and the command's face: no torch
 INSERTED = {"recipe", "ds", "compat"}  # what a patched upstream may import

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from mto_tools import doctor
-from mto_tools.compare import cli as compare_cli
 from mto_tools.launch import cli as launch_cli
 from mto_tools.patchset import authoring_cli
 from mto_tools.patchset import cli as patchset_cli
 from mto_tools.plan import cli as plan_cli
+from mto_tools.study import cli as study_cli
 
 app = typer.Typer(
     name="mto",
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-for area in (patchset_cli, authoring_cli, compare_cli, launch_cli, plan_cli, doctor):
+for area in (patchset_cli, authoring_cli, study_cli, launch_cli, plan_cli, doctor):
     area.register(app)
 
 

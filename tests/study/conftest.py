@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mto_tools.compare.cli import train
-from mto_tools.compare.inputs import Inputs
-from mto_tools.compare.plan import Plan, make_plan
 from mto_tools.home import find_home
+from mto_tools.launch.inputs import Inputs
+from mto_tools.study.cli import train
+from mto_tools.study.plan import Plan, make_plan
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
 

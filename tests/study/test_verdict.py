@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mto_tools.compare import summary
-from mto_tools.compare.plan import ArmName
-from mto_tools.compare.record import Curve, Record
-from mto_tools.compare.verdict import (
+from mto_tools.study import summary
+from mto_tools.study.plan import ArmName
+from mto_tools.study.record import Curve, Record
+from mto_tools.study.verdict import (
     Finding,
     Verdict,
     find,

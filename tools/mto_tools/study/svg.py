@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mto_tools.compare.plan import ARMS, ArmName
-from mto_tools.compare.record import Curve, Record, combine, of_arm
+from mto_tools.study.plan import ARMS, ArmName
+from mto_tools.study.record import Curve, Record, combine, of_arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

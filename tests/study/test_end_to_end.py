@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mto_tools.app import app
-from mto_tools.compare.report import Report
 from mto_tools.launch.digits import lay_out
+from mto_tools.study.report import Report
 from mto_tools.upstreams.recipe import Data
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mto_tools.compare.folder import JsonModel
-from mto_tools.compare.plan import ArmName, Plan, Run
 from mto_tools.errors import CorruptError, MissingError
+from mto_tools.study.folder import JsonModel
+from mto_tools.study.plan import ArmName, Plan, Run
 
 TERMS = ("sparsity", "singularity", "ranking")
 

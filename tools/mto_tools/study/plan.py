@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mto_tools.compare.folder import VERSION, JsonModel
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.launch.command import Launch
+from mto_tools.study.folder import VERSION, JsonModel
 from mto_tools.upstreams.recipe import Logs, Recipe, Score
 
 if TYPE_CHECKING:
-    from mto_tools.compare.inputs import Inputs
+    from mto_tools.launch.inputs import Inputs
 
 ArmName = Literal["baseline", "mto"]
 ARMS: tuple[ArmName, ...] = ("baseline", "mto")

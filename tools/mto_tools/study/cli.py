@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from mto_tools.compare.plan import Plan
-    from mto_tools.compare.report import Report
+    from mto_tools.study.plan import Plan
+    from mto_tools.study.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -56,11 +56,11 @@ def compare(
     """
     import torch
 
-    from mto_tools.compare.folder import make_folder
-    from mto_tools.compare.inputs import prepare
-    from mto_tools.compare.plan import make_plan, usable_cores
-    from mto_tools.compare.summary import number
     from mto_tools.home import find_home
+    from mto_tools.launch.inputs import prepare
+    from mto_tools.study.folder import make_folder
+    from mto_tools.study.plan import make_plan, usable_cores
+    from mto_tools.study.summary import number
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
@@ -97,8 +97,8 @@ def compare(
 
 def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = False) -> Report:
     """Run the plan in `folder` and write the report there."""
-    from mto_tools.compare.report import build, write_report
-    from mto_tools.compare.run import execute
+    from mto_tools.study.report import build, write_report
+    from mto_tools.study.run import execute
 
     plan.save(folder / "plan.json")
     try:
@@ -119,8 +119,8 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a report, or of an unfinished one.")],
 ) -> None:
     """Draw report.html again from report.json, or from the runs that an unfinished report has."""
-    from mto_tools.compare.plan import Plan
-    from mto_tools.compare.report import Report, build, write_report
+    from mto_tools.study.plan import Plan
+    from mto_tools.study.report import Report, build, write_report
 
     if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
         found = Report.load(folder / "report.json")

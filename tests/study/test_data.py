@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare.inputs import count_images, default_data
 from mto_tools.errors import MissingError
+from mto_tools.launch.inputs import count_images, default_data
 from mto_tools.upstreams.recipe import Data
 
 from .conftest import recipe_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mto_tools.compare.verdict import LOSS, Finding, Interval, Pairs, Result, Verdict, holds_zero
+from mto_tools.study.verdict import LOSS, Finding, Interval, Pairs, Result, Verdict, holds_zero
 
 NOT_COMPARABLE = (
     "its target comes, in whole or in part, from a moving copy of each arm's own model, so the two "

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mto_tools.compare.plan import ARMS, Plan
-from mto_tools.compare.record import AffinityMap, Curve, Record, by_seed, combine, of_arm
-from mto_tools.compare.svg import COLOURS, INK, NAMES, lines, panel
+from mto_tools.study.plan import ARMS, Plan
+from mto_tools.study.record import AffinityMap, Curve, Record, by_seed, combine, of_arm
+from mto_tools.study.svg import COLOURS, INK, NAMES, lines, panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

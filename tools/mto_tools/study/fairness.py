@@ -7,9 +7,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from mto_tools.compare.folder import JsonModel
-from mto_tools.compare.plan import Plan
-from mto_tools.compare.record import EMPTY, TERMS, Record
+from mto_tools.study.folder import JsonModel
+from mto_tools.study.plan import Plan
+from mto_tools.study.record import EMPTY, TERMS, Record
 
 Test = Callable[[Record, Record, Plan], str]  # says what differs in a seed, "" for nothing
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mto_tools.compare.plan import ARMS, Plan, whole_epochs
 from mto_tools.errors import MissingError
 from mto_tools.home import find_home
+from mto_tools.study.plan import ARMS, Plan, whole_epochs
 
 from .conftest import FAKE, fake_plan, plan_of, recipe_of
 

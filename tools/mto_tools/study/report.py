@@ -11,16 +11,16 @@ from typing import Literal
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mto_tools.compare import summary
-from mto_tools.compare.fairness import Check, fairness
-from mto_tools.compare.figures import Panels, draw
-from mto_tools.compare.folder import VERSION, JsonModel, write
-from mto_tools.compare.plan import Plan
-from mto_tools.compare.record import Record, by_seed, collect
-from mto_tools.compare.run import read_end
-from mto_tools.compare.svg import NAMES
-from mto_tools.compare.verdict import Verdict, judge
 from mto_tools.errors import MissingError
+from mto_tools.study import summary
+from mto_tools.study.fairness import Check, fairness
+from mto_tools.study.figures import Panels, draw
+from mto_tools.study.folder import VERSION, JsonModel, write
+from mto_tools.study.plan import Plan
+from mto_tools.study.record import Record, by_seed, collect
+from mto_tools.study.run import read_end
+from mto_tools.study.svg import NAMES
+from mto_tools.study.verdict import Verdict, judge
 
 
 class Report(JsonModel):
@@ -91,7 +91,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def render(report: Report, drawn: dict[str, Panels]) -> str:
     """Return the whole page with the panels of its figures."""
-    loader = PackageLoader("mto_tools.compare", ".")
+    loader = PackageLoader("mto_tools.study", ".")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page.globals.update(summary=summary, names=NAMES, median=np.median, join=shlex.join)
     verdict = report.verdict

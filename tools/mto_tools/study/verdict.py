@@ -22,8 +22,8 @@ from operator import neg
 
 import numpy as np
 
-from mto_tools.compare.folder import JsonModel
-from mto_tools.compare.record import Curve, Record
+from mto_tools.study.folder import JsonModel
+from mto_tools.study.record import Curve, Record
 from mto_tools.upstreams.recipe import Score
 
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)

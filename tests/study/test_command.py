@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mto_tools.app import app
-from mto_tools.compare.inputs import ready
 from mto_tools.errors import MtoError, RefusedError
+from mto_tools.launch.inputs import ready
 
 
 def run(*words: str) -> tuple[int, str, str]:

@@ -14,16 +14,16 @@ import pytest
 from typer.testing import CliRunner
 
 from mto_tools.app import app
-from mto_tools.compare import svg
-from mto_tools.compare.fairness import fairness
-from mto_tools.compare.figures import draw, weighted
-from mto_tools.compare.folder import make_folder
-from mto_tools.compare.plan import Plan
-from mto_tools.compare.record import TERMS, Record, by_seed
-from mto_tools.compare.report import Report, build, render, write_report
-from mto_tools.compare.run import ENDED, execute
-from mto_tools.compare.verdict import judge
 from mto_tools.errors import MissingError
+from mto_tools.study import svg
+from mto_tools.study.fairness import fairness
+from mto_tools.study.figures import draw, weighted
+from mto_tools.study.folder import make_folder
+from mto_tools.study.plan import Plan
+from mto_tools.study.record import TERMS, Record, by_seed
+from mto_tools.study.report import Report, build, render, write_report
+from mto_tools.study.run import ENDED, execute
+from mto_tools.study.verdict import judge
 from mto_tools.upstreams.recipe import Logs
 
 from .conftest import fake_plan, quiet

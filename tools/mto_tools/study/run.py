@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from mto_tools.compare.folder import JsonModel
-from mto_tools.compare.plan import Plan, Run
 from mto_tools.errors import MtoError
 from mto_tools.launch.command import OF_ONE_RUN
 from mto_tools.launch.process import Started, end, start
+from mto_tools.study.folder import JsonModel
+from mto_tools.study.plan import Plan, Run
 
 POLL = 0.2  # seconds between looks at the logs
 ENDED = "ended.json"  # file in the folder of a run that ended by itself

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mto_tools.compare.cli import train
-from mto_tools.compare.plan import Plan
-from mto_tools.compare.run import environment, execute, read_end
-from mto_tools.compare.verdict import Finding
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.launch import guard
+from mto_tools.study.cli import train
+from mto_tools.study.plan import Plan
+from mto_tools.study.run import environment, execute, read_end
+from mto_tools.study.verdict import Finding
 
 from .conftest import fake_plan, quiet
 
@@ -26,8 +26,8 @@ DRIVER = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
-from mto_tools.compare.plan import Plan
-from mto_tools.compare.run import execute
+from mto_tools.study.plan import Plan
+from mto_tools.study.run import execute
 signal.signal(signal.SIGINT, signal.default_int_handler)
 work = Path(sys.argv[1])
 execute(Plan.load(work / "plan.json"), work, Console(stderr=True))
