@@ -217,3 +217,25 @@ def test_evaluation_and_images_leave_the_generators_alone(
         assert np.array_equal(made[9:], target[9:])
         assert len(np.unique(masked[:9].reshape(-1, 3), axis=0)) == 1
         assert not np.array_equal(made[:9], target[:9])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_held_out_loss_has_the_same_masks_in_every_run(
+    mini: SimpleNamespace, tiny_data: Path, style: str
+) -> None:
+    """Batches of any size, and any seed, give the mean over the images of val."""
+    model = make(mini, style)
+    val = mini.data.Images(tiny_data / "val")
+    found = [
+        mini.evaluate.held_out_loss(
+            model, val, batches(mini, tiny_data, batch_size=size, seed=seed)
+        )
+        for size, seed in ((12, 3), (5, 3), (1, 3), (64, 9))
+    ]
+    masks = torch.from_numpy(
+        batches(mini, tiny_data, batch_size=12).draw_masks(np.random.default_rng(0))
+    )
+    crops = mini.data.to_tensor([mini.data.centre_crop(val[i], 12) for i in range(12)])
+    losses = [model(crops[i : i + 1], masks[i : i + 1])[0].item() for i in range(12)]
+    assert found == pytest.approx([np.mean(losses)] * 4, rel=1e-5)
+    assert len({tuple(row) for row in masks.tolist()}) == 12

@@ -33,7 +33,7 @@ def test_log_and_checkpoint_hold_what_they_promise(recipe: Recipe, whole: Path) 
             assert len(line["data"]) == 8
             assert int(line["data"], 16) > 0
         else:
-            assert list(line) == ["step", "knn", "probe", "probe10"]
+            assert list(line) == ["step", "val_loss", "knn", "probe", "probe10"]
             assert all(0 <= line[name] <= 1 for name in ("knn", "probe", "probe10"))
     assert sorted(p.name for p in whole.iterdir()) == [
         *("checkpoint-000000.pth", "checkpoint-000005.pth", "checkpoint.pth", "images.png"),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 import data
-from evaluate import evaluate, save_images
+from evaluate import evaluate, held_out_loss, save_images
 from models import MaskedImageModel
 from runtime import REFUSED, Run, stop
 
@@ -143,7 +143,9 @@ def train(
         due = step % args.eval_every == 0 or step == args.steps
         if log is not None and val_set is not None and due:
             model.eval()
-            log.write({"step": step, **evaluate(model, train_set, val_set, args.img_size)})
+            scores = evaluate(model, train_set, val_set, args.img_size)
+            loss_there = held_out_loss(model, val_set, batches)
+            log.write({"step": step, "val_loss": loss_there, **scores})
             if step == args.steps:
                 save_images(output_dir / "images.png", model, val_set, batches)
             model.train()

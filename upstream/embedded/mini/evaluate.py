@@ -1,4 +1,4 @@
-"""k-NN, linear probes and reconstructions of the frozen encoder; no global generator is used."""
+"""Loss on held-out images, scores of the frozen encoder, pictures; no global generator is used."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ def features(
         pixels = data.to_tensor([data.centre_crop(images[i], img_size) for i in chunk])
         rows.append(model.features(pixels.to(model.cls_token.device)).float().cpu())
     return torch.cat(rows).numpy(), np.array(images.targets)[ids]
+
+
+@torch.no_grad()
+def held_out_loss(model: MaskedImageModel, val: data.Images, batches: data.MaskedBatches) -> float:
+    """The model's loss on at most `LIMIT` centre crops of val, lower is better.
+
+    Masks depend on style and sizes, and neither on the seed of a run nor on its batch size.
+    """
+    ids = np.linspace(0, len(val) - 1, min(LIMIT, len(val))).astype(int)
+    rng, device, total = np.random.default_rng(0), model.cls_token.device, 0.0
+    for first in range(0, len(ids), batches.args.batch_size):
+        mask = torch.from_numpy(batches.draw_masks(rng))
+        chunk = ids[first : first + len(mask)]
+        images = data.to_tensor([data.centre_crop(val[i], batches.args.img_size) for i in chunk])
+        loss, _, _ = model(images.to(device), mask[: len(chunk)].to(device))
+        total += loss.item() * len(chunk)
+    return total / len(ids)
 
 
 def few_labels(labels: np.ndarray, draw: int) -> np.ndarray:
