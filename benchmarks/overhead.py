@@ -7,8 +7,11 @@ variant has one beside it, before or after by turns. `added` is the median over 
 (variant - baseline) / baseline, with quartiles. On a CPU, where such a difference of long times is
 noisy, `within` is what MTO took of the very same steps, by the clock: its forward, and its own
 nodes in the backward; relative to the rest of that step. Only the sum of its gradients with the
-model's is not in it. `simmim` has the weights of that preset, any other variant those of preset
-`mae`, which weighs all three terms. Logged steps have `diagnostics=True`: all terms and depths.
+model's is not in it. `preset` is that of the shapes, any other variant weighs all three terms
+(preset `literal`). Logged steps have `diagnostics=True`: all terms and depths.
+
+Below the table stands what balance and calibration add to a run, at their default schedules: the
+median of a measured step less one that is not measured, over a step without MTO.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
@@ -32,6 +35,8 @@ from models import SHAPES
 from torch import Tensor
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
+from mto_core.balance import CALIBRATIONS
+from mto_core.checks import Preset
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +49,7 @@ def main() -> None:
         "--batch", type=int, help="default: 8 (Swin 4) on the CPU, 128 (64) on CUDA"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--run_steps", type=int, default=10_000, help="of a run, for calibration")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_*")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -53,24 +59,26 @@ def main() -> None:
         model: Any = SHAPES[name]().to(device).train()
         batch = args.batch or getattr(model, f"batch_{args.device}")
         title = f"MTO in a training step: {model.title}, B = {batch}, {precision}"
-        rows = Steps(model, batch, device).measure(args.rounds)
-        report(f"overhead_{name}", title, rows, device, args.save)
+        steps = Steps(model, batch, device, "mae" if name == "mae" else "simmim")
+        rows, base = steps.measure(args.rounds)
+        notes = steps.measuring(args.rounds, base, args.run_steps)
+        report(f"overhead_{name}", title, rows, notes, device, args.save)
 
 
-def variants(device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Backends with all terms weighted, weights of preset `simmim`; on CUDA also compiled dense."""
+def variants(device: torch.device, preset: Preset) -> dict[str, Callable[..., Any]]:
+    """Backends with all terms weighted, weights of `preset`; on CUDA also compiled dense."""
 
     def form(config: MTOConfig, logged: bool, compiled: bool = False) -> Callable[..., Any]:
         module: Any = MaskedTokenOptimization(config)
         return partial(torch.compile(module) if compiled else module, diagnostics=logged)
 
-    dense = MTOConfig.preset("mae", backend="dense")
+    dense = MTOConfig.preset("literal", backend="dense")
     found = {
         "dense": form(dense, False),
-        "recompute": form(MTOConfig.preset("mae", backend="recompute"), False),
-        "default, logged": form(MTOConfig.preset("mae"), True),
-        "simmim, logged": form(MTOConfig.preset("simmim"), True),
-        "simmim, unlogged": form(MTOConfig.preset("simmim"), False),
+        "recompute": form(MTOConfig.preset("literal", backend="recompute"), False),
+        "default, logged": form(MTOConfig.preset("literal"), True),
+        f"preset {preset}, logged": form(MTOConfig.preset(preset), True),
+        f"preset {preset}, unlogged": form(MTOConfig.preset(preset), False),
     }
     if device.type == "cuda":
         found["dense compiled"] = form(dense, False, compiled=True)
@@ -147,8 +155,8 @@ class Clock:
 class Steps:
     """Steps of one model, with and without MTO."""
 
-    def __init__(self, model: Any, batch: int, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: Any, batch: int, device: torch.device, preset: Preset) -> None:
+        self.model, self.device, self.preset = model, device, preset
         self.images = torch.randn(batch, 3, model.pixels, model.pixels, device=device)
         self.mask = model.masks(batch).to(device)
         on_cuda = device.type == "cuda"
@@ -166,7 +174,7 @@ class Steps:
                 loss = self.model(self.images, self.mask)
             tokens = self.trace.tokens_by_depth
             clock.go()
-            total = mto(tokens, self.mask).total
+            total = mto(tokens, self.mask, loss=loss).total
             clock.stop()
             if self.device.type == "cpu":
                 clock.watch(total, tokens.whole)
@@ -191,11 +199,41 @@ class Steps:
         self.trace.clear()
         return before, added, flop
 
-    def measure(self, rounds: int) -> list[dict[str, object]]:
-        """One row per variant, the baseline first."""
+    def measuring(self, rounds: int, base: float, run_steps: int) -> list[str]:
+        """A line each for balance and calibration; `base` is a step without MTO, in ms."""
+        lines = []
+        for mode in ("balance", "calibrate"):
+            config = MTOConfig.preset(self.preset, **{mode: 0.1})
+            more = []
+            for turn in range(rounds + 1):
+                mto = MaskedTokenOptimization(config)
+                took = [
+                    timed(
+                        partial(self.step, partial(mto, diagnostics=False, step=step), Clock()),
+                        self.device,
+                    )[0]
+                    for step in (0, 1)  # the first is measured, the other is not
+                ]
+                if turn:
+                    more.append(took[0] - took[1])
+            extra = statistics.median(more)
+            every, which = f"every {config.balance_every} steps", "any run"
+            share = extra / config.balance_every / base
+            if mode == "calibrate":
+                every, which = f"{CALIBRATIONS} times", f"a run of {run_steps} steps"
+                share = CALIBRATIONS * extra / (run_steps * base)
+            lines.append(
+                f"{mode}, preset {self.preset}: a measured step takes {extra:.0f} ms more than "
+                f"another ({100 * extra / base:.1f} % of one without MTO), {every}: "
+                f"{100 * share:.3f} % of {which}."
+            )
+        return lines
+
+    def measure(self, rounds: int) -> tuple[list[dict[str, object]], float]:
+        """One row per variant, the baseline first; and the baseline's step in milliseconds."""
         took: dict[str, list[tuple[float, float, float]]] = {}
         peaks: dict[str, float] = {}
-        forms = variants(self.device)
+        forms = variants(self.device, self.preset)
         for turn in range(rounds + 1):  # the first round warms up
             for name, mto in forms.items():
                 clock, times = Clock(), {}
@@ -229,13 +267,18 @@ class Steps:
                 none["peak"] = f"{peak:.0f} MB"
             rows = rows or [dict.fromkeys(row, "") | none]
             rows.append(row)
-        return rows
+        return rows, base
 
 
 def report(
-    stem: str, title: str, rows: list[dict[str, object]], device: torch.device, save: bool
+    stem: str,
+    title: str,
+    rows: list[dict[str, object]],
+    notes: list[str],
+    device: torch.device,
+    save: bool,
 ) -> None:
-    """Prints machine and table; with `save` also into benchmarks/results/STEM.md."""
+    """Prints machine, table and notes; with `save` also into benchmarks/results/STEM.md."""
     hardware = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if device.type == "cuda":
@@ -247,7 +290,7 @@ def report(
     lines = [f"# {title}", f"{hardware}, {torch.get_num_threads()} threads, {versions}", ""]
     lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]))]
     lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, "", *notes]) + "\n"
     print(text, flush=True)
     if save:
         RESULTS.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ Scale = Literal["raw", "sqrt_dim", "layernorm"]
 Backend = Literal["auto", "dense", "recompute"]
 Reduction = Literal["mean", "sum"]
 Direction = Literal["decreasing", "as_printed"]
-Preset = Literal["mae", "bootmae", "simmim", "conmim", "observe", "paper"]
+Preset = Literal["mae", "bootmae", "simmim", "conmim", "observe", "paper", "literal"]
 
 # Made once: torch.compile of torch 2.6 cannot trace get_args.
 NAMES: dict[str, tuple[str, ...]] = {

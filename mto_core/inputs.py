@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -82,9 +82,9 @@ def whole_tokens(
 
 
 def align(
-    tokens: list[Tensor], prefix: int, mask: Tensor | Sequence[Tensor], depths: int
-) -> list[Layer]:
-    """Tokens and split mask of the first `depths`; neighbours with one mask share its split."""
+    tokens: list[Tensor], prefix: int, mask: Tensor | Sequence[Tensor], depths: Sequence[int]
+) -> dict[int, Layer]:
+    """Tokens and split mask by depth, of rising `depths`; neighbours of one mask share a split."""
     grids = [flatten_grid(t, prefix, f"tokens at depth {depth}") for depth, t in enumerate(tokens)]
     batch = grids[0].shape[0]
     for depth, grid in enumerate(grids):
@@ -104,24 +104,25 @@ def align(
         raise ValueError(f"got {len(masks)} masks for {len(tokens)} depths")
     finest = max(grid.shape[1] for grid in grids) - prefix
     shapes = [t.shape[1:3] if t.ndim == 4 else (t.shape[1] - prefix,) for t in tokens]
-    layers: list[Layer] = []
-    for d in range(depths):
-        if d == 0 or masks[d] is not masks[d - 1] or shapes[d] != shapes[d - 1]:
+    layers: dict[int, Layer] = {}
+    before = -1
+    for d in depths:
+        if before < 0 or masks[d] is not masks[before] or shapes[d] != shapes[before]:
             split = split_mask(pool(masks[d], shapes[d], d, finest), prefix)
-        layers.append((grids[d], split))
+        layers[d], before = (grids[d], split), d
     return layers
 
 
-def check_trainable(tokens: list[Tensor], active_terms: Sequence[str]) -> None:
-    """Raises ValueError where an active term is undefined, or would have no gradient."""
-    if len(tokens) < 2 and "ranking" in active_terms:
+def check_trainable(tokens: list[Tensor], places: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError where a term that acts at these depths has no gradient, or no meaning."""
+    if len(tokens) < 2 and "ranking" in places:
         raise ValueError(
             "ranking compares depths, but there is only one: trace at least one block, or set "
             "ranking=0"
         )
-    for name in active_terms if torch.is_grad_enabled() else ():
-        needed, where = (tokens, "any depth") if name == "ranking" else (tokens[:1], "depth 0")
-        if not any(t.requires_grad for t in needed):
+    for name, depths in places.items() if torch.is_grad_enabled() else ():
+        if not any(tokens[depth].requires_grad for depth in depths):
+            where = "any depth" if name == "ranking" else f"depth {depths[0]}"
             raise ValueError(
                 f"{name} has a weight, but no tokens at {where} require grad, so it would train "
                 "nothing: were they detached, or made under no_grad? To evaluate without training, "
@@ -129,11 +130,11 @@ def check_trainable(tokens: list[Tensor], active_terms: Sequence[str]) -> None:
             )
 
 
-def warn_undefined(layers: list[Layer]) -> bool:
+def warn_undefined(layers: Mapping[int, Layer]) -> bool:
     """Warns where heterogeneity is 0 by definition in every image; returns whether it did."""
     if torch.compiler.is_compiling():  # counts are not known
         return False
-    for depth, (_, split) in enumerate(layers):
+    for depth, (_, split) in layers.items():
         masked, visible = split.masked.shape[1], split.visible.shape[1]
         if masked == 0 or visible <= 1:
             warnings.warn(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mto_core.balance import GradientBalance, gradient_norm
-from mto_core.checks import TERMS, compute_dtype
+from mto_core.balance import gradient_meter, gradient_norm
+from mto_core.checks import TERMS, Scale, compute_dtype
 from mto_core.config import MTOConfig
 from mto_core.inputs import Layer, align, check_trainable, warn_undefined, whole_tokens
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
@@ -31,11 +31,12 @@ class MTOTerms:
         sparsity: [] L_spa (eq 3 of arXiv 2404.08330).
         singularity: [] L_e (eq 6).
         ranking: [] L_r (eq 7); 0 where there is only one depth.
-        heterogeneity: [L+1] H by depth (eq 2), detached.
-        weights: Weight of each term at this step, warm-up and balance included.
+        heterogeneity: [L+1] H by depth (eq 2) on logits of `config.scale`, detached.
+        weights: Weight of each term at this step, with warm-up, `off_after`, balance, calibration.
         token_norm: [L+1] mean norm of the patch tokens by depth; None without diagnostics.
-        diagonal_mass: [] mass that visible tokens give to themselves at depth 0, or None.
-        masked_mass: [] mass that visible tokens give to masked ones at depth 0, or None.
+        diagonal_mass: [] mass that visible tokens give to themselves in the affinity of L_spa, at
+            its depth and on its logits; None without diagnostics.
+        masked_mass: [] mass that they give to masked tokens there, or None.
     """
 
     total: Tensor
@@ -75,7 +76,8 @@ class MaskedTokenOptimization(nn.Module):
     Source: "Emerging Property of Masked Token for Effective Pre-training", arXiv 2404.08330.
 
     Has no parameters and draws no random numbers. Its state dict is empty unless `config.balance`
-    is set; then it holds the running gradient norms, and belongs into the recipe's checkpoint.
+    or `config.calibrate` is set; then it holds gradient norms, and belongs into the recipe's
+    checkpoint.
     Tokens are not checked for NaN: a NaN there is one in the recipe's own loss too.
 
     Args:
@@ -101,8 +103,7 @@ class MaskedTokenOptimization(nn.Module):
             raise TypeError(f"config must be a MTOConfig, got {type(config).__name__}: pass {mend}")
         self.config = config
         self.active_terms = [name for name, weight in config.weights.items() if weight > 0]
-        balanced = config.balance is not None and self.active_terms
-        self.balance = GradientBalance(config) if balanced else None
+        self.balance = gradient_meter(config)
         self._warned = False
 
     def forward(
@@ -124,27 +125,31 @@ class MaskedTokenOptimization(nn.Module):
             mask: bool, True = masked: [B, N], or [B, h, w] at the finest resolution of a
                 hierarchical model; or one mask per depth.
             num_prefix_tokens: Leading tokens that are no patches, P; a trace knows its own.
-            step: Optimizer step, the same for its micro batches; for a warm-up and for balance.
+            step: Optimizer step, the same for its micro batches; for a warm-up, `off_after`,
+                balance and calibration.
             loss: The recipe's own loss, a mean over this batch, before loss scaling and before
-                division by accumulation steps. Needed for balance only, and in all ranks.
+                division by accumulation steps. For balance and calibration, and in all ranks.
             diagnostics: True on a step that is logged: all terms and depths are measured, and
                 `token_norm` and the masses. False computes only what the weights need.
 
         Raises:
             TypeError, ValueError: Arguments do not fit, are missing, or would train nothing.
             TraceError: The tokens are those of an earlier forward or step.
-            RuntimeError: balance, where gradient norms cannot be measured; a misaligned mask under
+            RuntimeError: Gradient norms cannot be measured; a misaligned mask under
                 `torch.compile`.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens, step)
-        active = self.active_terms
-        depths = len(tokens) if diagnostics or "ranking" in active else min(1, len(active))
-        layers = align(tokens, prefix, mask, depths)
-        check_trainable(tokens, active)
         weights = self._weights(step, loss)
+        active = self._active(step)
+        places = self._places(len(tokens))
+        check_trainable(tokens, {name: places[name] for name in active})
+        needed = {depth for name in active for depth in places[name]}
+        depths = range(len(tokens)) if diagnostics else sorted(needed)
+        layers = align(tokens, prefix, mask, depths)
         self._warned = self._warned or warn_undefined(layers)
-        terms, h = self._terms(layers, TERMS if diagnostics else active, active)
-        if self.balance is not None and torch.is_grad_enabled():
+        wanted = TERMS if diagnostics else active
+        terms, h = self._terms(layers, wanted, active, places, depths if diagnostics else ())
+        if self.balance is not None and active and torch.is_grad_enabled():
             self.balance.measure(step, loss, terms, tokens[0])
         unmeasured = tokens[0].new_full((len(tokens),), torch.nan, dtype=compute_dtype(tokens[0]))
         total = unmeasured.new_zeros(())
@@ -152,10 +157,12 @@ class MaskedTokenOptimization(nn.Module):
             total = total + weights[name] * terms[name]
         return MTOTerms(
             total=total,
-            heterogeneity=torch.cat([*(x.detach().mean()[None] for x in h), unmeasured[len(h) :]]),
+            heterogeneity=torch.stack(
+                [h[d].detach().mean() if d in h else unmeasured[d] for d in range(len(tokens))]
+            ),
             weights=weights,
             **{name: terms.get(name, unmeasured[0]) for name in TERMS},
-            **(self._diagnostics(layers, prefix) if diagnostics else {}),
+            **(self._diagnostics(layers, prefix, *places["sparsity"]) if diagnostics else {}),
         )
 
     if TYPE_CHECKING:
@@ -186,19 +193,29 @@ class MaskedTokenOptimization(nn.Module):
                 does not depend on.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens)
-        layers = align(tokens, prefix, mask, len(tokens))
+        layers = align(tokens, prefix, mask, range(len(tokens)))
+        places = self._places(len(tokens))
         names = [name for name in TERMS if name != "ranking" or len(tokens) > 1]
         with torch.enable_grad():
             norm = gradient_norm(loss, tokens[0], "the loss").item()
-            terms, _ = self._terms(layers, names, names)
+            terms, _ = self._terms(layers, names, names, places)
             ratios = {name: gradient_norm(terms[name], tokens[0], name).item() for name in names}
         return {name: value / norm if norm else float("inf") for name, value in ratios.items()}
 
+    def _active(self, step: int | None) -> list[str]:
+        """The terms that act at this step."""
+        off = self.config.off_after
+        return [] if off is not None and step is not None and step > off else self.active_terms
+
     def _weights(self, step: int | None, loss: Tensor | None) -> dict[str, float | Tensor]:
-        warmup = self.config.warmup_steps
-        if step is None and warmup:
-            raise ValueError(f"warmup_steps={warmup} needs step=, the optimizer step")
+        warmup, off = self.config.warmup_steps, self.config.off_after
+        if step is None and (warmup or off is not None):
+            raise ValueError(
+                f"warmup_steps={warmup}, off_after={off} need step=, the optimizer step"
+            )
         weights: dict[str, float | Tensor] = dict(self.config.weights)
+        if self.active_terms and not self._active(step):
+            return dict.fromkeys(weights, 0.0)
         if self.balance is not None:
             if torch.is_grad_enabled():
                 self.balance.begin(step, loss)
@@ -207,40 +224,66 @@ class MaskedTokenOptimization(nn.Module):
             return weights
         return {name: weight * (step / warmup) for name, weight in weights.items()}
 
+    def _places(self, depths: int) -> dict[str, Sequence[int]]:
+        """The depths at which each term acts."""
+        at = self.config.sparsity_depth
+        if not -depths <= at < depths:
+            raise ValueError(
+                f"sparsity_depth={at}, but the tokens have depths 0 to {depths - 1}; -1 is the last"
+            )
+        return {"sparsity": [at % depths], "singularity": [0], "ranking": range(depths)}
+
     def _terms(
-        self, layers: list[Layer], wanted: Sequence[str], active: Sequence[str]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Wanted terms, unweighted, [] each, and H [B] by depth; a graph only for active ones."""
+        self,
+        layers: Mapping[int, Layer],
+        wanted: Sequence[str],
+        active: Sequence[str],
+        places: Mapping[str, Sequence[int]],
+        logged: Sequence[int] = (),
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Wanted terms, unweighted, [] each, and H [B] by depth, at least of the logged ones.
+
+        A graph only for active terms.
+        """
         config = self.config
-        how: dict[str, Any] = {"scale": config.scale, "backend": config.backend}
+        h: dict[tuple[int, Scale], Tensor] = {}  # by depth and logits: terms share them
+
+        def at(depth: int, scale: Scale) -> Tensor:
+            if (depth, scale) not in h:
+                h[depth, scale] = heterogeneity(*layers[depth], scale=scale, backend=config.backend)
+            return h[depth, scale]
+
         values: dict[str, Tensor] = {}
-        h: list[Tensor] = []
-        if "sparsity" in wanted:
-            with _graph("sparsity" in active):
-                values["sparsity"] = sparsity_loss(*layers[0], reduction=config.reduction, **how)
-        for depth, layer in enumerate(layers if {"singularity", "ranking"} & {*wanted} else []):
-            with _graph("ranking" in active or ("singularity" in active and depth == 0)):
-                h.append(heterogeneity(*layer, **how))
-        if "singularity" in wanted:
-            with _graph("singularity" in active):
-                valid = layers[0][1].defined()
-                values["singularity"] = singularity_loss(h[0], eps=config.eps, valid=valid)
-        if "ranking" in wanted and len(h) < 2:
-            values["ranking"] = torch.zeros_like(h[0])
-        elif "ranking" in wanted:
-            with _graph("ranking" in active):
-                defined = torch.stack([split.defined() for _, split in layers]).all(0)
-                ranking = ranking_loss(torch.stack(h), direction=config.direction)
-                values["ranking"] = ranking.masked_fill(~defined, 0)
-        return {name: value.mean() for name, value in values.items()}, h
+        for name in (*active, *(name for name in wanted if name not in active)):
+            scale, depths = config.scale_of(name), places[name]
+            with _graph(name in active):
+                if name == "sparsity":
+                    how: dict[str, Any] = {"scale": scale, "backend": config.backend}
+                    layer = layers[depths[0]]
+                    values[name] = sparsity_loss(*layer, reduction=config.reduction, **how)
+                elif name == "singularity":
+                    valid = layers[0][1].defined()
+                    values[name] = singularity_loss(at(0, scale), eps=config.eps, valid=valid)
+                elif len(depths) < 2:
+                    values[name] = torch.zeros_like(at(0, scale))
+                else:
+                    defined = torch.stack([layers[d][1].defined() for d in depths]).all(0)
+                    by_depth = torch.stack([at(d, scale) for d in depths])
+                    ranking = ranking_loss(by_depth, direction=config.direction)
+                    values[name] = ranking.masked_fill(~defined, 0)
+        with torch.no_grad():
+            for depth in logged:
+                at(depth, config.scale)
+        means = {name: value.mean() for name, value in values.items()}
+        return means, {depth: value for (depth, scale), value in h.items() if scale == config.scale}
 
     @torch.no_grad()
-    def _diagnostics(self, layers: list[Layer], prefix: int) -> dict[str, Tensor]:
-        """`token_norm`, `diagonal_mass` and `masked_mass`."""
-        norms = [x[:, prefix:].norm(dim=-1, dtype=compute_dtype(x)).mean() for x, _ in layers]
-        first, split = layers[0]
-        mass = attention_mass(first[:, prefix:], split.mask, scale=self.config.scale)
-        diagonal, masked = (value.mean() for value in mass)
+    def _diagnostics(self, layers: Mapping[int, Layer], prefix: int, at: int) -> dict[str, Tensor]:
+        """`token_norm`, `diagonal_mass` and `masked_mass`, the masses at depth `at`."""
+        patches = [x[:, prefix:] for x, _ in layers.values()]
+        norms = [x.norm(dim=-1, dtype=compute_dtype(x)).mean() for x in patches]
+        mask, scale = layers[at][1].mask, self.config.scale_of("sparsity")
+        diagonal, masked = (x.mean() for x in attention_mass(patches[at], mask, scale=scale))
         return {
             "token_norm": torch.stack(norms),
             "diagonal_mass": diagonal,

@@ -29,7 +29,8 @@ class Tiny(nn.Module):
         return x[:, 1:][mask].square().mean()
 
 
-VARIANTS = ["dense", "recompute", "default, logged", "simmim, logged", "simmim, unlogged"]
+PRESET = ["preset simmim, logged", "preset simmim, unlogged"]
+VARIANTS = ["dense", "recompute", "default, logged", *PRESET]
 
 
 def test_the_benchmark_prints_all_its_variants(monkeypatch, capsys):
@@ -39,7 +40,10 @@ def test_the_benchmark_prints_all_its_variants(monkeypatch, capsys):
     monkeypatch.setitem(overhead.SHAPES, "tiny", Tiny)
     monkeypatch.setattr(sys, "argv", ["overhead", "--shapes", "tiny", "--rounds", "2"])
     overhead.main()
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    out = capsys.readouterr().out.splitlines()
+    table = [line for line in out if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
     assert [row[0] for row in rows[2:]] == ["none", *VARIANTS]
     assert len({len(row) for row in rows}) == 1
+    notes = [line.split(",")[0] for line in out if "% of a" in line]
+    assert notes == ["balance", "calibrate"]

@@ -20,6 +20,14 @@ from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
 WEIGHTS = MTOConfig(sparsity=0.5, singularity=0.5, ranking=0.5, backend="recompute")
 BALANCED = dataclasses.replace(WEIGHTS, balance=0.1, balance_every=2, balance_decay=0.5)
+CALIBRATED = dataclasses.replace(
+    WEIGHTS,
+    calibrate=0.1,
+    calibrate_steps=10,
+    sparsity_depth=-1,
+    sparsity_scale="layernorm",
+)
+STEPS = 13  # ten are measured
 
 
 class Block(nn.Module):
@@ -82,7 +90,6 @@ def train(
     rank: int = 0,
     world: int = 1,
     micro: int = 1,
-    steps: int = 5,
 ) -> dict[str, torch.Tensor]:
     """Some SGD steps; parameters, last gradients and the module's state afterwards."""
     trace = TokenTrace(model.blocks, num_prefix_tokens=1)
@@ -90,7 +97,7 @@ def train(
     mto = MaskedTokenOptimization(config)
     sgd = torch.optim.SGD(model.parameters(), 0.1)
     weights = []
-    for step in range(steps):
+    for step in range(STEPS if config.calibrate else 5):
         sgd.zero_grad()
         images, mask = batch(step, rank, world)
         for part in range(micro):
@@ -111,7 +118,8 @@ def ddp(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     from torch.nn.parallel import DistributedDataParallel
 
     found = {}
-    for name, config in (("fixed", WEIGHTS), ("balanced", BALANCED)):
+    configs = {"fixed": WEIGHTS, "balanced": BALANCED, "calibrated": CALIBRATED}
+    for name, config in configs.items():
         found[name] = train(Model(), DistributedDataParallel, config, rank, world)
 
     def compiled(model: nn.Module) -> Callable[..., torch.Tensor]:
@@ -132,7 +140,7 @@ def zero(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     for stage in (1, 2):
         model = Model()
         trace = TokenTrace(model.blocks, num_prefix_tokens=1)
-        mto = MaskedTokenOptimization(WEIGHTS)
+        mto = MaskedTokenOptimization(CALIBRATED)
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.SGD(model.parameters(), 0.1),
@@ -144,11 +152,12 @@ def zero(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
             },
             dist_init_required=False,
         )
-        for step in range(5):
+        for step in range(STEPS):
             images, mask = batch(step, rank, world)
             with trace:
                 loss = engine(images)
-            engine.backward(loss + mto(trace.tokens_by_depth, mask).total)
+            terms = mto(trace.tokens_by_depth, mask, step=step, loss=loss)
+            engine.backward(loss + terms.total)
             engine.step()
         found[f"stage {stage}"] = {
             f"param.{name}": p.detach().clone() for name, p in model.named_parameters()

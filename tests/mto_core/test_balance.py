@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace, ranking_loss
 from mto_core import heterogeneity as heterogeneity_of
-from mto_core.balance import GradientBalance, gradient_norm
+from mto_core.balance import GradientBalance, GradientCalibration, gradient_norm
 
 from .distributed_worker import Model
 
@@ -36,7 +37,7 @@ class Trained:
     def weights(self, steps, scaled=False):
         """Those of the last step; `scaled` images grow with the step."""
         for step in steps:
-            loss, terms = self.step(step, IMAGES * (1 + step if scaled else 1))
+            loss, terms = self.step(step, IMAGES * (1 + step) if scaled else IMAGES)
             (loss + terms.total).backward()
         return [float(weight) for weight in terms.weights.values()]
 
@@ -169,6 +170,59 @@ def test_an_overflow_skips_the_measurement_and_no_gradient_gets_no_weight(pull, 
         assert balance.weights()["ranking"].item() == pytest.approx(weight)
 
 
+# calibration
+
+CALIBRATED = MTOConfig(**WEIGHTS, calibrate=0.1, calibrate_steps=30)  # steps 0, 3, …, 27
+
+
+def test_calibration_keeps_the_ratio_wanted_over_the_median_of_ten_steps():
+    trained = Trained(CALIBRATED)
+    assert trained.weights(range(28), scaled=True) == [0, 0, 0]
+    norms = [norms_by_hand(IMAGES * (1 + step)) for step in range(0, 30, 3)]
+    ratios = torch.tensor(norms, dtype=torch.float64)
+    expected = [0.1 / float(np.median(ratios[:, i] / ratios[:, 0])) for i in (1, 2, 3)]
+    first = trained.weights([28])
+    assert first == pytest.approx(expected, rel=1e-4)
+    state = {name: value.clone() for name, value in trained.mto.state_dict().items()}
+    assert trained.weights(range(29, 60), scaled=True) == first, "set once"
+    assert all(torch.equal(value, state[n]) for n, value in trained.mto.state_dict().items())
+
+
+@pytest.mark.parametrize("cut", [5, 28, 40])
+def test_calibration_resumes_from_its_state_at_any_step(cut):
+    half, resumed = Trained(CALIBRATED), Trained(CALIBRATED)
+    half.weights(range(cut), scaled=True)
+    resumed.mto.load_state_dict(half.mto.state_dict())
+    whole = Trained(CALIBRATED).weights(range(41), scaled=True)
+    assert resumed.weights(range(cut, 41), scaled=True) == whole
+    assert all(weight > 0 for weight in whole)
+
+
+def test_calibration_may_begin_in_the_middle_of_a_run():
+    config = MTOConfig(sparsity=1, calibrate=0.1, warmup_steps=2000)
+    assert Trained(config).weights(range(1000, 1019)) == [0, 0, 0]
+    own, sparsity, *_ = norms_by_hand()
+    found = Trained(config).weights(range(1000, 1022))
+    assert found[0] == pytest.approx(0.1 * own / sparsity * 1021 / 2000, rel=1e-4)
+
+
+def test_calibration_leaves_out_overflows_and_a_term_without_gradient():
+    source = torch.ones(2, 3, requires_grad=True)
+    config = MTOConfig(sparsity=1, ranking=1, calibrate=0.5, calibrate_steps=10, balance_limit=9)
+    meter = GradientCalibration(config)
+    for step in range(12):
+        loss = source.sum() * (float("inf") if step in (2, 5) else 2.0)
+        terms = {"sparsity": source.sum() * 0, "ranking": source.sum() * (1 + step % 2)}
+        assert meter.due(step)
+        assert meter.weights()["ranking"] == 0
+        meter.measure(step, loss, terms, source)
+        meter.begin(step + 1, loss)
+    assert not meter.due(12)
+    pulls = [(1 + step % 2) / 2 for step in range(12) if step not in (2, 5)]
+    assert meter.weights()["ranking"].item() == pytest.approx(0.5 / np.median(pulls))
+    assert meter.weights()["sparsity"] == 0
+
+
 # refusals
 
 
@@ -181,8 +235,9 @@ def test_balance_needs_step_and_loss():
 
 
 def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_weights():
-    with pytest.raises(RuntimeError, match=r"use_reentrant=False"):
-        Trained(how="reentrant").step(0)
+    for config in (BALANCED, CALIBRATED):
+        with pytest.raises(RuntimeError, match=r"use_reentrant=False"):
+            Trained(config, how="reentrant").step(0)
     expected = Trained().weights(range(3))
     assert Trained(how="nonreentrant").weights(range(3)) == pytest.approx(expected)
 

@@ -9,7 +9,7 @@ from mto_core import MaskedTokenOptimization, MTOConfig, affinity
 from mto_core import entropy as engine
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 
-from .conftest import BACKENDS, make
+from .conftest import BACKENDS, SCALES, make
 
 ALL = {"sparsity": 0.7, "singularity": 0.3, "ranking": 0.5}
 MTO = MaskedTokenOptimization(MTOConfig(**ALL))
@@ -96,6 +96,92 @@ def test_undefined_images_add_nothing_and_stay_finite(count, backend):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("at", [0, 1, -1, 2])
+def test_l_spa_acts_at_its_depth_on_its_logits(at):
+    tokens, mask = make(prefix=1, dtype=torch.float64)
+    config = MTOConfig(sparsity=1.0, sparsity_depth=at, sparsity_scale="layernorm")
+    terms = MaskedTokenOptimization(config)(tokens, mask, num_prefix_tokens=1, diagnostics=False)
+    x = tokens[at][:, 1:].detach()
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    p = (x @ x.mT).softmax(-1)
+    rows = -(p * p.log()).sum(-1) * ~mask
+    expected = (rows.sum(1) / (~mask).sum(1)).mean()
+    torch.testing.assert_close(terms.total, expected)
+    terms.total.backward()
+    assert [t.grad is not None for t in tokens] == [d == at % 3 for d in range(3)]
+    logged = MaskedTokenOptimization(config)(tokens, mask, num_prefix_tokens=1)
+    mass = p.diagonal(dim1=1, dim2=2) * ~mask
+    torch.testing.assert_close(logged.diagonal_mass, (mass.sum(1) / (~mask).sum(1)).mean())
+
+
+def test_terms_have_logits_of_their_own_and_h_those_of_scale():
+    tokens, mask = make(dtype=torch.float64)
+    own = {"singularity_scale": "layernorm", "ranking_scale": "sqrt_dim"}
+    mto = MaskedTokenOptimization(MTOConfig(singularity=1.0, ranking=1.0, **own))
+    terms = mto(tokens, mask)
+    h = {s: torch.stack([heterogeneity(t, mask, scale=s) for t in tokens]) for s in SCALES}
+    torch.testing.assert_close(terms.singularity, singularity_loss(h["layernorm"][0]).mean())
+    torch.testing.assert_close(terms.ranking, ranking_loss(h["sqrt_dim"]).mean())
+    torch.testing.assert_close(terms.heterogeneity, h["raw"].mean(1))
+    lean = mto(tokens, mask, diagnostics=False)
+    assert lean.heterogeneity.isnan().all(), "raw logits are made on logged steps only"
+    assert torch.equal(lean.total, terms.total)
+
+
+def test_gradients_at_another_depth_are_those_of_finite_differences():
+    tokens, mask = make(batch=2, size=6, dtype=torch.float64)
+    scales = {"sparsity_scale": "layernorm", "singularity_scale": "sqrt_dim"}
+    config = MTOConfig(**ALL, **scales, sparsity_depth=-1, backend="dense")
+    mto = MaskedTokenOptimization(config)
+    for diagnostics in (True, False):
+        assert torch.autograd.gradcheck(
+            lambda *given, logged=diagnostics: mto(given, mask, diagnostics=logged).total,
+            tuple(tokens),
+        )
+
+
+@pytest.mark.parametrize("at", [3, -4])
+def test_a_depth_that_is_not_there_is_refused(at):
+    with pytest.raises(ValueError, match=rf"sparsity_depth={at}, .* 0 to 2"):
+        MaskedTokenOptimization(MTOConfig(sparsity=1.0, sparsity_depth=at))(*make())
+
+
+def test_a_term_at_a_depth_without_gradient_is_refused():
+    tokens, mask = make()
+    tokens[2] = tokens[2].detach()
+    with pytest.raises(ValueError, match="sparsity has a weight, but no tokens at depth 2"):
+        MaskedTokenOptimization(MTOConfig(sparsity=1.0, sparsity_depth=-1))(tokens, mask)
+
+
+def test_after_the_last_step_with_weights_nothing_is_computed():
+    tokens, mask = make()
+    mto = MaskedTokenOptimization(MTOConfig(**ALL, off_after=5))
+    before = mto(tokens, mask, step=5, diagnostics=False)
+    torch.testing.assert_close(before.total, MTO(tokens, mask).total)
+    with Products() as products:
+        after = mto(tokens, mask, step=6, diagnostics=False)
+    assert products.count == 0
+    assert after.total.item() == 0
+    assert not after.total.requires_grad
+    assert set(after.weights.values()) == {0.0}
+    assert mto(tokens, mask, step=6).sparsity.isfinite(), "a logged step measures"
+    with pytest.raises(ValueError, match="off_after=5 need step="):
+        mto(tokens, mask)
+
+
+def test_balance_and_calibration_end_with_the_weights():
+    tokens, mask = make()
+    measured = {"balance": 0.1, "balance_every": 1}, {"calibrate": 0.1, "calibrate_steps": 10}
+    for how in measured:
+        mto = MaskedTokenOptimization(MTOConfig(**ALL, off_after=11, **how))
+        for step in range(14):
+            terms = mto(tokens, mask, step=step, loss=sum(t.sum() for t in tokens))
+        state = {name: value.clone() for name, value in mto.state_dict().items()}
+        assert terms.total.item() == 0
+        mto(tokens, mask, step=14, loss=tokens[0].sum())
+        assert all(torch.equal(value, state[n]) for n, value in mto.state_dict().items())
+
+
 def test_warmup_is_linear_in_the_step():
     tokens, mask = make()
     mto = MaskedTokenOptimization(MTOConfig(**ALL, warmup_steps=10))
@@ -104,7 +190,7 @@ def test_warmup_is_linear_in_the_step():
         terms = mto(tokens, mask, step=step)
         torch.testing.assert_close(terms.total, full * share)
         assert terms.weights["ranking"] == 0.5 * share
-    with pytest.raises(ValueError, match="warmup_steps=10 needs step="):
+    with pytest.raises(ValueError, match=r"warmup_steps=10, .* need step="):
         mto(tokens, mask)
 
 
@@ -159,9 +245,10 @@ def test_scalars_are_a_flat_dict_of_finite_numbers():
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_only_what_a_weight_needs_is_computed_off_log(weighted, terms, depths, backend):
+@pytest.mark.parametrize("at", [0, -1])
+def test_only_what_a_weight_needs_is_computed_off_log(weighted, terms, depths, backend, at):
     tokens, mask = make()
-    config = MTOConfig(**{name: ALL[name] for name in weighted}, backend=backend)
+    config = MTOConfig(**{name: ALL[name] for name in weighted}, backend=backend, sparsity_depth=at)
     mto = MaskedTokenOptimization(config)
     logged = mto(tokens, mask)
     with Products() as products:
@@ -280,8 +367,9 @@ def test_no_state_no_random_numbers_and_one_depth_will_do_without_ranking():
 
 
 @pytest.mark.parametrize(("backend", "compiler"), [("dense", "eager"), ("recompute", "aot_eager")])
-def test_compiles_into_one_graph_for_batches_of_any_size(backend, compiler):
-    mto = MaskedTokenOptimization(MTOConfig(**ALL, backend=backend))
+@pytest.mark.parametrize("own", [{}, {"sparsity_depth": -1, "sparsity_scale": "layernorm"}])
+def test_compiles_into_one_graph_for_batches_of_any_size(backend, compiler, own):
+    mto = MaskedTokenOptimization(MTOConfig(**ALL, backend=backend, **own))
     compiled = torch.compile(mto, fullgraph=True, backend=compiler)
     for batch in (3, 5, 2):
         tokens, mask = make(batch)

@@ -42,24 +42,31 @@ def test_ddp_trains_like_one_process_with_the_whole_batch(ddp, case):
         agree(rank[case], expected)
 
 
-def test_balance_is_identical_on_all_ranks_and_that_of_one_process(ddp):
-    expected = single(worker.BALANCED)
+@pytest.mark.parametrize(
+    ("case", "config"), [("balanced", worker.BALANCED), ("calibrated", worker.CALIBRATED)]
+)
+def test_measured_weights_are_identical_on_all_ranks_and_those_of_one_process(ddp, case, config):
+    expected = single(config)
     assert (expected["weights"] > 0).all()
-    for name, value in ddp[0]["balanced"].items():
+    for name, value in ddp[0][case].items():
         if name.startswith("mto."):
-            assert torch.equal(value, ddp[1]["balanced"][name])
+            assert torch.equal(value, ddp[1][case][name])
     for rank in ddp:
-        agree(rank["balanced"], expected)
+        agree(rank[case], expected)
 
 
-@pytest.mark.parametrize("config", [worker.WEIGHTS, worker.BALANCED], ids=["fixed", "balanced"])
+@pytest.mark.parametrize(
+    "config",
+    [worker.WEIGHTS, worker.BALANCED, worker.CALIBRATED],
+    ids=["fixed", "balanced", "calibrated"],
+)
 def test_micro_batches_train_like_the_whole_batch(config):
     agree(single(config, micro=4), single(config))
 
 
 def test_deepspeed_zero_1_and_2_train_like_one_process(tmp_path, run_ranks):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed", exc_type=ImportError)
-    expected = single(worker.WEIGHTS)
+    expected = single(worker.CALIBRATED)
     for rank in results("zero", tmp_path, run_ranks):
         for stage in ("stage 1", "stage 2"):
             agree(rank[stage], expected, ("param.",))

@@ -98,7 +98,7 @@ def test_history_and_warm_up_go_on_when_steps_per_epoch_change(tmp_path: Path) -
     assert [line["epoch"] for line in found] == sorted(line["epoch"] for line in found)
     assert found[-1]["epoch"] == pytest.approx(5 + 88 / 96)
     for line in found:
-        assert line["weights"]["singularity"] == pytest.approx(0.1 * line["step"] / 240)
+        assert line["weights"]["sparsity"] == pytest.approx(0.1 * line["step"] / 240)
     assert not (tmp_path / "mto.replaced.jsonl").exists()
 
 

@@ -43,7 +43,8 @@ def test_off_is_the_identity(tmp_path: Path) -> None:
 
 def test_what_is_added_and_logged_is_mto_core_by_hand(tmp_path: Path) -> None:
     weights = {"sparsity": 0.5, "singularity": 2.0, "ranking": 0.25}
-    options = (f"--mto_{name}={weight}" for name, weight in weights.items())
+    given = {"preset": "literal", **weights}
+    options = (f"--mto_{name}={value}" for name, value in given.items())
     model, x, mask = begin("--mto", *options, folder=tmp_path)
     seen: list[Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
@@ -169,7 +170,7 @@ def test_settings_of_a_yacs_node() -> None:
     x, mask = batch()
     loss = model(x, mask)
     added = recipe.add(loss, mask, step=1) - loss
-    assert added.item() == pytest.approx(recipe.log()["mto_singularity"])  # weight 1
+    assert added.item() == pytest.approx(0.1 * recipe.log()["mto_sparsity"], rel=1e-5)
     with pytest.raises(ValueError, match="unknown MTO setting 'weight'; known: on, "):
         recipe.attach(model, model.blocks, settings={"WEIGHT": 1})
 

@@ -6,7 +6,8 @@
 | mto.replaced.jsonl    | lines of steps that a resumed run has made anew                        |
 | mto-affinity-STEP.npz | affinity maps of one image at every depth                              |
 | mto-config.jsonl      | the settings, a line for each start of the run                         |
-| mto-balance.jsonl     | with `--mto_balance`: the running gradient norms, for an exact resume  |
+| mto-balance.jsonl     | with `--mto_balance` or `--mto_calibrate`: measured gradient norms,    |
+|                       | for an exact resume                                                    |
 
 Every line is JSON: a value that was not measured, or is not finite, is null.
 """
@@ -50,13 +51,17 @@ class RunFiles:
                 return int(line["step"]) + round(since) + 1
         return step
 
-    def start(self, step: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    def start(
+        self, step: int, settings: dict[str, Any], defaults: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Make ready for a run that begins at `step`; return the balance states it goes on from.
 
-        Says so where a resumed run goes on with other settings.
+        Says so where a resumed run goes on with other settings. A setting that did not exist when
+        the run began had its default.
         """
         now = {"step": step, **json.loads(json.dumps(settings))}
         before = self.config.start(step)
+        before = before and defaults | before
         self.config.write(now)
         changed = [k for k in settings if before and before.get(k) != now[k]]
         if before and changed:

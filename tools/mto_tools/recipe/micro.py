@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mto_core import MaskedTokenOptimization
+from mto_core.balance import GradientMeter
 
 
 class MicroBatches:
@@ -18,12 +18,11 @@ class MicroBatches:
     come than a step has, and the first ones were left over. That is known only once they are more.
 
     Args:
-        objectives: Those whose balance measures in each micro batch.
+        meters: Those of gradient norms, which measure in each micro batch.
     """
 
-    def __init__(self, objectives: Sequence[MaskedTokenOptimization]) -> None:
-        balances = [mto.balance for mto in objectives if mto.balance is not None]
-        self._measured = [t for b in balances for t in (b.pending, b.pending_images)]
+    def __init__(self, meters: Sequence[GradientMeter]) -> None:
+        self._measured = [t for m in meters for t in (m.pending, m.pending_images)]
         self.clear()
 
     def clear(self) -> None:
@@ -33,7 +32,7 @@ class MicroBatches:
 
     def before(self) -> None:
         """Call it before the terms of a micro batch, so that what these measure stands alone."""
-        if self._parts:  # of the step before, the balance itself takes in what was measured
+        if self._parts:  # of the step before, the meter itself takes in what was measured
             for measured in self._measured:
                 measured.zero_()
 
@@ -44,6 +43,6 @@ class MicroBatches:
         self._parts = [*self._parts, [measured.clone() for measured in self._measured]][-count:]
         for measured, *parts in zip(self._measured, *self._parts, strict=True):
             measured.zero_()
-            for part in parts:  # one by one, as the balance would have added them up
+            for part in parts:  # one by one, as the meter would have added them up
                 measured += part
         return len(self.rows) == count

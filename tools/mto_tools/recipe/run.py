@@ -19,6 +19,7 @@ from mto_tools.errors import RefusedError
 from mto_tools.recipe.files import RunFiles
 from mto_tools.recipe.measure import checksum, save_affinity, warn_of_order
 from mto_tools.recipe.micro import MicroBatches
+from mto_tools.recipe.notices import PullWatch, Schedule, describe
 from mto_tools.recipe.settings import Settings
 
 SCALARS = ("loss", "total", *TERMS, "diagonal_mass", "masked_mass")
@@ -54,11 +55,14 @@ class Run:
         self.offset = 0  # of the run's step to the recipe's
         self.steps_per_epoch: int | None = None
         self.first_logged: int | None = None
-        self.micro = MicroBatches(self.objectives)
+        self.meters = [mto.balance for mto in self.objectives if mto.balance is not None]
+        self.micro = MicroBatches(self.meters)
         self.full: Tensor | None = None  # row of the last logged step
         self.clock: list[tuple[int, float]] = []  # step and time of the last two logged steps
+        self.watch = PullWatch()
+        self.schedule = Schedule(self.config) if self.rank == 0 else None
         if self.rank == 0:
-            print(_describe(self.settings, self.config, output_dir), flush=True)
+            print(describe(self.settings, self.config, output_dir), flush=True)
 
     def close(self) -> None:
         """Remove all hooks."""
@@ -66,6 +70,8 @@ class Run:
             hook.remove()
         for trace in self.traces:
             trace.close()
+        if self.schedule:
+            self.schedule.close()
 
     def add(
         self,
@@ -101,7 +107,7 @@ class Run:
         scalar = loss.reshape(())
         asked: dict[str, Any] = {
             "step": step,
-            "loss": scalar if self.config.balance is not None else None,
+            "loss": scalar if self.meters else None,
             "diagnostics": self._logs(step),
         }
         pairs = list(zip(self.objectives, self.traces, strict=True))
@@ -112,7 +118,7 @@ class Run:
         if asked["diagnostics"]:
             self.full = row
         if self.micro.keep(row, micro_batches):
-            self._end(scalar, mask, step)
+            self._end(scalar, mask, step, terms)
         for trace in self.traces:
             trace.clear()
         return loss if self.observes else loss + total
@@ -162,15 +168,15 @@ class Run:
             self.first_logged = first
         self.offset = first - step
         settings = asdict(self.settings) | asdict(self.config)
-        kept = self.files.start(first, settings) if self.files else []
-        if self.config.balance is not None:
-            for index, mto in enumerate(self.objectives):
-                state = kept[index] if kept else {}  # that rank 0 has read
-                for name, buffer in mto.state_dict().items():
-                    if name in state:
-                        buffer.copy_(torch.tensor(state[name]))
-                    if self.world > 1:
-                        dist.broadcast(buffer, 0)
+        defaults = asdict(Settings()) | asdict(MTOConfig())
+        kept = self.files.start(first, settings, defaults) if self.files else []
+        for index, mto in enumerate(self.objectives):
+            state = kept[index] if kept else {}  # that rank 0 has read
+            for name, buffer in mto.state_dict().items():
+                if name in state:
+                    buffer.copy_(torch.tensor(state[name]))
+                if self.world > 1:
+                    dist.broadcast(buffer, 0)
         return first
 
     def _logs(self, step: int) -> bool:
@@ -181,11 +187,12 @@ class Run:
         every = self.settings.grad_every
         return bool(every) and (step == 1 or step % every == 0)
 
-    def _end(self, loss: Tensor, mask: Tensor, step: int) -> None:
+    def _end(self, loss: Tensor, mask: Tensor, step: int, terms: list[MTOTerms]) -> None:
         """Log a step whose micro batches are complete.
 
         If some were left over from an epoch before, more come, and the step is logged again.
         """
+        due = bool(self.meters) and bool(terms[0].total.requires_grad) and self.meters[0].due(step)
         measured = self._measure_on_rank0(self.files, loss, mask, step) if self.files else {}
         if self._logs(step):
             row = torch.stack(self.micro.rows).mean(0)
@@ -195,12 +202,35 @@ class Run:
             if self.files:
                 record = {"step": step, **_plain(row, self.depths), **measured}
                 self.files.log.write(record | self._progress(step))
-        if self.files and self.config.balance is not None and step % self.config.balance_every == 0:
+        if self.schedule:
+            self._tell(self.schedule, step, terms, measured.get("grad_ratio"), due)
+        if self.files and due:
             states = [
                 {name: value.tolist() for name, value in mto.state_dict().items()}
                 for mto in self.objectives
             ]
             self.files.balance.write({"step": step, "state": states})
+
+    def _tell(
+        self,
+        schedule: Schedule,
+        step: int,
+        terms: list[MTOTerms],
+        ratios: dict[str, float] | None,
+        due: bool,
+    ) -> None:
+        """What the run's own log is told of this step; waits for the device if there is news."""
+        if ratios is None and due:
+            each = torch.stack([meter.ratios() for meter in self.meters]).mean(0).tolist()
+            ratios = dict(zip(TERMS, each, strict=True))
+        calibrated = not schedule.calibrated and any(meter.done for meter in self.meters)
+        weights: dict[str, float] = {}
+        if ratios is not None or calibrated:
+            weights = {n: sum(float(t.weights[n]) for t in terms) / len(terms) for n in TERMS}
+        if ratios is not None:
+            pulls = {name: weights[name] * ratio for name, ratio in ratios.items()}
+            self.watch.see(step, pulls, self.config)
+        schedule.see(step, weights if calibrated else None)
 
     def _measure_on_rank0(
         self, files: RunFiles, loss: Tensor, mask: Tensor, step: int
@@ -243,21 +273,6 @@ def _disarm(traces: list[TokenTrace], model: nn.Module, inputs: Any, output: Any
     """Behind it: blocks that run later do so in no traced forward."""
     for trace in traces:
         trace.disarm()
-
-
-def _describe(settings: Settings, config: MTOConfig, output_dir: str | Path | None) -> str:
-    """One line for the run's own log: what is on, with weights."""
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in config.weights.items())
-    parts = [f"mto is on: preset {settings.preset or settings.recipe}", weights]
-    if not any(config.weights.values()):
-        parts.append("it observes and changes nothing")
-    if config.balance is not None:
-        parts.append(f"weights follow the loss's gradient, ratio {config.balance:g}")
-    if config.warmup_steps:
-        parts.append(f"warm-up {config.warmup_steps} steps")
-    if output_dir:
-        parts.append(f"a line every {settings.log_every} steps in {Path(output_dir, 'mto.jsonl')}")
-    return "; ".join(parts)
 
 
 def _row(loss: Tensor, terms: MTOTerms) -> Tensor:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from mto_core import MTOConfig
+from mto_core.checks import TERMS
 from mto_tools.errors import RefusedError
 from mto_tools.flags import PrivateOptions, Wish
 
@@ -36,15 +37,32 @@ class Settings:
 
     on: bool = False
     recipe: str = "observe"
-    preset: str | None = _option("weights by recipe name (default: this recipe's)", "NAME", str)
+    preset: str | None = _option(
+        "mae | bootmae | simmim | conmim (beyond the paper: what helped in small experiments) | "
+        "paper (its terms in its places, calibrated weights) | literal (weights 1) | observe "
+        "(weights 0, measured where this recipe's preset acts); default: this recipe's",
+        *("NAME", str),
+    )
     sparsity: float | None = _option("weight of the sparsity loss (eq. 3)", "W")
     singularity: float | None = _option("weight of the singularity loss (eq. 6)", "W")
     ranking: float | None = _option("weight of the ranking loss (eq. 7)", "W")
-    scale: str | None = _option("raw | sqrt_dim | layernorm", "S", str)
+    sparsity_depth: int | None = _option(
+        "where eq. 3 acts: 0 the first block's input (the paper), -1 the last block's output",
+        *("N", int),
+    )
+    scale: str | None = _option("logits: raw (the paper) | sqrt_dim | layernorm", "S", str)
+    sparsity_scale: str | None = _option("logits of eq. 3 alone", "S", str)
+    singularity_scale: str | None = _option("logits of eq. 6 alone", "S", str)
+    ranking_scale: str | None = _option("logits of eq. 7 alone", "S", str)
     reduction: str | None = _option("mean | sum over visible rows in eq. 3", "R", str)
     direction: str | None = _option("decreasing | as_printed in eq. 7", "D", str)
     warmup_steps: int | None = _option("raise the weights linearly over N steps", "N", int)
+    off_after: int | None = _option("the last step with weights; then they are 0", "N", int)
     balance: float | None = _option("hold each term's gradient at R times the loss's", "R")
+    calibrate: float | None = _option(
+        "set each weight once, from the first steps, so that its gradient is R times the loss's",
+        "R",
+    )
     log_every: int = _option("a line in mto.jsonl every N steps (default: 10)", "N", int, 10)
     grad_every: int = _option("measure gradient ratios every N steps (dear)", "N", int, 0)
     affinity_steps: tuple[int, ...] | None = _option(
@@ -69,6 +87,9 @@ class Settings:
         known = {f.name for f in fields(MTOConfig)}
         own = {k: v for k, v in asdict(self).items() if k in known and v is not None}
         preset: Any = self.preset or self.recipe
+        if preset == "observe":  # where the recipe's preset acts, so that both can be compared
+            preset = self.recipe
+            own = {**dict.fromkeys(TERMS, 0.0), "calibrate": None, **own}
         return MTOConfig.preset(preset, **own)
 
     @property
