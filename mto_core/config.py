@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mto_core.checks import TERMS, Backend, Direction, Preset, Reduction, Scale, check_name
+from mto_core.checks import NAMES, TERMS, Backend, Direction, Preset, Reduction, Scale, check_name
 
 # The paper gives no weights. "paper" has its three terms in its places, each set to pull a tenth as
 # hard as the recipe's loss. The recipes' own go beyond it: L_spa alone, on layernorm logits, and
@@ -112,9 +112,9 @@ class MTOConfig:
                     raise ValueError(f"MTOConfig.{name} must be {wanted}, got {value!r}")
         for name in ("scale", "reduction", "direction", "backend"):
             check_name(name, getattr(self, name))
-        for term in TERMS:
-            if getattr(self, f"{term}_scale") is not None:
-                check_name("scale", getattr(self, f"{term}_scale"))
+        for name in (f"{term}_scale" for term in TERMS):
+            if (own := getattr(self, name)) is not None and own not in NAMES["scale"]:
+                raise ValueError(f"MTOConfig.{name} must be None or a scale, got {own!r}")
         if self.balance is not None and self.calibrate is not None:
             raise ValueError(
                 f"MTOConfig.balance={self.balance} and calibrate={self.calibrate}: the former "

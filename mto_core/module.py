@@ -139,13 +139,12 @@ class MaskedTokenOptimization(nn.Module):
                 `torch.compile`.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens, step)
-        weights = self._weights(step, loss)
-        active = self._active(step)
-        places = self._places(len(tokens))
-        check_trainable(tokens, {name: places[name] for name in active})
+        active, places = self._active(step), self._places(len(tokens))
         needed = {depth for name in active for depth in places[name]}
         depths = range(len(tokens)) if diagnostics else sorted(needed)
         layers = align(tokens, prefix, mask, depths)
+        check_trainable(tokens, {name: places[name] for name in active})
+        weights = self._weights(step, loss)
         self._warned = self._warned or warn_undefined(layers)
         wanted = TERMS if diagnostics else active
         terms, h = self._terms(layers, wanted, active, places, depths if diagnostics else ())

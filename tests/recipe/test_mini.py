@@ -52,14 +52,16 @@ def test_baseline_is_sacred(tmp_path: Path, train: Train, style: str) -> None:
     assert watched[-1]["loss"] != trained[-1]["loss"]
 
 
+@pytest.mark.parametrize("mode", ["balance", "calibrate"])
 def test_killed_at_any_moment_and_resumed(
     tmp_path: Path,
     train: Train,
     recipes: dict[str, Path],
     small: list[str],
     mini_server: ForkServer,
+    mode: str,
 ) -> None:
-    flags = (*ON, "--mto_balance", "0.1", "--mto_warmup_steps", "9", "--save_every", "1")
+    flags = (*ON, f"--mto_{mode}", "0.1", "--mto_warmup_steps", "9", "--save_every", "1")
     flags += ("--steps", "30")
     whole = train(tmp_path / "whole", *flags)
     cut = tmp_path / "cut"
@@ -79,6 +81,7 @@ def test_killed_at_any_moment_and_resumed(
     assert content(a) == content(b)
     for name in ("mto.jsonl", "log.jsonl"):
         assert lines(whole, "step_ms", name=name) == lines(resumed, "step_ms", name=name)
+    assert lines(resumed)[-1]["weights"]["sparsity"] > 0
 
 
 def test_two_ranks_are_one(tmp_path: Path, train: Train) -> None:
