@@ -39,7 +39,7 @@ def test_mto_saves_what_is_set_aside() -> None:
         kept = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
         with hooks:
-            MaskedTokenOptimization(MTOConfig.preset("mae"))(tokens, mask)
+            MaskedTokenOptimization(MTOConfig.preset("simmim"))(tokens, mask)
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
         return sum(size for pointer, size in storages.items() if pointer not in own)
 
@@ -59,5 +59,5 @@ def test_conmim_vit_l_under_ddp_by_hand() -> None:
     found = estimate(known, stage=0, micro=256, beside=8)
     assert found.sum("state") == (22 + 8) * 333_570_496
     taken = found.sum("state", "images") / GIB
-    assert taken == pytest.approx(96.2, abs=0.05)
+    assert taken == pytest.approx(96.4, abs=0.05)
     assert found.card == round((taken + 1.5) / 0.9 + 0.5)

@@ -46,8 +46,8 @@ class Counts(Table):
 
     @property
     def mto(self) -> int:
-        """Three floats per masked row and depth, indices, and one gradient."""
-        return self.depths * self.masked * 12 + 24 * self.tokens + 4 * self.tokens * self.width
+        """Three floats per masked row and depth, indices, a LayerNormed copy and one gradient."""
+        return self.depths * self.masked * 12 + 24 * self.tokens + 8 * self.tokens * self.width
 
 
 class Schedule(Table):
