@@ -12,9 +12,9 @@ from mto_tools.errors import CorruptError, MissingError
 FOLDER = "evaluations"
 SCORES = {
     "knn": "k-NN",
-    "probe": "linear probe",
-    "probe_1pct": "probe, 1 % of labels",
-    "probe10": "probe, 10 labels a class",
+    "probe": "probe",
+    "probe_1pct": "1 % of labels",
+    "probe10": "10 a class",
 }
 
 
