@@ -20,9 +20,12 @@ def create(file: Path, rows: int, size: int) -> None:
     Raises:
         OSError: The disk is full.
     """
-    np.lib.format.open_memmap(file, "w+", np.float32, (rows, size)).flush()
-    with file.open("r+b") as opened:
-        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    try:
+        np.lib.format.open_memmap(file, "w+", np.float32, (rows, size)).flush()
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    except OSError as error:  # which names no file
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def write(file: Path, first: int, values: Features) -> None:
