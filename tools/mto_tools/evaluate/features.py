@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from mto_tools.evaluate.extract import DONE, FAILED, REQUEST, Request
 from mto_tools.evaluate.images import Images
 from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES, lay_out
+from mto_tools.launch.inputs import versions
 from mto_tools.launch.process import start
 from mto_tools.upstreams.recipe import Evaluate, Recipe
 
@@ -68,7 +70,16 @@ class Maker:
         Raises:
             MissingError: The checkpoint's settings name no model that the script has.
         """
-        facts, settings = self.facts, checkpoint.settings
+        places = {"checkout": self.checkout, "checkpoint": checkpoint.path.absolute()}
+        return self._fill(checkpoint, **places, data=data, out=out)
+
+    def described(self, checkpoint: Checkpoint) -> str:
+        """The same with the names of places for places, which do not matter to features."""
+        places = {name: f"{{{name}}}" for name in ("checkout", "checkpoint", "data", "out")}
+        return shlex.join(self._fill(checkpoint, **places))
+
+    def _fill(self, read: Checkpoint, /, **places: object) -> list[str]:
+        facts, settings = self.facts, read.settings
         fitting = [
             model
             for model in facts.models
@@ -79,26 +90,30 @@ class Maker:
             found = ", ".join(f"{key} is {_look_up(settings, key)!r}" for key in keys)
             known = "; ".join(" ".join(model.values.values()) for model in facts.models)
             raise MissingError(
-                f"{checkpoint.path}: {facts.script} has no model for it: "
+                f"{read.path}: {facts.script} has no model for it: "
                 f"{found if settings else 'no settings are in the checkpoint'}; known: {known}",
                 hint=f"name the model as {facts.script} takes it: mto evaluate {self.name} "
-                f"{checkpoint.path} ... -- ARGUMENTS",
+                f"{read.path} ... -- ARGUMENTS",
             )
-        return facts.arguments_of(
-            (fitting or facts.models)[0],
-            **{"checkout": self.checkout, "checkpoint": checkpoint.path.absolute()},
-            **{"classes": CLASSES, "data": data, "out": out},
-        ) + list(self.extra)
+        model = (fitting or facts.models)[0]
+        return [*facts.arguments_of(model, **places, classes=CLASSES), *self.extra]
+
+    def settings(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """What features depend on besides weights and images."""
+        return {
+            "arguments": self.described(checkpoint),
+            "scripts": _sources(self.checkout)[:16],
+            "device": "CPU" if self.cpu else "GPU",
+        }
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that the script imports, and of ours."""
+        return versions(("torch", "mto-core", *self.recipe.needs))
 
     def key(self, checkpoint: Checkpoint, images: Images, sha: str) -> str:
-        """Checksum of all that the features depend on: weights, images, script and arguments."""
-        from mto_tools.launch.inputs import versions
-
-        given = self.arguments(checkpoint, Path("data"), Path("out"))
-        given = [word.replace(str(checkpoint.path.absolute()), "checkpoint") for word in given]
-        parts = [sha, images.fingerprint, *given, _sources(self.checkout), self.facts.head]
-        parts += [f"{k} {v}" for k, v in versions(("torch", *self.recipe.needs)).items()]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        """Checksum of all that features depend on."""
+        parts = [sha, images.fingerprint, self.settings(checkpoint), self.versions()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def make(self, checkpoint: Checkpoint, images: Images, folder: Path) -> None:
         """Write train.npy, val.npy and done.json into a folder.

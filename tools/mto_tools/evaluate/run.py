@@ -15,7 +15,6 @@ from mto_tools.evaluate.features import Maker, features
 from mto_tools.evaluate.images import Images
 from mto_tools.evaluate.result import Evaluation, path_of
 from mto_tools.evaluate.rows import Rows
-from mto_tools.launch.inputs import versions
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Evaluator:
         checkpoint = read_checkpoint(file)
         sha = digest(file)
         settings = {
-            "arguments": " ".join(self.maker.arguments(checkpoint, Path("DATA"), Path("OUT"))),
-            "features": self.maker.key(checkpoint, self.images, sha),
+            **self.maker.settings(checkpoint),
             "k-NN": f"k = {self.k}",
             "probe": f"C = {probe.C}",
         }
@@ -55,7 +53,8 @@ class Evaluator:
             self.say(f"{file}: evaluated anew, {changed} changed since {earlier.made}")
         counts = {split: len(labels) for split, labels in self.images.labels.items()}
         self.say(f"{file}: features of {counts['train']} and {counts['val']} images")
-        with features(self.maker, checkpoint, self.images, settings["features"], self.cache) as at:
+        key = self.maker.key(checkpoint, self.images, sha)
+        with features(self.maker, checkpoint, self.images, key, self.cache) as at:
             made, found = self._score(at)
         result = Evaluation(
             checkpoint=str(file.absolute()),
@@ -68,7 +67,7 @@ class Evaluator:
             images_val=counts["val"],
             scores=found,
             settings={**settings, "transform": made.transform},
-            versions=versions(("torch", "mto-core", *self.maker.recipe.needs)),
+            versions=self.maker.versions(),
             made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
         result.save(path)
@@ -105,11 +104,11 @@ class Evaluator:
 
     def _changed(self, earlier: Evaluation, sha: str, settings: dict[str, str]) -> str:
         """What is not as it was, in words; "" if nothing."""
+        data, versions = self.images.described, self.maker.versions()
         pairs = {
             "the checkpoint": (earlier.digest, sha),
-            "the data": (earlier.data, self.images.described),
-            **{f"{key}": (earlier.settings.get(key), x) for key, x in settings.items()},
+            "the data": (earlier.data.rpartition(": ")[2], data.rpartition(": ")[2]),
+            **{key: (earlier.settings.get(key), x) for key, x in settings.items()},
+            **{key: (earlier.versions.get(key), x) for key, x in versions.items()},
         }
-        renamed = {"features": "script, its arguments or versions"}
-        names = [renamed.get(key, key) for key, (was, now) in pairs.items() if was != now]
-        return ", ".join(names)
+        return ", ".join(key for key, (was, now) in pairs.items() if was != now)
