@@ -17,6 +17,7 @@ SMALL_RUN = (
 )
 OTHER_RUN = ("checkout", "checkpoint", "classes", "data", "out")
 SAVED = ("epoch", "folder", "step")
+EVALUATION = ("checkout", "checkpoint", "classes", "data", "out")
 
 
 class Options(Table):
@@ -93,6 +94,28 @@ class Compare(Table):
     scores: tuple[Score, ...] = ()  # the first one decides; without any, L_ss does
 
 
+class FineTuned(Table):
+    """The fine-tuning model of some checkpoints."""
+
+    when: dict[str, str | int | float] = Field(default_factory=dict)  # settings in them, dotted
+    values: dict[str, str] = Field(default_factory=dict)  # names in braces of its own
+
+
+class Evaluate(Table):
+    """How frozen features are made: by the fine-tuning script, which is stopped before a step."""
+
+    script: str  # relative to the checkout; it builds the model and loads the checkpoint
+    arguments: str  # on a few staged images, with batches of 2
+    head: str = "head"  # classifier in the model; its input [B, D] is taken
+    fresh: tuple[str, ...] = ()  # modules besides the head that no checkpoint holds
+    resized: tuple[str, ...] = ()  # endings of parameters that the script may interpolate
+    models: Annotated[tuple[FineTuned, ...], AfterValidator(some)]  # the first that fits is taken
+
+    def arguments_of(self, model: FineTuned, **values: object) -> list[str]:
+        """Arguments of the script, for a model."""
+        return fill(self.arguments, {**model.values, **values})
+
+
 class Recipe(Table):
     """How an upstream is run.
 
@@ -117,6 +140,7 @@ class Recipe(Table):
     data: Data
     logs: Logs = Logs()
     compare: Compare | None = None  # none: `mto compare` does not know the recipe
+    evaluate: Evaluate | None = None  # none: `mto evaluate` does not know the recipe
     plan: Facts | None = None  # none: `mto plan` does not know the recipe
 
     @model_validator(mode="after")
@@ -126,6 +150,9 @@ class Recipe(Table):
         for style in self.styles.values():
             check(f"{self.arguments} {self.smoke}", *SMALL_RUN, *style.values)
             check(" ".join(self.others.values()), *OTHER_RUN, *style.values)
+        if self.evaluate:
+            for model in self.evaluate.models:
+                check(self.evaluate.arguments, *EVALUATION, *model.values)
         return self
 
     @property

@@ -1,0 +1,46 @@
+"""The file of results: written, read, found; a foreign one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mto_tools.errors import CorruptError, MissingError
+from mto_tools.evaluate.result import Evaluation, find, path_of
+
+ONE = Evaluation(
+    checkpoint="/run/a.pth",
+    digest="0" * 64,
+    progress=3.0,
+    recipe="mini",
+    model="Classifier",
+    data="/d: 2 classes",
+    images_train=4,
+    images_val=2,
+    scores={"knn": 0.5},
+    versions={"torch": "2"},
+    made="2026-01-01T00:00:00+00:00",
+)
+
+
+def test_is_found_below_a_run_in_the_order_of_progress(tmp_path: Path) -> None:
+    early = ONE.model_copy(update={"progress": 1.0})
+    nameless = ONE.model_copy(update={"progress": None})
+    for number, one in enumerate((ONE, nameless, early)):
+        one.save(path_of(tmp_path / "states" / f"{number}.pth"))
+    assert find(tmp_path) == [early, ONE, nameless]
+    names = sorted(x.name for x in (tmp_path / "states" / "evaluations").iterdir())
+    assert names == ["0.pth.json", "1.pth.json", "2.pth.json"]
+
+
+def test_what_is_none_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "evaluations" / "a.json"
+    with pytest.raises(MissingError, match=r"a\.json"):
+        Evaluation.load(file)
+    file.parent.mkdir()
+    for text in ("", "{", "[]", '{"checkpoint": 1}'):
+        file.write_text(text)
+        with pytest.raises(CorruptError, match=r"a\.json") as caught:
+            find(tmp_path)
+        assert str(file) in caught.value.hint
