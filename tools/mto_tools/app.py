@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mto_tools import doctor
+from mto_tools.inspect import cli as inspect_cli
 from mto_tools.launch import cli as launch_cli
 from mto_tools.patchset import authoring_cli
 from mto_tools.patchset import cli as patchset_cli
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-for area in (patchset_cli, authoring_cli, study_cli, launch_cli, plan_cli, doctor):
+for area in (patchset_cli, authoring_cli, study_cli, inspect_cli, launch_cli, plan_cli, doctor):
     area.register(app)
 
 
