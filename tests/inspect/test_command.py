@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mto_tools.app import app
-from mto_tools.errors import MissingError, RefusedError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.inspect.images import choose, find_images
 from mto_tools.inspect.report import Inspection, labels
 
@@ -60,10 +59,14 @@ def test_inspect(
     assert "late&lt;1&gt;.pth" in page
     assert "late<1>" not in page
     assert page.count("data:image/png;base64,") == 4
-    before = json.dumps(sorted(path.name for path in (tmp_path / "seen").iterdir()))
+    before = {path: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
+    assert len(before) == 3
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, RefusedError)
-    assert json.dumps(sorted(path.name for path in (tmp_path / "seen").iterdir())) == before
+    assert {path: path.read_bytes() for path in (tmp_path / "seen").iterdir()} == before
+    failed = CliRunner().invoke(app, [*command[:-1], "other", "--", "--patch_size", "3"])
+    assert isinstance(failed.exception, MtoError)
+    assert not (tmp_path / "other").exists()
 
 
 def test_images_are_found_and_drawn(tiny_data: Path, tmp_path: Path) -> None:

@@ -84,8 +84,6 @@ def inspect(
     now = datetime.now().astimezone()
     folder = out or home / "reports" / name / f"inspect-{now:%Y-%m-%d-%H%M%S}"
     folder = folder.expanduser().absolute()
-    if folder.exists():
-        raise RefusedError(f"{folder} is there already", hint="--out with another folder")
     paths = [path.expanduser() for path in checkpoints]
     found = find_images(data.expanduser().absolute()) if data else []
     checkout, commits = ready(home, name, say, allow_edited=allow_edited)
@@ -101,26 +99,29 @@ def inspect(
         extra=context.meta[_EXTRA],
         cpu=not torch.cuda.is_available(),
     )
-    seen = prober.look(paths, say)
-    inspection = Inspection(
-        made=now.isoformat(timespec="seconds"),
-        upstream=name,
-        command=["mto", *sys.argv[1:]],
-        data=str(files[0].parents[1]),
-        images=len(files),
-        seed=seed,
-        scale=str(seen[0].arrays["scale"]),
-        checksums={key: str(seen[0].arrays[key]) for key in ("images", "mask")},
-        versions={**versions(("torch", "mto-core", *recipe.needs)), **commits},
-        checkpoints=[
-            inspected(one, label, digest(one.path) if one.path.is_file() else None)
-            for one, label in zip(seen, labels(paths), strict=True)
-        ],
-    )
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise RefusedError(f"{folder} is there already", hint="--out with another folder") from None
+    try:
+        seen = prober.look(paths, say)
+        inspection = Inspection(
+            made=now.isoformat(timespec="seconds"),
+            upstream=name,
+            command=["mto", *sys.argv[1:]],
+            data=str(files[0].parents[1]),
+            images=len(files),
+            seed=seed,
+            scale=str(seen[0].arrays["scale"]),
+            checksums={key: str(seen[0].arrays[key]) for key in ("images", "mask")},
+            versions={**versions(("torch", "mto-core", *recipe.needs)), **commits},
+            checkpoints=[
+                inspected(one, label, digest(one.path) if one.path.is_file() else None)
+                for one, label in zip(seen, labels(paths), strict=True)
+            ],
+        )
         write_all(inspection, seen, folder)
-    except OSError:
-        shutil.rmtree(folder)  # made here
+    except BaseException:
+        shutil.rmtree(folder)  # made above
         raise
     print(folder / "inspect.html")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mto_tools.checkpoint import Checkpoint, read_checkpoint
-from mto_tools.errors import CorruptError, MtoError
+from mto_tools.errors import CorruptError, MissingError, MtoError
 from mto_tools.inspect.huggingface import read_vit_mae
 from mto_tools.inspect.images import stage
 from mto_tools.launch.command import Launch
@@ -92,7 +92,13 @@ class Prober:
 
         checkpoint = read(path, self.known)
         files = {name: work / name for name in ("weights.pth", "result.npz", "error.txt")}
-        torch.save(checkpoint.weights, files["weights.pth"])
+        try:
+            torch.save(checkpoint.weights, files["weights.pth"])
+        except RuntimeError as error:  # torch's writer makes this of a full disk
+            raise MissingError(
+                f"the weights of {path} cannot be written to {work}: {error}",
+                hint="free some disk space, or name another disk: TMPDIR=/elsewhere mto inspect …",
+            ) from None
         settings = work / "settings.yaml"
         settings.write_text(json.dumps(checkpoint.settings, default=str))  # JSON is YAML
         data = stage(self.recipe.data, self.files, work / "images")
