@@ -19,6 +19,7 @@ ROOMS = (
         "home",
         "flags",
         "checkpoint",
+        "draw",
         "upstreams",
         "compat",
         "ds",

@@ -9,6 +9,7 @@ import typer
 
 from mto_tools import doctor
 from mto_tools.evaluate import cli as evaluate_cli
+from mto_tools.inspect import cli as inspect_cli
 from mto_tools.launch import cli as launch_cli
 from mto_tools.patchset import authoring_cli
 from mto_tools.patchset import cli as patchset_cli
@@ -21,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-for area in (patchset_cli, authoring_cli, study_cli, launch_cli, plan_cli, evaluate_cli, doctor):
+for area in (
+    *(patchset_cli, authoring_cli, study_cli, inspect_cli, evaluate_cli, launch_cli, plan_cli),
+    doctor,
+):
     area.register(app)
 
 

@@ -28,16 +28,24 @@ def lay_out(data: Data, root: Path, per_class: int) -> Path:
             pixels = (digits.images[index] * (255 / 16)).astype(np.uint8)
             image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
             image.convert("RGB").save(folder / f"{index:04d}.png")
+    write_lists(data, root)
+    return root
+
+
+def write_lists(data: Data, root: Path) -> None:
+    """Write the recipe's lists of `root/PHASE/CLASS/*`; labels count the sorted class folders."""
     lists = {}
     for phase in ("train", "val") if data.listing else ():
-        names = sorted(file.relative_to(root / phase) for file in (root / phase).glob("*/*.png"))
-        lines = [data.line.format(file=n, label=n.parent.name[len("digit") :]) for n in names]
+        names = sorted(file.relative_to(root / phase) for file in (root / phase).glob("*/*"))
+        classes = sorted({file.parent for file in names})
+        lines = [data.line.format(file=f, label=classes.index(f.parent)) for f in names]
         lists[data.listing.format(data=root, phase=phase)] = "".join(f"{x}\n" for x in lines)
     if data.class_index:  # all labels get a folder; ours are the first ones
-        index = {str(label): [f"digit{label}", f"digit {label}"] for label in range(1000)}
+        folders = sorted(folder.name for folder in (root / "train").iterdir())
+        folders += [f"none{label}" for label in range(len(folders), 1000)]
+        index = {str(label): [folder, folder] for label, folder in enumerate(folders)}
         lists[data.class_index.format(data=root)] = json.dumps(index)
     for name, text in lists.items():
         file = root.parent / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return root

@@ -116,6 +116,16 @@ class Evaluate(Table):
         return fill(self.arguments, {**model.values, **values})
 
 
+class Inspect(Table):
+    """The pre-training script on one batch of images, with the weights of a checkpoint."""
+
+    # Later than the settings in the checkpoint. `{settings}` is a YAML file of these, for yacs.
+    arguments: Annotated[str, of("data", "images", "out", "seed", "settings")]
+    # Settings in a checkpoint that say where it was trained, not how: devices, ranks, resume.
+    foreign: tuple[str, ...] = ()
+    vit_mae: dict[str, str] = Field(default_factory=dict)  # `--model` by width of HF's ViTMAE
+
+
 class Recipe(Table):
     """How an upstream is run.
 
@@ -141,6 +151,7 @@ class Recipe(Table):
     logs: Logs = Logs()
     compare: Compare | None = None  # none: `mto compare` does not know the recipe
     evaluate: Evaluate | None = None  # none: `mto evaluate` does not know the recipe
+    inspect: Inspect | None = None  # none: `mto inspect` does not know the recipe
     plan: Facts | None = None  # none: `mto plan` does not know the recipe
 
     @model_validator(mode="after")
