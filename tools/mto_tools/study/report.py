@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,10 @@ from mto_tools.study.folder import VERSION, JsonModel, write
 from mto_tools.study.plan import Plan
 from mto_tools.study.record import Record, by_seed, collect
 from mto_tools.study.run import read_end
+from mto_tools.study.runs import Source
 from mto_tools.study.svg import NAMES
 from mto_tools.study.verdict import Verdict, judge
+from mto_tools.upstreams.recipe import Recipe
 
 
 class Report(JsonModel):
@@ -81,6 +84,38 @@ def build(plan: Plan, folder: Path) -> Report:
         plan=plan,
         records=records,
     )
+
+
+def build_report(
+    sources: Sequence[Source],
+    *,
+    recipe: Recipe,
+    upstream: str,
+    made_by: str,
+    title: str = "",
+    style: str = "",
+    versions: Mapping[str, str] | None = None,
+    facts: Mapping[str, str] | None = None,
+    commands: Mapping[str, Sequence[str]] | None = None,
+    last_step: int | None = None,
+) -> Report:
+    """Read the runs and judge every other arm against the first one, the baseline.
+
+    Args:
+        sources: The runs. The arm of the first one is the baseline; runs with one seed are paired.
+        recipe, upstream: How the runs are read, and its name.
+        made_by: The command line that made the report.
+        title: Of the page; default: the upstream and its arms.
+        style: Of the recipe.
+        versions: Of the libraries, for the page.
+        facts: Further rows of its table, such as data or machine.
+        commands: The command of each run, by `Source.name`.
+        last_step: The last step that a whole run logs; None: that of the longest run.
+
+    Raises:
+        MissingError: No seed has the baseline and another arm.
+    """
+    raise NotImplementedError
 
 
 def write_report(report: Report, folder: Path) -> None:
