@@ -1,4 +1,4 @@
-"""`mto compare` and `mto report`."""
+"""`mto compare`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add this area's commands to `app`."""
     app.command()(compare)
-    app.command()(report)
 
 
 def compare(
@@ -60,6 +59,7 @@ def compare(
     from mto_tools.launch.inputs import prepare
     from mto_tools.study.folder import make_folder
     from mto_tools.study.plan import make_plan, usable_cores
+    from mto_tools.study.report_cli import finish
     from mto_tools.study.summary import number
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
@@ -92,7 +92,7 @@ def compare(
         f"{name}, style {plan.style}: {number(seeds, 'seed')} x 2 arms x {plan.steps} steps"
         f"{epochs}; {plan.jobs} at once, {number(plan.threads, 'thread')} each",
     )
-    _finish(train(plan, folder, console, keep_going=keep_going), folder)
+    finish(train(plan, folder, console, keep_going=keep_going), folder)
 
 
 def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = False) -> Report:
@@ -113,31 +113,3 @@ def train(plan: Plan, folder: Path, console: Console, *, keep_going: bool = Fals
         )
         raise
     return found
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a report, or of an unfinished one.")],
-) -> None:
-    """Draw report.html again from report.json, or from the runs that an unfinished report has."""
-    from mto_tools.study.plan import Plan
-    from mto_tools.study.report import Report, build, write_report
-
-    if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
-        found = Report.load(folder / "report.json")
-    else:
-        found = build(Plan.load(folder / "plan.json"), folder)
-    write_report(found, folder)
-    _finish(found, folder)
-
-
-def _finish(report: Report, folder: Path) -> None:
-    """Print the finding, and the page's path to stdout; exit with its status."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for check in report.checks:
-        if not check.passed:
-            console.print(f"not fair: {check.name}: {check.detail}", style="bold red", markup=False)
-    for name in report.failed:
-        console.print(f"failed, its seed is left out: {name}", style="bold red", markup=False)
-    console.print(report.sentence, style="bold", markup=False)
-    print((folder / "report.html").absolute())
-    raise typer.Exit(0 if report.fair and not report.failed else 1)
