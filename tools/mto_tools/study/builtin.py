@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import Any, get_args
 
 from mto_tools.errors import MtoError
-from mto_tools.study.spec import Arm, FineTuning, Study
+from mto_tools.study.spec import Arm, FineTuning, Study, Value
 from mto_tools.study.tasks import counts_epochs
 from mto_tools.upstreams.recipe import Recipe
 
-BASELINE = {"preset": "observe"}  # measures the same things, and adds nothing
+BASELINE: dict[str, Value] = {"preset": "observe"}  # measures the same things, and adds nothing
 MEASURES = ("log_every", "grad_every", "affinity_steps")  # options of MTO that only measure
 POINTS = (100, 200, 300, 400, 800)  # epochs of Figure 4 and Table 2, of 800
 FEW_EPOCHS = 100  # of a trial: it saves at its points only
@@ -33,7 +33,7 @@ class Asked:
     nproc: int = 1
     data: str = ""
     extra: Sequence[str] = ()  # after `--`
-    finetune: FineTuning = FineTuning()
+    finetune: FineTuning = field(default_factory=FineTuning)
 
 
 def compare(name: str, recipe: Recipe, asked: Asked) -> Study:

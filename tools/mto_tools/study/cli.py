@@ -185,9 +185,7 @@ def study(
     _run(session, how, allow_edited=allow_edited, dry_run=dry_run)
 
 
-def _run(
-    session: Session, how: How, *, allow_edited: bool = False, dry_run: bool = False
-) -> None:
+def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: bool = False) -> None:
     from mto_tools.home import find_home
     from mto_tools.launch.inputs import prepare
     from mto_tools.study.session import visible_gpus

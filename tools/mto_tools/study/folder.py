@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 
 VERSION: Literal[3] = 3  # of plan.json and report.json
+LOCK = ".lock"
 Model = TypeVar("Model", bound="JsonModel")
 
 
@@ -91,7 +92,7 @@ def locked(folder: Path, *, patience: float = 0.0) -> Iterator[int]:
 
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

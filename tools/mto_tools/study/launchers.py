@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.launch.command import OF_ONE_RUN
@@ -38,33 +38,16 @@ class Work:
     nproc: int
 
 
-class Handle(Protocol):
-    """A task that was started."""
+@dataclass
+class Process:
+    """A task on this machine."""
 
-    job: str  # of SLURM; "" on this machine
+    started: Started
+    slot: int
+    job: str = ""  # of SLURM
 
     def code(self) -> int | None:
         """Exit status, 128 + N for one that signal N ended; None while it runs."""
-
-
-class Launcher(Protocol):
-    """Starts tasks."""
-
-    jobs: int  # at the same time, at most
-    patient: bool  # tasks live on when the driver ends
-
-    def start(self, work: Work) -> Handle: ...
-    def find(self, job: str, work: Work) -> Handle | None: ...
-    def close(self) -> None: ...
-
-
-@dataclass
-class _Process:
-    started: Started
-    slot: int
-    job: str = ""
-
-    def code(self) -> int | None:
         return self.started.returncode
 
 
@@ -83,10 +66,9 @@ class Local:
     threads: int
     gpus: Sequence[str] = ()
     held: Sequence[int] = ()
-    patient: bool = False
-    _running: list[_Process] = field(default_factory=list)
+    _running: list[Process] = field(default_factory=list)
 
-    def start(self, work: Work) -> Handle:
+    def start(self, work: Work) -> Process:
         """Start a task in the first free slot."""
         self._running = [one for one in self._running if one.code() is None]
         slot = min(set(range(self.jobs)) - {one.slot for one in self._running})
@@ -98,10 +80,10 @@ class Local:
         started = start(
             work.command, cwd=work.cwd, log=work.log, environment=variables, held=self.held
         )
-        self._running.append(_Process(started, slot))
+        self._running.append(Process(started, slot))
         return self._running[-1]
 
-    def find(self, job: str, work: Work) -> Handle | None:
+    def find(self, job: str, work: Work) -> Job | None:
         """None: a task of a driver that ended has ended, too."""
         return None
 
@@ -133,15 +115,19 @@ def run_job(command: Sequence[str], cwd: str, log: str, end_file: str) -> int:
 
 
 @dataclass
-class _Job:
+class Job:
+    """A task that submitit started."""
+
     submitted: Any  # submitit.Job
     end_file: Path
 
     @property
     def job(self) -> str:
+        """SLURM's number, or the local executor's process."""
         return str(self.submitted.job_id)
 
     def code(self) -> int | None:
+        """Exit status, `LOST` for a job that is gone; None while it waits or runs."""
         if self.end_file.is_file():
             return End.load(self.end_file).exit_code
         if not self._gone():
@@ -176,7 +162,6 @@ class Submitit:
     jobs: int
     gpus: bool
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    patient: bool = True
 
     def __post_init__(self) -> None:
         try:
@@ -201,7 +186,7 @@ class Submitit:
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise MtoError(f"submitit: {error}", hint="--slurm partition=NAME") from None
 
-    def start(self, work: Work) -> Handle:
+    def start(self, work: Work) -> Job:
         """Submit a job."""
         end_file = self._end_file(work)
         end_file.unlink(missing_ok=True)
@@ -210,20 +195,25 @@ class Submitit:
         job = self._executor.submit(
             run_job, list(work.command), work.cwd, str(work.log), str(end_file)
         )
-        return _Job(job, end_file)
+        return Job(job, end_file)
 
-    def find(self, job: str, work: Work) -> Handle | None:
+    def find(self, job: str, work: Work) -> Job | None:
         """A job that an earlier driver submitted; it may have ended meanwhile."""
         if not job:
             return None
-        kind = self._submitit.LocalJob if self.cluster == "local" else self._submitit.SlurmJob
-        return _Job(kind(self.folder, job), self._end_file(work))
+        of = self._submitit
+        kind: Any = of.LocalJob if self.cluster == "local" else of.SlurmJob
+        return Job(kind(self.folder, job), self._end_file(work))
 
     def _end_file(self, work: Work) -> Path:
         return self.folder / f"{work.id}.end"
 
     def close(self) -> None:
         """Jobs live on."""
+
+
+Launcher = Local | Submitit
+Handle = Process | Job
 
 
 def _alive(pid: int) -> bool:

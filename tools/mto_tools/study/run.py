@@ -116,10 +116,10 @@ class Driver:
         out = self.folder / task.place
         work = Work(task.id, (), self.cwd, self._log(task), self.nproc)
         before = self.states.get(task.id)
-        if before and before.status == "running":
-            if found := self.launcher.find(before.job, work):
-                self._say(task, "goes on as job", before.job)
-                return found
+        job = before.job if before and before.status == "running" else ""
+        if found := self.launcher.find(job, work):
+            self._say(task, "goes on as job", job)
+            return found
         words = list(task.command)
         if task.at is not None:
             at, path = checkpoint_at(self.recipe, self.folder / "runs" / task.run, task.at)

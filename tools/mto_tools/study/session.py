@@ -21,7 +21,7 @@ from mto_tools.study.report import Report, build_report, write_report
 from mto_tools.study.resume import checkpoint_at
 from mto_tools.study.run import Driver
 from mto_tools.study.runs import Source
-from mto_tools.study.spec import FILE, Study, load_study, settle
+from mto_tools.study.spec import FILE, Study, check_folder, load_study
 from mto_tools.study.tasks import Maker, Task, check_settings, finetuned, read_states
 from mto_tools.upstreams.recipe import Recipe
 
@@ -79,13 +79,18 @@ class Session:
         gpus = visible_gpus()
         maker = self.maker(inputs, gpu=bool(gpus) or how.launcher == "slurm")
         tasks = maker.tasks()
-        check_settings(tasks, read_states(self.folder), self.folder)
+        launcher = make_launcher(self.folder, self.study, how, gpus)
+        states = read_states(self.folder)
+        check_folder(self.study, self.folder)
+        check_settings(tasks, states, self.folder)
+        room = self.recipe.compare.disk_mb_per_run if self.recipe.compare else 0
+        new = sum(task.id not in states for task in tasks if task.kind == "pretrain")
+        check_room(self.folder, new * room + 50 * bool(new))
         with locked(self.folder, patience=GRACE + 3) as lock:
-            settle(self.study, self.folder)
-            launcher = make_launcher(self.folder, self.study, how, gpus, lock)
-            room = self.recipe.compare.disk_mb_per_run if self.recipe.compare else 0
-            new = sum(task.id not in read_states(self.folder) for task in tasks)
-            check_room(self.folder, new * room + 50 * bool(new))
+            if isinstance(launcher, Local):
+                launcher.held = [lock]
+            if not (self.folder / FILE).is_file() or load_study(self.folder / FILE) != self.study:
+                self.study.save_as(self.folder / FILE)
             self._prepared(inputs, maker, launcher).save(self.folder / PREPARED)
             driver = Driver(
                 self.folder,
@@ -153,8 +158,10 @@ class Session:
 
     def _prepared(self, inputs: Inputs, maker: Maker, launcher: Launcher) -> Prepared:
         threads = launcher.threads if isinstance(launcher, Local) else None
-        arms = {name: " ".join([*(f"{k}={v}" for k, v in arm.mto.items()), *arm.arguments])
-                for name, arm in self.study.arms.items()}
+        arms = {
+            name: " ".join([*(f"{k}={v}" for k, v in arm.mto.items()), *arm.arguments])
+            for name, arm in self.study.arms.items()
+        }
         return Prepared(
             checkout=inputs.checkout,
             data=inputs.data,
@@ -183,9 +190,7 @@ def open_session(folder: Path, load: Callable[[str], Recipe]) -> Session:
     return Session(study, folder, load(study.upstream))
 
 
-def make_launcher(
-    folder: Path, study: Study, how: How, gpus: list[str], lock: int
-) -> Launcher:
+def make_launcher(folder: Path, study: Study, how: How, gpus: list[str]) -> Launcher:
     """The launcher that was asked for.
 
     Raises:
@@ -202,11 +207,12 @@ def make_launcher(
         # Both arms of a seed share a lone GPU; without one, as many tasks as cores, in whole pairs.
         each = max(1, cores // study.nproc)
         jobs = how.jobs or (
-            (len(gpus) // study.nproc if len(gpus) > 1 else 2) if gpus
+            (len(gpus) // study.nproc if len(gpus) > 1 else 2)
+            if gpus
             else max(1, min(each, runs) // 2 * 2)
         )
         threads = max(1, cores // (jobs * study.nproc))
-        return Local(jobs, threads, gpus, held=[lock])
+        return Local(jobs, threads, gpus)
     parameters: dict[str, Any] = {}
     for key, value in how.slurm:
         name = key if key in ("timeout_min", "mem_gb", "cpus_per_task") else f"slurm_{key}"

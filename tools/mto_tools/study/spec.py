@@ -12,7 +12,7 @@ import tomlkit
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from mto_tools.errors import CorruptError, MissingError, RefusedError
-from mto_tools.study.folder import write
+from mto_tools.study.folder import LOCK, write
 from mto_tools.upstreams.upstream import Table, read_toml, some
 
 FILE = "study.toml"
@@ -125,15 +125,17 @@ def load_study(file: Path) -> Study:
         CorruptError: Not TOML, or a key or a value is unknown.
     """
     if not file.is_file():
-        raise MissingError(f"there is no study file {file}", hint="mto study compare NAME --out DIR")
+        raise MissingError(
+            f"there is no study file {file}", hint="mto study compare NAME --out DIR"
+        )
     try:
         return read_toml(file, Study, missing=MissingError)
     except (CorruptError, MissingError) as error:
         raise type(error)(error.message, hint=_HINT) from None
 
 
-def settle(study: Study, folder: Path) -> None:
-    """Put `study` into `folder` as its `study.toml`; one there may change its arms and seeds.
+def check_folder(study: Study, folder: Path) -> None:
+    """Refuse a folder that `study` cannot go on in; its arms and seeds may have changed.
 
     Raises:
         RefusedError: The folder has another study, or foreign files.
@@ -145,14 +147,10 @@ def settle(study: Study, folder: Path) -> None:
             _same(file, key, getattr(before, key), getattr(study, key))
         for name in before.arms.keys() & study.arms.keys():
             _same(file, f"arms.{name}", before.arms[name], study.arms[name])
-        if before == study:
-            return
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
         raise RefusedError(
             f"{folder} holds files, but no {FILE}", hint="--out names an empty or a new folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    study.save_as(file)
 
 
 def _same(file: Path, key: str, before: object, now: object) -> None:

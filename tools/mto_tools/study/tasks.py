@@ -153,8 +153,9 @@ class Maker:
         schedule = self.schedule
         found: list[Task] = []
         for seed in self.study.seeds:
-            found += [self._pretrain(name, arm, seed, schedule)
-                      for name, arm in self.study.arms.items()]
+            found += [
+                self._pretrain(name, arm, seed, schedule) for name, arm in self.study.arms.items()
+            ]
         for pretrain in list(found):
             found += [self._evaluate(pretrain, at) for at in self.study.evaluate_at]
             found += [self._finetune(pretrain, at) for at in self.study.finetune_at]
@@ -172,8 +173,11 @@ class Maker:
         save = study.save or (gcd(*points) if points else max(1, schedule.steps // 10))
         if schedule.epochs and not study.save and not points:
             save = schedule.epochs
-        words = self._small(schedule, seed, out, save) if study.size == "small" else self._full(
-            schedule, seed, out, save)
+        words = (
+            self._small(schedule, seed, out, save)
+            if study.size == "small"
+            else self._full(schedule, seed, out, save)
+        )
         if not schedule.epochs and options.save:
             words += [options.save, str(save)]
         if points and options.keep:
@@ -253,10 +257,11 @@ class Maker:
         micro, accumulation = self._share(total, asked.images_per_gpu or facts.images_per_gpu)
         epochs = asked.epochs or facts.epochs
         model = self.study.model if self.study.size == "full" else ""
+        own = facts.models.get(model) or next(iter(facts.models.values()))
         words = fill(
             facts.arguments,
             {
-                **(facts.models[model] if model in facts.models else [*facts.models.values()][0]),
+                **own,
                 **{"micro": micro, "accumulation": accumulation, "total": total, "epochs": epochs},
                 **{"warmup": min(facts.warmup_epochs, epochs // 5), "seed": pretrain.seed},
                 **{"checkout": self.inputs.checkout, "checkpoint": CHECKPOINT},
