@@ -49,7 +49,7 @@ def wrong(report: Report) -> dict[str, str]:
 
 
 def titles(report: Report) -> dict[str, list[str]]:
-    drawn = draw(report.records, report.plan)
+    drawn = draw(report.records, report.scores)
     return {key: re.findall('aria-label="(.*?)"', " ".join(svgs)) for key, svgs in drawn.items()}
 
 
@@ -77,7 +77,7 @@ def test_page_is_self_contained_and_whole(report: Report, finished: Path) -> Non
 
 def test_panels(report: Report, finished: Path) -> None:
     """Colours come from the page, for dark mode and print; weighted terms; H below ln |V|."""
-    drawn = draw(report.records, report.plan)
+    drawn = draw(report.records, report.scores)
     text = "".join(map("".join, drawn.values()))
     for css in ("var(--baseline)", "var(--mto)", "var(--grid)", "currentColor"):
         assert css in text
@@ -220,7 +220,7 @@ def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     report = Report.load(work / "report.json")
     assert report.fair
     assert report.records[0].curve("loss").steps[-1] == 184
-    assert list(draw(report.records, report.plan)) == FIGURES[1:]
+    assert list(draw(report.records, report.scores)) == FIGURES[1:]
 
 
 def test_unfair_comparison_is_said_loudly(report: Report) -> None:

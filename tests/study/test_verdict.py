@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mto_tools.study import summary
-from mto_tools.study.plan import ArmName
 from mto_tools.study.record import Curve, Record
 from mto_tools.study.verdict import (
     Finding,
@@ -29,18 +28,14 @@ RISING = [0.30, 0.45, 0.55, 0.62, 0.66, 0.69, 0.71, 0.72, 0.72]
 SCORES = [Score(key="probe", label="Linear probe accuracy")]
 
 
-def record(arm: ArmName, seed: int, probe: list[float], loss: list[float] | None = None) -> Record:
+def record(arm: str, seed: int, probe: list[float], loss: list[float] | None = None) -> Record:
     loss = loss or [1 - value for value in probe]
     return Record(
         arm=arm,
         seed=seed,
         seconds=1,
-        bytes=1,
-        curves={"loss": Curve(steps=STEPS[: len(loss)], values=loss)},
-        rows={},
-        rng={},
-        data={},
-        scores={"probe": Curve(steps=STEPS[: len(probe)], values=probe)},
+        curves={"loss": Curve(at=STEPS[: len(loss)], values=loss)},
+        scores={"probe": Curve(at=STEPS[: len(probe)], values=probe)},
     )
 
 
@@ -51,7 +46,7 @@ def verdict_of(*gains: list[float] | float, lost: int = 0) -> Verdict:
         base = np.asarray(RISING) + 0.004 * seed
         mto = (base + np.asarray(gain)).tolist()
         pairs.append((record("baseline", seed, base.tolist()), record("mto", seed, mto)))
-    return judge(pairs, SCORES, lost=lost, planned=len(gains) + lost)
+    return judge("mto", pairs, SCORES, lost=lost, planned=len(gains) + lost)
 
 
 WAY = np.array([0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.0, 0.0])  # better, but not at the end
@@ -133,7 +128,7 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
     assert "not reached" in summary.sentence(verdict_of(-0.05, -0.06, -0.055))
     assert "in 2 of 3 seeds" in summary.sentence(verdict_of(0.01, 0.02, -0.01))
     flat = [0.5] * 9
-    verdict = judge([(record("baseline", 0, flat), record("mto", 0, flat))], SCORES)
+    verdict = judge("mto", [(record("baseline", 0, flat), record("mto", 0, flat))], SCORES)
     assert verdict.results[0].shares == [None]
     assert "steps to" not in summary.sentence(verdict)
     assert [r.values for result in verdict.results for r in result.rauc] == [[None]] * 4
@@ -142,7 +137,7 @@ def test_reach_is_said_only_where_it_is_defined() -> None:
 def test_loss_counts_as_better_when_lower() -> None:
     base, mto = [1 - v for v in RISING], [0.9 - v for v in RISING]
     pairs = [(record("baseline", 0, RISING, base), record("mto", 0, RISING, mto))]
-    loss = judge(pairs, SCORES).results[-1].end
+    loss = judge("mto", pairs, SCORES).results[-1].end
     assert (loss.better, loss.worse) == (1, 0)
     assert loss.mean == pytest.approx(-0.1)
 
@@ -153,31 +148,31 @@ def test_without_scores_the_loss_decides() -> None:
         loss = [1 - v + 0.01 * seed for v in RISING]
         mto = [v - gain for v in loss]
         pairs.append((record("baseline", seed, RISING, loss), record("mto", seed, RISING, mto)))
-    verdict = judge(pairs, [])
+    verdict = judge("mto", pairs, [])
     assert verdict.finding is Finding.HELPED
     assert "L_ss" in summary.sentence(verdict)
     # Nor does it where each arm is measured against its own teacher.
-    verdict = judge(pairs, [], moving_target=True)
+    verdict = judge("mto", pairs, [], moving_target=True)
     assert verdict.finding is Finding.NOT_COMPARABLE
     assert summary.NOT_COMPARABLE in summary.sentence(verdict)
     assert "decides" not in summary.secondary(verdict)
     # A score decides as ever, and the loss beside it is not compared.
-    verdict = judge(pairs, SCORES, moving_target=True)
+    verdict = judge("mto", pairs, SCORES, moving_target=True)
     assert verdict.finding is Finding.NO_DIFFERENCE
     assert summary.NOT_COMPARABLE in summary.secondary(verdict)
 
 
 def test_missing_score_is_undefined_not_a_crash() -> None:
     pairs = [(record("baseline", 0, [], [1.0, 0.9]), record("mto", 0, [], [1.0, 0.8]))]
-    verdict = judge(pairs, SCORES)
+    verdict = judge("mto", pairs, SCORES)
     assert verdict.finding is Finding.UNDEFINED
     assert summary.secondary(verdict)
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.integers(0, 20))
 def test_first_reach_is_where_the_drawn_line_crosses(values: list[int], target: int) -> None:
-    curve = Curve(steps=[840 * i for i in range(len(values))], values=values)
-    every = np.arange(curve.steps[-1] + 1)  # lines between integers cross a target near these
+    curve = Curve(at=[840 * i for i in range(len(values))], values=values)
+    every = np.arange(curve.at[-1] + 1)  # lines between integers cross a target near these
     there = np.interp(every, curve.steps, values) >= target - 1e-9
     found = curve.first_reach(target)
     assert found == (pytest.approx(every[there.argmax()], abs=1) if there.any() else math.inf)
@@ -185,30 +180,30 @@ def test_first_reach_is_where_the_drawn_line_crosses(values: list[int], target: 
 
 def test_share_counts_to_the_baselines_own_first_passage() -> None:
     """A baseline that was done at half of its run does not lend MTO the other half."""
-    base = Curve(steps=[0, 100, 200, 300, 400], values=[0.0, 0.5, 1.0, 1.0, 1.0])
-    mto = Curve(steps=[0, 100, 200, 300, 400], values=[0.0, 1.0, 1.0, 1.0, 1.0])
-    assert share_of_steps(base, mto) == pytest.approx(0.5)
-    assert share_of_steps(base, base) == pytest.approx(1.0)
-    worse = Curve(steps=base.steps, values=[0.0, 0.2, 0.4, 0.6, 0.8])
-    assert share_of_steps(base, worse) == math.inf
-    falling = Curve(steps=base.steps, values=[1.0, 0.9, 0.8, 0.7, 0.6])
-    assert share_of_steps(falling, mto) is None
+    base = Curve(at=[0, 100, 200, 300, 400], values=[0.0, 0.5, 1.0, 1.0, 1.0])
+    mto = Curve(at=[0, 100, 200, 300, 400], values=[0.0, 1.0, 1.0, 1.0, 1.0])
+    assert passage_share(base, mto) == pytest.approx(0.5)
+    assert passage_share(base, base) == pytest.approx(1.0)
+    worse = Curve(at=base.at, values=[0.0, 0.2, 0.4, 0.6, 0.8])
+    assert passage_share(base, worse) == math.inf
+    falling = Curve(at=base.at, values=[1.0, 0.9, 0.8, 0.7, 0.6])
+    assert passage_share(falling, mto) is None
 
 
 def test_rauc_is_undefined_where_the_baseline_does_not_rise() -> None:
-    rising = Curve(steps=[0, 100], values=[0.0, 1.0])
-    steeper = Curve(steps=[0, 50, 100], values=[0.0, 1.0, 1.0])
+    rising = Curve(at=[0, 100], values=[0.0, 1.0])
+    steeper = Curve(at=[0, 50, 100], values=[0.0, 1.0, 1.0])
     assert rauc_or_none(rising, steeper, 0, 100) == pytest.approx(1.5)
-    falling = Curve(steps=[0, 100], values=[1.0, 0.0])
+    falling = Curve(at=[0, 100], values=[1.0, 0.0])
     assert rauc_or_none(falling, steeper, 0, 100) is None
-    assert rauc_or_none(rising, Curve(steps=[0, 90], values=[0.0, 1.0]), 0, 100) is None
-    settled = Curve(steps=[0, 50, 100], values=[0.0, 0.9, 0.901])
+    assert rauc_or_none(rising, Curve(at=[0, 90], values=[0.0, 1.0]), 0, 100) is None
+    settled = Curve(at=[0, 50, 100], values=[0.0, 0.9, 0.901])
     assert rauc_or_none(settled, steeper, 0, 100) is not None
     assert rauc_or_none(settled, steeper, 50, 100) is None  # would be a ratio of 200
 
 
 def test_smooth_looks_back_only() -> None:
-    curve = Curve(steps=list(range(30)), values=[0.0] * 29 + [1.0]).smooth()
+    curve = Curve(at=list(range(30)), values=[0.0] * 29 + [1.0]).smooth()
     assert curve.values[:29] == [0.0] * 29
     assert curve.values[29] == pytest.approx(0.5)  # two of thirty points
-    assert Curve(steps=[0, 10, 20], values=[0.0, 1.0, 1.0]).average() == pytest.approx(0.75)
+    assert Curve(at=[0, 10, 20], values=[0.0, 1.0, 1.0]).average() == pytest.approx(0.75)

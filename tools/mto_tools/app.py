@@ -13,6 +13,7 @@ from mto_tools.patchset import authoring_cli
 from mto_tools.patchset import cli as patchset_cli
 from mto_tools.plan import cli as plan_cli
 from mto_tools.study import cli as study_cli
+from mto_tools.study import report_cli
 
 app = typer.Typer(
     name="mto",
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-for area in (patchset_cli, authoring_cli, study_cli, launch_cli, plan_cli, doctor):
+for area in (patchset_cli, authoring_cli, study_cli, report_cli, launch_cli, plan_cli, doctor):
     area.register(app)
 
 

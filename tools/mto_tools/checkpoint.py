@@ -27,8 +27,12 @@ class Checkpoint:
     progress: float | None  # epoch, or step, at which it was saved; None where it does not say
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
     """Read a checkpoint with torch's safe reader; yacs nodes and namespaces become plain dicts.
+
+    Args:
+        path: The file.
+        mmap: Read tensors when they are used, which is quick where only settings are asked for.
 
     Raises:
         MissingError: There is no such file.
@@ -40,7 +44,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise MissingError(f"there is no checkpoint {path}", hint=f"ls {path.parent}")
     try:
         with torch.serialization.safe_globals(_known()):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # of zip, pickle, torch or the file system
         raise CorruptError(
             f"{path}: no whole checkpoint that can be read safely: {_reason(error)}",

@@ -13,7 +13,6 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 
 if TYPE_CHECKING:
-    from mto_tools.study.report import Report
     from mto_tools.study.session import How, Session
     from mto_tools.study.tasks import Task
     from mto_tools.upstreams.recipe import Recipe
@@ -188,6 +187,7 @@ def study(
 def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: bool = False) -> None:
     from mto_tools.home import find_home
     from mto_tools.launch.inputs import prepare
+    from mto_tools.study.report_cli import finish
     from mto_tools.study.session import visible_gpus
     from mto_tools.study.summary import number
 
@@ -209,7 +209,7 @@ def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: boo
     if dry_run:
         _show(session, tasks)
         return
-    _finish(session.run(inputs, how, console), session.folder)
+    finish(session.run(inputs, how, console), session.folder)
 
 
 def _show(session: Session, tasks: list[Task]) -> None:
@@ -233,7 +233,7 @@ def _status(folder: Path) -> None:
     from mto_tools.study.status import table
     from mto_tools.study.tasks import read_states
 
-    session = open_session(folder.absolute(), _recipe)
+    session = open_session(folder.absolute())
     prepared = Prepared.load(session.folder / PREPARED)
     tasks = session.maker(prepared.inputs, gpu=prepared.gpu).tasks()
     Console().print(table(tasks, read_states(session.folder), session.folder, session.recipe))
@@ -253,16 +253,3 @@ def _folder(folder: Path) -> Path:
 
 def _absolute(data: Path | None) -> str:
     return str(_folder(data)) if data else ""
-
-
-def _finish(report: Report, folder: Path) -> None:
-    """Print the finding, and the page's path to stdout; exit with its status."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for check in report.checks:
-        if check.passed is False:
-            console.print(f"not fair: {check.name}: {check.detail}", style="bold red", markup=False)
-    for name in report.failed:
-        console.print(f"failed, its seed is left out: {name}", style="bold red", markup=False)
-    console.print(report.sentence, style="bold", markup=False)
-    print((folder / "report.html").absolute())
-    raise typer.Exit(0 if report.fair and not report.failed else 1)

@@ -74,6 +74,21 @@ def check_room(folder: Path, need_mb: int) -> None:
         )
 
 
+def make_folder(folder: Path, need_mb: int) -> None:
+    """Make the folder of a new report, which takes `need_mb` MB.
+
+    Raises:
+        MissingError: It cannot be made, or the disk has not that much space.
+    """
+    check_room(folder, need_mb)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise MissingError(
+            f"{folder} cannot be made: {error.strerror}", hint="--out DIR names another folder"
+        ) from None
+
+
 @contextmanager
 def locked(folder: Path, *, patience: float = 0.0) -> Iterator[int]:
     """Hold the lock of a study's folder; gives its file descriptor.

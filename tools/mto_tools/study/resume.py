@@ -57,7 +57,7 @@ def checkpoint_at(recipe: Recipe, folder: Path, at: int) -> tuple[int, Path]:
         MissingError: There is none.
     """
     shift = 1 if "{epoch" in recipe.checkpoint else 0  # epochs count from 0
-    found = numbered(folder, recipe.checkpoint)
+    found = numbered(folder, recipe.logs.evaluated or recipe.checkpoint)
     later = [number + shift for number in sorted(found) if number + shift >= at]
     if not later:
         raise MissingError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mto_tools.errors import MissingError
+from mto_tools.home import find_home
 from mto_tools.launch.guard import GRACE
 from mto_tools.launch.inputs import Inputs
 from mto_tools.study.folder import JsonModel, check_room, locked
@@ -23,7 +23,8 @@ from mto_tools.study.run import Driver
 from mto_tools.study.runs import Source
 from mto_tools.study.spec import FILE, Study, check_folder, load_study
 from mto_tools.study.tasks import Maker, Task, check_settings, finetuned, read_states
-from mto_tools.upstreams.recipe import Recipe
+from mto_tools.upstreams.recipe import Recipe, load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 PREPARED = "inputs.json"
 
@@ -125,15 +126,18 @@ class Session:
         tasks = maker.tasks()
         states = read_states(self.folder)
         pretrained = [task for task in tasks if task.kind == "pretrain"]
+        known = [task for task in pretrained if task.id in states]
         return build_report(
-            [self._source(task, tasks) for task in pretrained],
+            [self._source(task, tasks) for task in known],
             recipe=self.recipe,
+            baseline=next(iter(self.study.arms)),
+            missing=[(task.arm, task.seed) for task in pretrained if task.id not in states],
             upstream=self.study.upstream,
             made_by=prepared.made_by,
             style=maker.style,
             versions=prepared.versions,
             facts=prepared.facts,
-            commands={t.run: states[t.id].command for t in pretrained if t.id in states},
+            commands={task.run: states[task.id].command for task in known},
             last_step=maker.schedule.last_logged,
         )
 
@@ -180,14 +184,14 @@ class Session:
         )
 
 
-def open_session(folder: Path, load: Callable[[str], Recipe]) -> Session:
+def open_session(folder: Path) -> Session:
     """The study in a folder.
 
     Raises:
         MissingError, CorruptError: It has none, or one that cannot be read.
     """
     study = load_study(folder / FILE)
-    return Session(study, folder, load(study.upstream))
+    return Session(study, folder, load_recipe(load_upstream(find_home(), study.upstream)))
 
 
 def make_launcher(folder: Path, study: Study, how: How, gpus: list[str]) -> Launcher:

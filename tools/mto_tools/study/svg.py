@@ -6,31 +6,39 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mto_tools.study.plan import ARMS, ArmName
-from mto_tools.study.record import Curve, Record, combine, of_arm
+from mto_tools.study.record import Curve, Record, arms_of, combine, of_arm
+from mto_tools.study.summary import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # matplotlib draws in these colours; CSS variables replace them, so one SVG serves all media.
 INK, _GRID = "#010203", "#040506"
-COLOURS: dict[ArmName, str] = {"baseline": "#070809", "mto": "#0a0b0c"}
+ARMS = 8  # colours that the page has; more arms take them again, with other dashes
+COLOURS = [f"#0708{10 + index:02x}" for index in range(ARMS)]
 _CSS = {
     INK: "currentColor",
     _GRID: "var(--grid)",
-    COLOURS["baseline"]: "var(--baseline)",
-    COLOURS["mto"]: "var(--mto)",
+    **{colour: f"var(--arm-{index})" for index, colour in enumerate(COLOURS)},
 }
-# Dashes tell the arms apart in print; they are on top, so that equal curves are seen as two.
-_LINES: dict[ArmName, dict[str, Any]] = {
-    "baseline": {"linestyle": (0, (5, 2)), "zorder": 3},
-    "mto": {"zorder": 2.5},
-}
-NAMES: dict[ArmName, str] = {"baseline": "baseline", "mto": "MTO"}
+_DASHES: list[Any] = ["-", (0, (6, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 3))]
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the arm at `index`; dashes tell the arms apart in print.
+
+    The baseline's are on top, so that equal curves are seen as two.
+    """
+    dashes = {"linestyle": (0, (5, 2)), "zorder": 3}
+    if index:
+        dashes = {"linestyle": _DASHES[(index - 1) % len(_DASHES)], "zorder": 2.5}
+    return {"color": COLOURS[index % ARMS], **dashes}
+
 
 _STYLE: dict[Any, Any] = {
     **{f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")},
@@ -80,7 +88,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, css in _CSS.items():
         svg = svg.replace(colour, css)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 
 
 def lines(
@@ -88,21 +96,30 @@ def lines(
     records: list[Record],
     pick: Callable[[Record], Curve],
     *,
-    label: str = "step",
+    label: str = "",
     markers: bool = False,
-) -> dict[ArmName, Curve]:
-    """Draw a thin line per seed and a thick one for their mean; return the means by arm."""
+) -> dict[str, Curve]:
+    """Draw a thin line per seed and a thick one for their mean; return the means by arm.
+
+    Args:
+        axes: Where they are drawn.
+        records: The runs.
+        pick: Gives the curve of one.
+        label: Of the x axis; default: what the curves count.
+        markers: Mark each point.
+    """
     from matplotlib.ticker import MaxNLocator
 
     means = {}
-    for arm in ARMS:
-        curves = [curve for curve in map(pick, of_arm(records, arm)) if curve.steps]
+    for index, arm in enumerate(arms_of(records)):
+        curves = [curve for curve in map(pick, of_arm(records, arm)) if curve.at]
+        if not curves:
+            continue
         means[arm] = mean = combine(curves, np.mean)
         for curve in curves if len(curves) > 1 else []:
-            axes.plot(curve.steps, curve.values, color=COLOURS[arm], lw=0.7, alpha=0.35)
-        marker = {"marker": "o", "ms": 3.5} if markers else {}
-        style = {"color": COLOURS[arm], "lw": 2, "label": NAMES[arm], **marker, **_LINES[arm]}
-        axes.plot(mean.steps, mean.values, **style)
-    axes.set_xlabel(label)
+            axes.plot(curve.at, curve.values, color=style(index)["color"], lw=0.7, alpha=0.35)
+        marker: dict[str, Any] = {"marker": "o", "ms": 3.5} if markers else {}
+        axes.plot(mean.at, mean.values, lw=2, label=name_of(arm), **marker, **style(index))
+    axes.set_xlabel(label or next((mean.unit for mean in means.values()), "step"))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return means

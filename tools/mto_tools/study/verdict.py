@@ -1,16 +1,21 @@
-"""Did MTO help, by how much, and how sure is that? Decided by rules fixed before the runs.
+"""Did an arm help, by how much, and how sure is that? Decided by rules fixed before the runs.
 
-1. The first score of recipe.toml (for mini the linear probe; L_ss where there is none) at the end
-   of pre-training decides. The paired differences over seeds give a t-interval; helped or harmed is
-   said only where it excludes zero.
-2. Where it does not, the same score averaged over the run (the numerator of RAUC, eq. 8) may still
-   show that training was faster or slower.
-3. Two tests are made, so each uses a 97.5 % interval (Bonferroni): at most 5 % false verdicts where
-   MTO does nothing. The 95 % intervals are for reading.
-4. L_ss decides nothing where its target moves with the arm's own model, for then the arms are
-   measured against different things. And nothing is proven in favour of an arm that failed in
-   seeds which its baseline could finish: those that are left are not a fair choice.
-5. Everything else (k-NN, L_ss, RAUC, steps saved) is reported, and decides nothing.
+1. One score decides: the first one, in the order of `runs.scores_of`, that every run has. That is
+   a score of the recipe's own log (for mini the linear probe), then k-NN of `mto evaluate`, its
+   other scores, fine-tuned accuracy, and L_ss where there is no score.
+2. MTO promises speed. So the first test is on the share of steps: the steps that the arm takes to a
+   value of the score, over the baseline's steps to the same value. The value is the lower one of
+   the two final values, for which both have an answer. Where the arm ends above the baseline, this
+   is its share of steps to the baseline's final value, as in the paper's Figure 4; where it never
+   reaches that, the share is above 1. Had the arm no effect, the logarithm of the share would be
+   symmetric around 0; a t-interval of its mean over seeds must exclude 0.
+3. The second test is on the paired differences of the score at the end, by a t-interval.
+4. Two tests for each of k arms: each uses an interval of 1 - 0.05 / 2k (Bonferroni, 97.5 % for one
+   arm), so at most 5 % false verdicts where no arm does anything. 95 % intervals are for reading.
+5. A gain is said only where neither test shows harm. An arm that failed in seeds which its baseline
+   could finish has no proven gain: the seeds that are left are not a fair choice.
+6. L_ss decides nothing where its target moves with each run's own model.
+7. Everything else (other scores, L_ss, RAUC, mean over the run) is reported and decides nothing.
 """
 
 from __future__ import annotations
@@ -23,22 +28,23 @@ from operator import neg
 import numpy as np
 
 from mto_tools.study.folder import JsonModel
-from mto_tools.study.record import Curve, Record
+from mto_tools.study.record import Curve, Pair
 from mto_tools.upstreams.recipe import Score
 
 LOSS = Score(key="loss", label="L_ss", percent=False, higher_is_better=False)
 Interval = tuple[float, float]
-RAUC_FROM = (0.25, 0.5)  # the paper's (100, 400) and (200, 400) of 400 epochs
+PAPER_RANGES = ((100.0, 400.0), (200.0, 400.0))  # epochs of the paper's Table 2
+RAUC_FROM = (0.25, 0.5)  # the same shares of a run that has other epochs
 RAUC_LEAST = 0.01  # of the baseline's whole rise that the range must hold on average
 
 
 class Finding(str, Enum):
-    """What can be said."""
+    """What can be said of an arm."""
 
-    HELPED = "helped"
-    HARMED = "harmed"
-    FASTER = "faster"  # no difference at the end, but better on the way
+    FASTER = "faster"
+    BETTER = "better"  # at the end, with no proven difference in speed
     SLOWER = "slower"
+    WORSE = "worse"  # at the end
     LEANS_BETTER = "leans better"
     LEANS_WORSE = "leans worse"
     NO_DIFFERENCE = "no difference"
@@ -48,16 +54,30 @@ class Finding(str, Enum):
 
 
 class Pairs(JsonModel):
-    """One number per seed and arm, with the paired differences MTO - baseline."""
+    """One number per seed and arm, with the paired differences arm - baseline."""
 
     baseline: list[float]
-    mto: list[float]
+    arm: list[float]
     differences: list[float]
     mean: float  # of the differences
     interval_95: Interval | None  # of their mean; None for one seed or no spread
-    interval_975: Interval | None  # the one that decides
-    better: int  # seeds in which MTO is better
+    interval: Interval | None  # the one that decides
+    better: int  # seeds in which the arm is better
     worse: int
+
+
+class Speed(JsonModel):
+    """Shares of the baseline's steps to the same score, by seed; see rule 2.
+
+    inf: the arm never gets better than where it began. The mean is geometric.
+    """
+
+    shares: list[float]
+    mean: float
+    interval_95: Interval | None
+    interval: Interval | None  # the one that decides
+    faster: int  # seeds with a share below 1
+    slower: int
 
 
 class Rauc(JsonModel):
@@ -68,108 +88,204 @@ class Rauc(JsonModel):
     values: list[float | None]
 
 
-class Result(JsonModel):
-    """What one score says of the arms.
+class Passage(JsonModel):
+    """Steps or epochs to the baseline's final value, as in Figure 4.
 
-    `shares` holds, by seed, the share of the baseline's steps at which MTO reaches the baseline's
-    final value. The baseline's steps are counted to its own first passage of that value, so that a
-    baseline which is done early is not held against it. None: undefined, as the baseline's value
-    does not improve; inf: never reached.
+    The baseline's are counted to its own first passage of that value, so that a baseline which is
+    done early is not held against it.
     """
 
+    baseline: float
+    arm: float  # inf: never reached
+
+    @property
+    def share(self) -> float:
+        """The arm's steps over the baseline's."""
+        return self.arm / self.baseline
+
+    @property
+    def reduction(self) -> float:
+        """Share of the baseline's steps that the arm saves; -inf: never reached."""
+        return 1 - self.share
+
+
+class Result(JsonModel):
+    """What one score says of an arm."""
+
     score: Score
+    unit: str  # of the curves: step or epoch
+    seeds: list[int]
     end: Pairs  # at the end of pre-training
     mean: Pairs  # averaged over the run
-    shares: list[float | None]
+    speed: Speed | None  # None: undefined, as a baseline does not improve
+    passages: list[Passage | None]  # None: as above
     rauc: list[Rauc]  # of the score, or of its negative where lower is better
 
 
 class Verdict(JsonModel):
-    """What can be said and the numbers behind it; `summary.sentence` says it."""
+    """What can be said of an arm and the numbers behind it; `summary.sentence` says it."""
 
+    arm: str
     finding: Finding
-    results: list[Result]  # the first one decides, the last one is L_ss
+    results: list[Result]  # the first one decides
+    confidence: float  # of the intervals that decide
     moving_target: bool = False  # of L_ss, which then cannot be compared between the arms
-    lost: int = 0  # seeds left out because the MTO arm failed, and the baseline did not
-    planned: int = 0  # seeds of the plan
+    lost: int = 0  # seeds left out because the arm failed, and the baseline did not
+    planned: int = 0  # seeds that it should have
+
+    @property
+    def loss(self) -> Result | None:
+        """L_ss, where both arms have it."""
+        return next((result for result in self.results if result.score.key == LOSS.key), None)
 
     def comparable(self, result: Result) -> bool:
-        """False for an L_ss whose target moves with each arm's own model."""
+        """False for an L_ss whose target moves with each run's own model."""
         return not (self.moving_target and result.score.key == LOSS.key)
 
 
 def judge(
-    pairs: list[tuple[Record, Record]],
+    arm: str,
+    pairs: Sequence[Pair],
     scores: Sequence[Score],
+    others: Sequence[Score] = (),
     *,
+    arms: int = 1,
     moving_target: bool = False,
     lost: int = 0,
     planned: int = 0,
 ) -> Verdict:
-    """Apply the rules above to (baseline, MTO) records of the same seeds; see `Verdict`."""
-    results = [
-        *(_result(s, [(b.scores[s.key], m.scores[s.key]) for b, m in pairs]) for s in scores),
-        _result(LOSS, [(b.curve("loss").smooth(), m.curve("loss").smooth()) for b, m in pairs]),
+    """Apply the rules above to (baseline, arm) records of the same seeds.
+
+    Args:
+        arm: Its name.
+        pairs: The records.
+        scores: Those that every run has, in the order in which they decide.
+        others: Those that some runs have, which decide nothing.
+        arms: Number of arms that are tested against the baseline.
+        moving_target, lost, planned: As in `Verdict`.
+    """
+    confidence = 1 - 0.05 / (2 * arms)
+    seeds = [baseline.seed for baseline, _ in pairs]
+    table = {s: [(b.score(s), a.score(s)) for b, a in pairs] for s in (*scores, *others)}
+    losses = [(b.curve("loss").smooth(), a.curve("loss").smooth()) for b, a in pairs]
+    first, *rest = [
+        compare(s, seeds, table.get(s, losses), confidence) for s in (*scores, LOSS, *others)
     ]
-    finding = find(results[0].end, results[0].mean, results[0].score, failures=lost > 0)
+    results = [first, *(result for result in rest if result.end.differences)]
+    finding = find(first.end, first.speed, first.score, failures=lost > 0)
     if moving_target and not scores:
         finding = Finding.NOT_COMPARABLE
     return Verdict(
-        finding=finding, results=results, moving_target=moving_target, lost=lost, planned=planned
+        arm=arm,
+        finding=finding,
+        results=results,
+        confidence=confidence,
+        moving_target=moving_target,
+        lost=lost,
+        planned=planned,
     )
 
 
-def _result(score: Score, curves: list[tuple[Curve, Curve]]) -> Result:
-    curves = [(b, m) for b, m in curves if b.steps and m.steps]
+def compare(
+    score: Score, seeds: Sequence[int], curves: Sequence[tuple[Curve, Curve]], confidence: float
+) -> Result:
+    """What a score says, from (baseline, arm) curves of each seed."""
+    there = [
+        (seed, pair) for seed, pair in zip(seeds, curves, strict=True) if pair[0].at and pair[1].at
+    ]
+    both = [pair for _, pair in there]
     higher = score.higher_is_better
-    stop = float(min((c.steps[-1] for pair in curves for c in pair), default=0))
-    rising = curves if higher else [(b.map(neg), m.map(neg)) for b, m in curves]
+    rising = both if higher else [(b.map(neg), a.map(neg)) for b, a in both]
+    start = max((c.at[0] for pair in both for c in pair), default=0.0)
+    stop = min((c.at[-1] for pair in both for c in pair), default=0.0)
+    unit = both[0][0].unit if both else "step"
+    ranges: Sequence[tuple[float, float]] = [(share * stop, stop) for share in RAUC_FROM]
+    if unit == "epoch" and start <= PAPER_RANGES[0][0] and stop >= PAPER_RANGES[0][1]:
+        ranges = PAPER_RANGES
     return Result(
         score=score,
-        end=paired([(b.values[-1], m.values[-1]) for b, m in curves], higher),
-        mean=paired([(b.average(), m.average()) for b, m in curves], higher),
-        shares=[share_of_steps(b, m) for b, m in rising],
+        unit=unit,
+        seeds=[seed for seed, _ in there],
+        end=paired([(b.values[-1], a.values[-1]) for b, a in both], higher, confidence),
+        mean=paired([(b.average(), a.average()) for b, a in both], higher, confidence),
+        speed=speed_of([share_of_steps(b, a) for b, a in rising], confidence),
+        passages=[passage(b, a) for b, a in rising],
         rauc=[
-            Rauc(start=s, stop=stop, values=[rauc_or_none(b, m, s, stop) for b, m in rising])
-            for s in (share * stop for share in RAUC_FROM)
+            Rauc(start=s, stop=e, values=[rauc_or_none(b, a, s, e) for b, a in rising])
+            for s, e in ranges
         ],
     )
 
 
-def share_of_steps(baseline: Curve, mto: Curve) -> float | None:
-    """MTO's steps to the baseline's final value over the baseline's own; see `Result`."""
+def share_of_steps(baseline: Curve, arm: Curve) -> float | None:
+    """Rule 2, of rising curves; None: the baseline never gets better than where it began."""
+    ends = baseline.values[-1], arm.values[-1]
+    if not baseline.first_reach(ends[0]) > baseline.at[0]:
+        return None
+    if ends[1] <= ends[0] and not arm.first_reach(ends[1]) > arm.at[0]:
+        return math.inf
+    own, others = baseline.first_reach(min(ends)), arm.first_reach(min(ends))
+    if own <= 0 or math.isnan(others):
+        return None if math.isnan(others) else math.inf
+    return others / own if others > 0 else None
+
+
+def passage(baseline: Curve, arm: Curve) -> Passage | None:
+    """Steps to the baseline's final value, of rising curves."""
     target = baseline.values[-1]
     own = baseline.first_reach(target)
-    if not own > baseline.steps[0]:  # it never got better than where it began
+    if not own > baseline.at[0]:
         return None
-    return mto.first_reach(target) / own
+    return Passage(baseline=own, arm=arm.first_reach(target))
 
 
-def rauc_or_none(baseline: Curve, mto: Curve, start: float, stop: float) -> float | None:
+def speed_of(shares: Sequence[float | None], confidence: float) -> Speed | None:
+    """Geometric mean and intervals; None where a share is undefined."""
+    known = [share for share in shares if share is not None]
+    if not known or len(known) < len(shares):
+        return None
+    logs = [math.log(share) for share in known]
+    intervals = [t_interval(logs, c) for c in (0.95, confidence)]
+    narrow, wide = ((math.exp(i[0]), math.exp(i[1])) if i else None for i in intervals)
+    return Speed(
+        shares=known,
+        mean=math.exp(float(np.mean(logs))),
+        interval_95=narrow,
+        interval=wide,
+        faster=sum(value < -1e-12 for value in logs),
+        slower=sum(value > 1e-12 for value in logs),
+    )
+
+
+def rauc_or_none(baseline: Curve, arm: Curve, start: float, stop: float) -> float | None:
     """RAUC, or None where it says nothing: the baseline hardly rises, or too few points."""
     from mto_core import rauc
 
     # A ratio to next to nothing, or to a negative area, would mislead.
-    heights = np.interp(np.linspace(start, stop, 257), baseline.steps, baseline.values)
+    heights = np.interp(np.linspace(start, stop, 257), baseline.at, baseline.values)
     if not heights.mean() - heights[0] > RAUC_LEAST * np.ptp(baseline.values):
         return None
     try:
-        return rauc(baseline.points(), mto.points(), start, stop)
+        return rauc(baseline.points(), arm.points(), start, stop)
     except ValueError:
         return None
 
 
-def paired(values: Sequence[tuple[float, float]], higher_is_better: bool = True) -> Pairs:
-    """Differences MTO - baseline of (baseline, MTO) over seeds, their mean and its intervals."""
-    differences = [m - b for b, m in values]
+def paired(
+    values: Sequence[tuple[float, float]],
+    higher_is_better: bool = True,
+    confidence: float = 0.975,
+) -> Pairs:
+    """Differences arm - baseline of (baseline, arm) over seeds, their mean and its intervals."""
+    differences = [a - b for b, a in values]
     sign = 1 if higher_is_better else -1
     return Pairs(
         baseline=[b for b, _ in values],
-        mto=[m for _, m in values],
+        arm=[a for _, a in values],
         differences=differences,
         mean=float(np.mean(differences)) if differences else math.nan,
         interval_95=t_interval(differences, 0.95),
-        interval_975=t_interval(differences, 0.975),
+        interval=t_interval(differences, confidence),
         better=sum(sign * d > 1e-12 for d in differences),
         worse=sum(sign * d < -1e-12 for d in differences),
     )
@@ -186,35 +302,29 @@ def t_interval(values: Sequence[float], confidence: float) -> Interval | None:
     return float(low), float(high)
 
 
-def holds_zero(interval: Interval | None) -> bool:
-    """Whether an interval does; one that is not there says nothing against zero."""
-    return interval is None or interval[0] <= 0 <= interval[1]
+def holds(interval: Interval | None, value: float = 0) -> bool:
+    """Whether an interval does; one that is not there says nothing against the value."""
+    return interval is None or interval[0] <= value <= interval[1]
 
 
-def find(end: Pairs, mean: Pairs, score: Score, *, failures: bool = False) -> Finding:
-    """Apply rules 1 to 3 to the deciding score, at the `end` and as `mean` over the run.
-
-    With `failures` of the MTO arm in other seeds, no gain in these proves anything.
-    """
+def find(end: Pairs, speed: Speed | None, score: Score, *, failures: bool = False) -> Finding:
+    """Apply rules 2, 3 and 5 to the deciding score; `failures`: the arm failed in other seeds."""
     if not math.isfinite(end.mean):
         return Finding.UNDEFINED
-    if len(end.differences) == 1:
+    seeds = len(end.differences)
+    if seeds == 1:
         return Finding.ONE_SEED
-    if sign := _proven(end, score):
-        better = Finding.LEANS_BETTER if failures else Finding.HELPED
-        return better if sign > 0 else Finding.HARMED
-    sign = _proven(mean, score)
-    if sign < 0 or (sign > 0 and not failures):
-        return Finding.FASTER if sign > 0 else Finding.SLOWER
-    if end.better == len(end.differences):
+    faster = slower = better = worse = False
+    if speed and not holds(speed.interval, 1):
+        faster, slower = speed.mean < 1, speed.mean > 1
+    if not holds(end.interval):
+        better = (end.mean > 0) == score.higher_is_better
+        worse = not better
+    if slower or worse:
+        return Finding.SLOWER if slower else Finding.WORSE
+    if (faster or better) and not failures:
+        return Finding.FASTER if faster else Finding.BETTER
+    up, down = (speed.faster, speed.slower) if speed else (end.better, end.worse)
+    if up == seeds:
         return Finding.LEANS_BETTER
-    if end.worse == len(end.differences):
-        return Finding.LEANS_WORSE
-    return Finding.NO_DIFFERENCE
-
-
-def _proven(pairs: Pairs, score: Score) -> int:
-    """1: better, -1: worse, 0: the 97.5 % interval holds zero, or there is none."""
-    if holds_zero(pairs.interval_975):
-        return 0
-    return 1 if (pairs.mean > 0) == score.higher_is_better else -1
+    return Finding.LEANS_WORSE if down == seeds else Finding.NO_DIFFERENCE

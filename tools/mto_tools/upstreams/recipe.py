@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -21,6 +22,17 @@ FINE_TUNING = (
     *("accumulation", "checkout", "checkpoint", "classes", "data", "epochs", "micro", "out"),
     *("seed", "total", "warmup"),
 )
+
+
+def groups(*names: str) -> AfterValidator:
+    """Annotate a field: a regular expression with these named groups, or ""."""
+
+    def check_groups(pattern: str) -> str:
+        if pattern and set(re.compile(pattern).groupindex) != set(names):
+            raise ValueError(f"{pattern!r} needs the named groups {', '.join(names)}, no others")
+        return pattern
+
+    return AfterValidator(check_groups)
 
 
 class Options(Table):
@@ -70,13 +82,23 @@ class Data(Table):
 
 
 class Logs(Table):
-    """Files in the output folder. An empty name: the recipe does not write it."""
+    """Files in the output folder. An empty name: the recipe does not write it.
+
+    Patterns are regular expressions, searched for in each line of a log in plain text.
+    """
 
     measures: str = "mto.jsonl"  # MTO's log: loss, terms and times by step
     affinity: str = "mto-affinity-{step:06d}.npz"  # affinity maps of a step
-    train: str = ""  # the recipe's own JSON lines, with the field `step`: scores, checksums
-    data: str = ""  # their field with a checksum of the images of a step
+    own: str = ""  # the recipe's own log: JSON lines with `step`, or with `epoch`, from 0
+    own_pattern: Annotated[str, groups("epoch", "value")] = ""  # plain text; value: L_ss
+    own_loss: tuple[str, ...] = ()  # its fields with L_ss; the first one found counts
+    data: str = ""  # its field with a checksum of the images of a step
     images: str = ""  # PNG, a row per image: masked input, reconstruction, target
+    evaluated: Annotated[str, of(*SAVED)] = ""  # checkpoint that is evaluated; "": `checkpoint`
+    finetune: str = ""  # log of a fine-tuning, in the output folder of that
+    finetune_pattern: Annotated[str, groups("value")] = ""  # plain text; value: as below
+    finetune_score: str = ""  # its field with the top-1 accuracy in per cent
+    free: tuple[str, ...] = ()  # settings that say where, not what: folders, devices
 
 
 class Score(Table):
