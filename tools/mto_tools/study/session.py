@@ -126,12 +126,13 @@ class Session:
         tasks = maker.tasks()
         states = read_states(self.folder)
         pretrained = [task for task in tasks if task.kind == "pretrain"]
-        known = [task for task in pretrained if task.id in states]
+        ended = {id for id, state in states.items() if state.status != "running"}
+        known = [task for task in pretrained if task.id in ended]
         return build_report(
             [self._source(task, tasks) for task in known],
             recipe=self.recipe,
             baseline=next(iter(self.study.arms)),
-            missing=[(task.arm, task.seed) for task in pretrained if task.id not in states],
+            missing=[(task.arm, task.seed) for task in pretrained if task.id not in ended],
             upstream=self.study.upstream,
             made_by=prepared.made_by,
             style=maker.style,
