@@ -1,4 +1,4 @@
-"""A plan over the fake recipe, and what comes of running it."""
+"""Studies over the fake recipe, and what comes of running them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from rich.console import Console
 
 from mto_tools.home import find_home
 from mto_tools.launch.inputs import Inputs
-from mto_tools.study.cli import train
-from mto_tools.study.plan import Plan, make_plan
+from mto_tools.study.builtin import Asked, compare
+from mto_tools.study.report import Report
+from mto_tools.study.session import How, Session
+from mto_tools.study.spec import Study
+from mto_tools.study.tasks import Task
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
 
@@ -24,12 +27,18 @@ FAKE = Recipe.model_validate(
         "pretrain": "fake_recipe.py",
         "arguments": "--data_path {data} --output_dir {out} --style {style} --seed {seed} "
         "--steps {steps} --log_every {log_every} --eval_every {eval_every}",
-        "checkpoint": "checkpoint.pth",
+        "checkpoint": "checkpoint-{step:06d}.pth",
         "resume_from": "checkpoint.pth",
         "cuda_only": False,
+        "options": {"save": "--save_every", "keep": "--save_steps"},
         "styles": {"mae": {"preset": "mae"}, "simmim": {"preset": "simmim"}},
         "data": {"name": "digits", "make": "make_digits.py --out {data}"},
-        "logs": {"train": "log.jsonl", "data": "data"},
+        "logs": {
+            "own": "log.jsonl",
+            "data": "data",
+            "finetune": "log.txt",
+            "finetune_score": "test_acc1",
+        },
         "compare": {
             "steps": 180,
             "disk_mb_per_run": 1,
@@ -37,6 +46,15 @@ FAKE = Recipe.model_validate(
                 {"key": "probe", "label": "Linear probe accuracy"},
                 {"key": "knn", "label": "k-NN accuracy"},
             ],
+        },
+        "finetune": {
+            "script": "fake_finetune.py",
+            "arguments": "--finetune {checkpoint} --epochs {epochs} --batch_size {total} "
+            "--seed {seed} --data_path {data} --output_dir {out}",
+            "epochs": 3,
+            "total_batch": 8,
+            "images_per_gpu": 8,
+            "models": {"fake": {}},
         },
     }
 )
@@ -59,24 +77,30 @@ def recipe_of(name: str) -> Recipe:
     return load_recipe(load_upstream(CLONE, name))
 
 
-def plan_of(
-    name: str,
-    recipe: Recipe | None = None,
-    *,
-    out: Path = Path("/out"),
-    checkout: Path | None = None,
-    images: int = 64,
-    **options: Any,
-) -> Plan:
-    """The plan of a shipped recipe, or of `recipe`."""
-    checkout = checkout or Path("/up") / name
-    inputs = Inputs(checkout, out / "data", images, cwd=checkout, versions={})
-    options = {"cores": 2, "seeds": 2, **options}
-    return make_plan(recipe or recipe_of(name), name, lambda: inputs, out, **options)
+def inputs_of(name: str, images: int = 64) -> Inputs:
+    """Of a shipped recipe, which stands nowhere, or of the fake one."""
+    checkout = HERE if name == "fake" else Path("/up") / name
+    return Inputs(checkout, Path("/data"), images, cwd=checkout, versions={})
 
 
-def fake_plan(out: Path, *extra: str, jobs: int = 2, **more: Any) -> Plan:
-    return plan_of("fake", FAKE, out=out, checkout=HERE, jobs=jobs, extra=extra, **more)
+def tasks_of(
+    study: Study, folder: Path = Path("/out"), *, images: int = 64, gpu: bool = False
+) -> list[Task]:
+    """The tasks of a study over a shipped recipe, or over the fake one."""
+    recipe = FAKE if study.upstream == "fake" else recipe_of(study.upstream)
+    session = Session(study, folder, recipe)
+    return session.maker(inputs_of(study.upstream, images), gpu=gpu).tasks()
+
+
+def fake_session(folder: Path, *extra: str, seeds: int = 2, **more: Any) -> Session:
+    """A comparison over the fake recipe; `extra` as after `--`, `more` as in the study file."""
+    study = compare("fake", FAKE, Asked(seeds=seeds, extra=extra))
+    return Session(study.model_copy(update=more), folder, FAKE)
+
+
+def run(session: Session, *, jobs: int = 2, **how: Any) -> Report:
+    """Run a study over the fake recipe here."""
+    return session.run(inputs_of("fake"), How(jobs=jobs, **how), quiet())
 
 
 def quiet() -> Console:
@@ -85,15 +109,13 @@ def quiet() -> Console:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    folder = tmp_path / "reports" / "fake" / "now"
-    folder.mkdir(parents=True)
-    return folder
+    return tmp_path / "reports" / "fake" / "now"
 
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("reports")
-    train(fake_plan(work, seeds=2), work, quiet())
+    run(fake_session(work))
     return work
 
 

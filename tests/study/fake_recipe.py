@@ -10,10 +10,13 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,10 @@ parser.add_argument("--fail_at", type=int)
 parser.add_argument("--fail_seed", type=int)
 parser.add_argument("--fail_signal", type=int)
 parser.add_argument("--sleep_at", type=int)
+parser.add_argument("--save_every", type=int, default=1000)
+parser.add_argument("--save_steps", type=int, nargs="*", default=[])
+parser.add_argument("--kill", help="folder with a file for each step at which to kill the driver")
+parser.add_argument("--immortal", action="store_true", help="go on after that")
 parser.add_argument("--helper", action="store_true", help="start a process that outlives us")
 args = parser.parse_args()
 WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
@@ -50,11 +57,47 @@ def write(name, record):
         file.write(json.dumps(record) + "\n")
 
 
+def kill_driver(step):
+    """Once: the study's driver dies, and then we do, as its guard sees to it."""
+    for how in ("", "-cut"):
+        event = Path(args.kill or out) / f"{out.name}-{step}{how}"
+        if args.kill and event.exists():
+            event.unlink()
+            if how:
+                (out / "checkpoint.pth").write_bytes(b"half a checkpoint")
+            words = (out.parents[1] / ".lock").read_text().split()
+            os.kill(int(words[1]), signal.SIGKILL)
+            time.sleep(0 if args.immortal else 600)
+
+
+def save(path, step):
+    """A checkpoint as torch writes it: a zip file."""
+    part = path.with_suffix(".part")
+    with zipfile.ZipFile(part, "w") as file:
+        file.writestr("state", pickle.dumps((step, noise.getstate(), timing.getstate())))
+    part.replace(path)
+
+
+def load():
+    """Step to go on after; logs keep what the checkpoint has."""
+    with zipfile.ZipFile(out / "checkpoint.pth") as file:
+        step, *states = pickle.loads(file.read("state"))
+    for generator, state in zip((noise, timing), states, strict=True):
+        generator.setstate(state)
+    for log in out.glob("*.jsonl"):
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        log.with_suffix(".part").write_text("".join(f"{line}\n" for line in lines))
+        log.with_suffix(".part").replace(log)
+    return step
+
+
 def digest(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-for step in range(1, args.steps + 1):
+begin = load() if (out / "checkpoint.pth").exists() else 0
+for step in range(begin + 1, args.steps + 1):
+    kill_driver(step)
     done = (step - 1) / args.steps
     level = 1 - math.exp(-4 * done * (1 + 4 * gain)) * 0.7
     loss = 0.35 - 0.25 * level + noise.gauss(0, 0.004) * (step > 1)
@@ -97,4 +140,7 @@ for step in range(1, args.steps + 1):
         quadrant = maps[:, :12, 12:] / maps[:, :12, 12:].sum(-1, keepdims=True)
         path = out / f"mto-affinity-{step:06d}.npz"
         np.savez(path, affinity=maps, masked_to_visible=quadrant, num_masked=12)
-(out / "checkpoint.pth").write_bytes(b"weights")
+    if step % args.save_every == 0 or step == args.steps:
+        save(out / "checkpoint.pth", step)
+    if step in args.save_steps:
+        save(out / f"checkpoint-{step:06d}.pth", step)

@@ -1,37 +1,62 @@
-"""Runs as real processes: watched, told apart when they fail, and always ended."""
+"""Tasks as real processes: watched, told apart when they fail, stopped and gone on with."""
 
 from __future__ import annotations
 
-import io
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mto_tools.errors import MissingError, MtoError
+from mto_tools.errors import MtoError, RefusedError
 from mto_tools.launch import guard
-from mto_tools.study.cli import train
-from mto_tools.study.plan import Plan
-from mto_tools.study.run import environment, execute, read_end
-from mto_tools.study.verdict import Finding
+from mto_tools.study.folder import locked
+from mto_tools.study.launchers import environment
+from mto_tools.study.report import Report
+from mto_tools.study.session import Session
+from mto_tools.study.tasks import read_states
 
-from .conftest import fake_plan, quiet
+from ..forkserver import ForkServer
+from .conftest import FAKE, HERE, fake_session, run
 
 # What a shell starts in the background ignores SIGINT, and so would the driver.
 DRIVER = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
-from mto_tools.study.plan import Plan
-from mto_tools.study.run import execute
+from mto_tools.launch.inputs import Inputs
+from mto_tools.study.session import How, Session
+from mto_tools.study.spec import load_study
+from mto_tools.upstreams.recipe import Recipe
 signal.signal(signal.SIGINT, signal.default_int_handler)
-work = Path(sys.argv[1])
-execute(Plan.load(work / "plan.json"), work, Console(stderr=True))
+asked, folder, recipe, here, launcher = sys.argv[1:]
+session = Session(load_study(Path(asked)), Path(folder), Recipe.model_validate_json(recipe))
+inputs = Inputs(Path(here), Path("/data"), 64, cwd=Path(here), versions={})
+session.run(inputs, How(launcher, jobs=2), Console(stderr=True))
 """
+
+
+@pytest.fixture(scope="session")
+def server(fork_server: Callable[..., ForkServer]) -> ForkServer:
+    return fork_server("mto_tools.study.session", "mto_tools.recipe.settings")
+
+
+@pytest.fixture
+def drive(server: ForkServer, tmp_path: Path) -> Callable[..., int]:
+    """Run a study in a process of its own, which may be killed; its exit code."""
+
+    def drive(session: Session, launcher: str = "local") -> int:
+        asked = tmp_path / "asked.toml"
+        session.study.save_as(asked)
+        words = [asked, session.folder, FAKE.model_dump_json(), HERE, launcher]
+        process = server.start("-c", DRIVER, *map(str, words), out=tmp_path / "driver.txt")
+        try:
+            return process.wait()
+        finally:
+            process.kill()
+
+    return drive
 
 
 def alive(pid: int) -> bool:
@@ -50,71 +75,145 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_all_runs_end_and_leave_their_output(finished: Path) -> None:
-    plan = Plan.load(finished / "plan.json")
-    ends = {run.name: read_end(run, finished) for run in plan.runs}
-    assert sorted(ends) == ["baseline-0", "baseline-1", "mto-0", "mto-1"]
-    assert all(end and end.exit_code == 0 and end.seconds > 0 for end in ends.values())
-    assert (finished / "runs/mto-1/output.txt").read_text() == f"mto with {plan.data}\n"
+def test_all_tasks_end_and_leave_their_output(finished: Path) -> None:
+    states = read_states(finished)
+    names = ["baseline-0", "baseline-1", "mto-0", "mto-1"]
+    assert sorted(states) == [f"pretrain-{name}" for name in names]
+    assert all(s.status == "done" and s.exit_code == 0 and s.attempts == 1 for s in states.values())
+    assert (finished / "tasks/pretrain-mto-1.txt").read_text() == "mto with /data\n"
+
+
+# Ten events: run, step of the fake recipe, and whether the checkpoint is left cut.
+KILLS = [
+    *("baseline-0-1", "baseline-0-50", "mto-0-50", "mto-0-77-cut", "mto-0-180"),
+    *("baseline-1-19", "baseline-1-20-cut", "baseline-1-21", "mto-1-111", "mto-1-179"),
+]
+
+
+def test_killed_ten_times_it_gives_the_same_report(
+    finished: Path, tmp_path: Path, drive: Callable[..., int]
+) -> None:
+    events = tmp_path / "kill"
+    events.mkdir()
+    for name in KILLS:
+        (events / name).touch()
+    session = fake_session(tmp_path / "study", "--kill", str(events))
+    codes = [drive(session) for _ in range(len(KILLS))]
+    while any(events.iterdir()):
+        codes.append(drive(session))
+    codes.append(drive(session))
+    assert codes[-1] == 0, (tmp_path / "driver.txt").read_text()
+    assert sum(code != 0 for code in codes) == len(KILLS)
+    assert same(Report.load(session.folder / "report.json"), Report.load(finished / "report.json"))
+    assert max(state.attempts for state in read_states(session.folder).values()) >= 4
+
+
+def same(one: Report, other: Report) -> bool:
+    """Whether two reports say the same, but for when and where they were made."""
+    plain = []
+    for report in (one, other):
+        found = report.model_dump(exclude={"made", "made_by", "facts", "commands"})
+        for record in found["records"]:
+            record |= {"seconds": None, "bytes": None}
+        plain.append(repr(found))  # NaN is equal to itself there
+    return plain[0] == plain[1]
+
+
+def test_seeds_and_arms_added_later_run_alone(finished: Path) -> None:
+    before = read_states(finished)
+    grown = fake_session(finished, seeds=3)
+    arms = {**grown.study.arms, "half": grown.study.arms["mto"]}
+    grown = Session(grown.study.model_copy(update={"arms": arms}), finished, FAKE)
+    report = run(grown)
+    states = read_states(finished)
+    assert {id: states[id] for id in before} == before, "none of them was started again"
+    assert len(states) == 9
+    assert report.arms == ["baseline", "mto", "half"]
+    fewer = run(fake_session(finished, seeds=1))
+    assert {record.seed for record in fewer.records} == {0}
+    assert read_states(finished) == states, "what the study no longer names stays"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"extra": ["--gain", "0.2"]}, "arguments"),
+        ({"steps": 90}, "steps"),
+        ({"extra": ["--mto_sparsity", "3"]}, "arms.mto"),
+    ],
+)
+def test_other_settings_are_refused_by_name(finished: Path, change: dict, key: str) -> None:
+    page = (finished / "report.html").read_bytes()
+    session = fake_session(finished, *change.pop("extra", ()), **change)
+    with pytest.raises(RefusedError, match=key):
+        run(session)
+    session.study.save_as(finished / "study.toml")  # as an editor would
+    with pytest.raises(RefusedError, match=key):
+        run(session)
+    assert (finished / "report.html").read_bytes() == page
+
+
+def test_fine_tuning_begins_with_the_checkpoint_of_its_step(work: Path) -> None:
+    session = fake_session(work, seeds=1, finetune_at=(60, 180))
+    report = run(session)
+    states = read_states(work)
+    assert len(states) == 6
+    for step in (60, 180):
+        command = states[f"finetune-mto-0-{step}"].command
+        assert str(work / f"runs/mto-0/checkpoint-{step:06d}.pth") in command
+    curves = [record.scores["finetuned"] for record in report.records]
+    assert [curve.at for curve in curves] == [[60, 180], [60, 180]]
+    gains = [b - a for a, b in zip(curves[0].values, curves[1].values, strict=True)]
+    assert gains == pytest.approx([0.03, 0.03]) or gains == pytest.approx([3, 3])
 
 
 def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "90")
+    session = fake_session(work, "--fail_at", "90")
     with pytest.raises(MtoError, match="exit status 7") as caught:
-        execute(plan, work, quiet())
+        run(session)
     assert "RuntimeError: the fake recipe was told to fail [/red]" in caught.value.message
-    assert str(work / "runs/mto-0/output.txt") in caught.value.message
+    assert str(work / "tasks/pretrain-mto-0.txt") in caught.value.message
     assert not (work / "runs/mto-1").exists(), "later seeds do not start"
 
 
 def test_death_by_memory_is_told_apart(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "20", "--fail_signal", "9", seeds=1)
+    session = fake_session(work, "--fail_at", "20", "--fail_signal", "9", seeds=1)
     with pytest.raises(MtoError, match="signal 9") as caught:
-        execute(plan, work, quiet())
+        run(session)
     assert "--jobs 1" in caught.value.hint
 
 
 def test_keep_going_reports_on_the_seeds_that_are_whole(work: Path) -> None:
-    plan = fake_plan(work, "--fail_at", "90", "--fail_seed", "0", seeds=3)
-    report = train(plan, work, quiet(), keep_going=True)
+    session = fake_session(work, "--fail_at", "90", "--fail_seed", "0", seeds=3)
+    report = run(session, keep_going=True)
     assert report.failed == ["mto-0"]
     assert {record.seed for record in report.records} == {1, 2}
-    assert report.verdict.finding is Finding.LEANS_BETTER, "a failed seed leaves nothing proven"
-    assert "<li>mto-0</li>" in (work / "report.html").read_text()
-
-
-def test_nothing_to_report_when_every_seed_failed(work: Path) -> None:
-    console = quiet()
-    with pytest.raises(MissingError) as caught:
-        train(fake_plan(work, "--fail_at", "2", seeds=1), work, console, keep_going=True)
-    assert str(work / "runs/baseline-0/output.txt") in caught.value.hint
-    assert isinstance(console.file, io.StringIO)
-    assert f"mto report {work}" in console.file.getvalue().replace("\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_comparison(work: Path, number: signal.Signals) -> None:
-    """One arm hangs, with a helper of its own; then the parent is interrupted or killed."""
-    fake_plan(work, "--sleep_at", "3", "--helper", seeds=1).save(work / "plan.json")
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(work)],
-        env=environment(1),
-        stderr=subprocess.DEVNULL,
-    )
+def test_no_process_outlives_the_study(
+    server: ForkServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    """One arm hangs, with a helper of its own; then the driver is interrupted or killed."""
+    session = fake_session(tmp_path / "study", "--sleep_at", "3", "--helper", seeds=1)
+    session.study.save_as(tmp_path / "asked.toml")
+    words = [tmp_path / "asked.toml", session.folder, FAKE.model_dump_json(), HERE, "local"]
+    driver = server.start("-c", DRIVER, *map(str, words), out=tmp_path / "driver.txt")
     try:
-        helper = work / "runs/mto-0/helper.pid"
+        helper = session.folder / "runs/mto-0/helper.pid"
         wait_for(lambda: helper.exists() and helper.read_text())
-        wait_for(lambda: len(list(work.glob("runs/mto-0/mto.jsonl"))) == 1)
-        pids = [int(helper.read_text()), *_descendants(driver.pid)]
+        pid = int((session.folder / ".lock").read_text().split()[1])
+        pids = [int(helper.read_text()), *_descendants(pid)]
         hanging = set(filter(alive, pids))  # the other arm may have ended meanwhile
-        assert int(helper.read_text()) in hanging
         assert len(hanging) >= 3  # helper, guard, run
+        with pytest.raises(RefusedError, match=f"process {pid}"), locked(session.folder):
+            pass
         driver.send_signal(number)
-        driver.wait(30)
-        wait_for(lambda: not any(map(alive, pids)), guard.GRACE + 20)
+        driver.wait()
+        with locked(session.folder, patience=guard.GRACE + 20):
+            assert not any(map(alive, pids)), "the lock is free when all are gone, and not before"
     finally:
         driver.kill()
-        driver.wait()
 
 
 def _descendants(pid: int) -> list[int]:
@@ -127,6 +226,23 @@ def _descendants(pid: int) -> list[int]:
             found += children
             todo += children
     return found
+
+
+def test_submitit_runs_jobs_that_outlive_the_driver(
+    finished: Path, tmp_path: Path, drive: Callable[..., int]
+) -> None:
+    """Its local executor: real jobs. The driver is killed, and the next one finds the jobs."""
+    pytest.importorskip("submitit")
+    events = tmp_path / "kill"
+    events.mkdir()
+    for name in ("mto-0-50", "baseline-1-111"):
+        (events / name).touch()
+    session = fake_session(tmp_path / "study", "--kill", str(events), "--immortal")
+    while any(events.iterdir()):
+        assert drive(session, "submitit-local") != 0
+    assert drive(session, "submitit-local") == 0, (tmp_path / "driver.txt").read_text()
+    assert same(Report.load(session.folder / "report.json"), Report.load(finished / "report.json"))
+    assert {state.attempts for state in read_states(session.folder).values()} == {1}
 
 
 def test_runs_get_equal_threads_and_nothing_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

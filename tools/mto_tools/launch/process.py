@@ -36,16 +36,26 @@ class Started:
             end([self])
 
     def cause(self, lines: int = 15) -> str:
-        """The last lines it printed, before torchrun's own report, which has no cause in it."""
-        text = self.log.read_text("utf-8", "replace").strip().splitlines()
-        footer = (number for number, line in enumerate(text) if _TORCHRUN.search(line))
-        return "\n".join(text[: next(footer, None) or None][-lines:])
+        """The last lines it printed, without torchrun's own report."""
+        return last_words(self.log, lines)
+
+
+def last_words(log: Path, lines: int = 15) -> str:
+    """The last lines of an output, before torchrun's own report, which has no cause in it."""
+    text = log.read_text("utf-8", "replace").strip().splitlines()
+    footer = (number for number, line in enumerate(text) if _TORCHRUN.search(line))
+    return "\n".join(text[: next(footer, None) or None][-lines:])
 
 
 def start(
-    command: Sequence[str], *, cwd: Path | str, log: Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    cwd: Path | str,
+    log: Path,
+    environment: Mapping[str, str],
+    held: Sequence[int] = (),
 ) -> Started:
-    """Start a command; its output goes to `log`."""
+    """Start a command; its output goes to `log`, and its guard holds the descriptors `held`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(guard.__file__), *command],
@@ -55,6 +65,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=held,
         )
     return Started(log, process, time.monotonic())
 

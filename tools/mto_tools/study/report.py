@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,10 +19,7 @@ from mto_tools.study.folder import JsonModel, write
 from mto_tools.study.record import Record, arms_of, by_seed, in_one_unit
 from mto_tools.study.runs import Source, collect, scores_of
 from mto_tools.study.verdict import Verdict, judge
-from mto_tools.upstreams.recipe import Compare, Recipe, Score
-
-if TYPE_CHECKING:
-    from mto_tools.study.plan import Plan
+from mto_tools.upstreams.recipe import Recipe, Score
 
 
 class Report(JsonModel):
@@ -148,55 +145,6 @@ def build_report(
         facts=dict(facts or {}),
         commands={name: [*words] for name, words in (commands or {}).items()},
         records=records,
-    )
-
-
-def build(plan: Plan, folder: Path) -> Report:
-    """The report of a comparison in `folder`, from the runs that ended well there.
-
-    Raises:
-        MissingError: There is no seed with two of them.
-    """
-    from mto_tools.home import find_home
-    from mto_tools.study.run import read_end
-    from mto_tools.upstreams.recipe import load_recipe
-    from mto_tools.upstreams.upstream import load_upstream
-
-    try:
-        recipe = load_recipe(load_upstream(find_home(), plan.upstream))
-    except MissingError:  # on another machine, or of a fork; the plan holds what is needed
-        recipe = Recipe.model_construct(checkpoint="checkpoint.pth", resume_from="")
-    compare = Compare.model_construct(scores=plan.scores, moving_target=plan.moving_target)
-    recipe = recipe.model_copy(update={"logs": plan.logs, "compare": compare})
-    ends = {run.name: read_end(run, folder) for run in plan.runs}
-    sources = [
-        Source(
-            arm=run.arm,
-            seed=run.seed,
-            folder=folder / "runs" / run.name,
-            ended=end.exit_code == 0,
-            seconds=end.seconds,
-        )
-        for run in plan.runs
-        if (end := ends[run.name])
-    ]
-    return build_report(
-        sources,
-        recipe=recipe,
-        baseline="baseline",
-        missing=[(run.arm, run.seed) for run in plan.runs if not ends[run.name]],
-        upstream=plan.upstream,
-        made_by=plan.made_by,
-        style=plan.style,
-        versions=plan.versions,
-        facts={
-            "data": plan.data,
-            "preset": " ".join([plan.preset, *plan.mto_options]),
-            "at once": f"{plan.jobs} runs, {summary.number(plan.threads, 'thread')} each",
-            "run in": f"{plan.cwd}, with OMP_NUM_THREADS={plan.threads}",
-        },
-        commands={run.name: run.command for run in plan.runs},
-        last_step=plan.last_logged,
     )
 
 

@@ -81,13 +81,14 @@ def report(
 
 
 def draw_again(folder: Path) -> Report:
-    """The report in a folder, or that of the runs which an unfinished one has."""
-    from mto_tools.study.plan import Plan
-    from mto_tools.study.report import Report, build
+    """The report in a folder, or that of the runs which an unfinished study has."""
+    from mto_tools.study.report import Report
+    from mto_tools.study.session import open_session
+    from mto_tools.study.spec import FILE
 
-    if (folder / "report.json").is_file() or not (folder / "plan.json").is_file():
+    if (folder / "report.json").is_file() or not (folder / FILE).is_file():
         return Report.load(folder / "report.json")
-    return build(Plan.load(folder / "plan.json"), folder)
+    return open_session(folder.absolute()).report()
 
 
 def read_runs(

@@ -1,106 +1,225 @@
-"""Run the arms side by side, show how far they are, and leave no process behind."""
+"""Run the tasks of a study: each when what it needs is done, and on from where it was stopped."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mto_tools.errors import MtoError
-from mto_tools.launch.command import OF_ONE_RUN
-from mto_tools.launch.process import Started, end, start
-from mto_tools.study.folder import JsonModel
-from mto_tools.study.plan import Plan, Run
+from mto_tools.launch.process import last_words
+from mto_tools.study.launchers import LOST, Handle, Launcher, Work
+from mto_tools.study.resume import checkpoint_at, go_on
+from mto_tools.study.tasks import CHECKPOINT, State, Task, read_states
+from mto_tools.upstreams.recipe import Recipe
 
 POLL = 0.2  # seconds between looks at the logs
-ENDED = "ended.json"  # file in the folder of a run that ended by itself
+LITTLE_MB = 200  # room below which a failure is likely one of the disk
 
 
-class Ended(JsonModel):
-    """How a run ended by itself. One that was stopped, or is under way, has none."""
+@dataclass
+class Driver:
+    """Runs tasks and writes down how they end, in `folder/tasks`.
 
-    exit_code: int
-    seconds: float
-
-
-def read_end(run: Run, out: Path) -> Ended | None:
-    """How the run in `out/runs` ended, if it did."""
-    path = out / "runs" / run.name / ENDED
-    return Ended.load(path) if path.is_file() else None
-
-
-def environment(threads: int) -> dict[str, str]:
-    """The environment of every run: the same threads, and nothing of a run around this process."""
-    inherited = {k: v for k, v in os.environ.items() if k not in (*OF_ONE_RUN, "SLURM_PROCID")}
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return inherited | dict.fromkeys(names, str(threads))
-
-
-def execute(plan: Plan, out: Path, console: Console, *, keep_going: bool = False) -> None:
-    """Run everything in `plan`, at most `plan.jobs` at a time.
-
-    The output of a run goes to `out/runs/ARM-SEED/output.txt`, its end to `ended.json` beside it.
-    However this ends (Ctrl-C, an error, a signal), the guards leave no process.
-
-    Raises:
-        MtoError: A run failed and `keep_going` is off; says its last words and where its log is.
+    Args:
+        folder: Of the study.
+        recipe: How its runs are read and resumed.
+        cwd: Where the scripts are started.
+        nproc: Processes of a task.
+        launcher: What starts them.
+        console: For progress, and a line for each start and end where it is no terminal.
+        keep_going: Go on with other tasks when one fails.
     """
-    waiting, env = deque(plan.runs), environment(plan.threads)
-    running: dict[TaskID, tuple[Run, Started]] = {}
-    with Progress(console=console) as progress:
-        everything = progress.add_task("all runs", total=len(plan.runs) * plan.steps)
-        try:
-            while waiting or running:
-                while waiting and len(running) < plan.jobs:
-                    run = waiting.popleft()
-                    log = out / "runs" / run.name / "output.txt"
-                    log.parent.mkdir(parents=True, exist_ok=True)
-                    task = progress.add_task(f"seed {run.seed} {run.arm}", total=plan.steps)
-                    running[task] = run, start(run.command, cwd=plan.cwd, log=log, environment=env)
-                time.sleep(POLL)
-                for task, (run, started) in list(running.items()):
-                    code = started.returncode
-                    step = _last_step(started.log.with_name(plan.logs.measures))
-                    progress.update(task, completed=step)
-                    if code is None:
-                        continue
-                    del running[task]
-                    end([started])
-                    progress.stop_task(task)
-                    seconds = round(time.monotonic() - started.began, 2)
-                    Ended(exit_code=code, seconds=seconds).save(started.log.with_name(ENDED))
-                    if code:
-                        error = _failure(run, started, code, step)
-                        if not keep_going:
-                            raise error
-                        console.print(f"failed: {error.message}", markup=False, highlight=False)
-                done = sum(task.completed for task in progress.tasks if task.id != everything)
-                progress.update(everything, completed=done)
-        finally:
-            end(started for _, started in running.values())
+
+    folder: Path
+    recipe: Recipe
+    cwd: str
+    nproc: int
+    launcher: Launcher
+    console: Console
+    keep_going: bool = False
+    states: dict[str, State] = field(init=False)
+
+    def run(self, tasks: Sequence[Task]) -> list[str]:
+        """Run all that is not done; return the ids of those that failed.
+
+        Raises:
+            MtoError: A task failed and `keep_going` is off; says its last words and where its
+                output is.
+        """
+        (self.folder / "tasks").mkdir(exist_ok=True)
+        self.states = read_states(self.folder)
+        waiting = deque(task for task in tasks if not self._done(task.id))
+        running: dict[str, tuple[Task, Handle]] = {}
+        failed: list[str] = []
+        progress = _progress(self.console)
+        everything = progress.add_task("all tasks", total=len(tasks))
+        bars: dict[str, TaskID] = {}
+        with progress:
+            try:
+                while waiting or running:
+                    for task in self._ready(waiting, failed, self.launcher.jobs - len(running)):
+                        running[task.id] = task, self._start(task)
+                        bars[task.id] = progress.add_task(task.id, total=task.steps or None)
+                    if not running:
+                        break  # what is left needs a task that failed
+                    time.sleep(POLL)
+                    for id, (task, handle) in list(running.items()):
+                        code = handle.code()
+                        step = last_step(self._measures(task)) if task.steps else 0
+                        progress.update(bars[id], completed=step)
+                        if code is None:
+                            continue
+                        del running[id]
+                        progress.remove_task(bars.pop(id))
+                        self._end(task, code)
+                        if code:
+                            failed.append(id)
+                            error = self._failure(task, code, step)
+                            if not self.keep_going:
+                                raise error
+                            self.console.print(f"failed: {error.message}", markup=False)
+                    progress.update(everything, completed=sum(self._done(t.id) for t in tasks))
+            finally:
+                self.launcher.close()
+        return failed
+
+    def _done(self, id: str) -> bool:
+        return id in self.states and self.states[id].status == "done"
+
+    def _ready(self, waiting: deque[Task], failed: list[str], free: int) -> list[Task]:
+        found = [t for t in waiting if not t.needs or self._done(t.needs)][: max(0, free)]
+        for task in found:
+            waiting.remove(task)
+        return found
+
+    def _start(self, task: Task) -> Handle:
+        out = self.folder / task.place
+        work = Work(task.id, (), self.cwd, self._log(task), self.nproc)
+        before = self.states.get(task.id)
+        job = before.job if before and before.status == "running" else ""
+        if found := self.launcher.find(job, work):
+            self._say(task, "goes on as job", job)
+            return found
+        words = list(task.command)
+        if task.at is not None:
+            at, path = checkpoint_at(self.recipe, self.folder / "runs" / task.run, task.at)
+            words = [word.replace(CHECKPOINT, str(path)) for word in words]
+            if task.kind == "finetune" and at != task.at:
+                self._say(task, f"begins with the checkpoint of {at},", "the first one at or after")
+        resumed: list[str] = []
+        if task.kind != "evaluate":
+            resumed = go_on(self.recipe, task.kind, out)
+            out.mkdir(parents=True, exist_ok=True)
+        state = State(
+            status="running",
+            attempts=before.attempts + 1 if before else 1,
+            seconds=before.seconds if before else 0.0,
+            began=time.time(),
+            command=[*words, *resumed],
+            settings=task.settings,
+        )
+        self._save(task, state)
+        handle = self.launcher.start(Work(task.id, state.command, self.cwd, work.log, self.nproc))
+        if handle.job:
+            self._save(task, state.model_copy(update={"job": handle.job}))
+        self._say(task, "starts", " ".join(resumed) and f"again, with {' '.join(resumed)}")
+        return handle
+
+    def _end(self, task: Task, code: int) -> None:
+        before = self.states[task.id]
+        took = round(time.time() - before.began, 2)
+        ended = {"exit_code": code, "seconds": before.seconds + took, "job": ""}
+        status = "failed" if code else "done"
+        self._save(task, before.model_copy(update={"status": status, **ended}))
+        self._say(task, status, f"after {took:.0f} s")
+
+    def _save(self, task: Task, state: State) -> None:
+        self.states[task.id] = state
+        state.save(self.folder / "tasks" / f"{task.id}.json")
+
+    def _say(self, task: Task, *words: str) -> None:
+        if not self.console.is_terminal:
+            line = " ".join(filter(None, (task.id, *words)))
+            self.console.print(line, markup=False, highlight=False)
+
+    def _log(self, task: Task) -> Path:
+        return self.folder / "tasks" / f"{task.id}.txt"
+
+    def _measures(self, task: Task) -> Path:
+        return self.folder / task.place / self.recipe.logs.measures
+
+    def _failure(self, task: Task, code: int, step: int) -> MtoError:
+        log = self._log(task)
+        text = last_words(log) if log.is_file() else ""
+        how, hint = f"with exit status {code}", "mend the cause and start again; it goes on"
+        if code == LOST:
+            how, hint = "as a job that is gone", f"see {self.folder / 'tasks' / 'slurm'}"
+        elif code > 128:  # as the guard passes on a death by signal
+            how = f"by signal {code - 128}"
+        if code == 128 + signal.SIGKILL:
+            hint = "if memory ran out, run fewer at once with --jobs 1"
+        free_mb = shutil.disk_usage(self.folder).free // 10**6
+        if "No space left on device" in text or free_mb < LITTLE_MB:
+            hint = f"{self.folder} has {free_mb} MB free: make room and start again; it goes on"
+        words = "\n".join(f"  | {line}" for line in text.splitlines())
+        where = f" at step {step}" if step else ""
+        return MtoError(
+            f"{task.id} ended {how}{where}; its last lines:\n"
+            f"{words or '  | (it printed nothing)'}\nAll of it is in {log}",
+            hint=hint,
+        )
 
 
-def _last_step(log: Path) -> int:
+def last_step(log: Path) -> int:
     """Step of the last whole line; 0 where there is none."""
-    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    lines = _last_lines(log)
+    return int(lines[-1]["step"]) if lines else 0
 
 
-def _failure(run: Run, started: Started, code: int, step: int) -> MtoError:
-    how, hint = f"with exit status {code}", "mend the cause and start again"
-    if code > 128:  # as the guard passes on a death by signal
-        how = f"by signal {code - 128}"
-    if code == 128 + signal.SIGKILL:
-        hint = "if memory ran out, run fewer at once with --jobs 1"
-    words = "\n".join(f"  | {line}" for line in started.cause().splitlines())
-    return MtoError(
-        f"seed {run.seed} {run.arm} ended {how} at step {step}; its last lines:\n"
-        f"{words or '  | (it printed nothing)'}\nAll of it is in {started.log}",
-        hint=hint,
+def step_ms(log: Path) -> float | None:
+    """Median time of a step in the last lines, in milliseconds."""
+    times = [line["step_ms"] for line in _last_lines(log) if line.get("step_ms")]
+    return median(times) if times else None
+
+
+def _last_lines(log: Path) -> list[dict[str, Any]]:
+    try:
+        with log.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - (1 << 18))
+            file.seek(begin)
+            lines = file.read().split(b"\n")[1 if begin else 0 : -1]
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )

@@ -19,6 +19,10 @@ SMALL_RUN = (
 OTHER_RUN = ("checkout", "checkpoint", "classes", "data", "out")
 SAVED = ("epoch", "folder", "step")
 EVALUATION = ("checkout", "checkpoint", "classes", "data", "out")
+FINE_TUNING = (
+    *("accumulation", "checkout", "checkpoint", "classes", "data", "epochs", "micro", "out"),
+    *("seed", "total", "warmup"),
+)
 
 
 def groups(*names: str) -> AfterValidator:
@@ -39,6 +43,9 @@ class Options(Table):
     batch: str = "--batch_size"  # option for the images of a process, or all where it says so
     accumulation: str = ""  # option for the micro batches of a step; "" where upstream has none
     rate: str = "--lr"  # option for the learning rate
+    seed: str = "--seed"  # option for the seed
+    save: str = ""  # option for the epochs, or steps, between checkpoints; "": upstream fixes them
+    keep: str = ""  # option for a list of steps whose checkpoints are kept
 
     def mto(self, values: Mapping[str, object]) -> list[str]:
         """Arguments that switch MTO on, with options such as `{"sparsity": 0.1}`."""
@@ -148,6 +155,27 @@ class Inspect(Table):
     vit_mae: dict[str, str] = Field(default_factory=dict)  # `--model` by width of HF's ViTMAE
 
 
+class FineTune(Table):
+    """Fine-tuning at its real size, as the upstream documents it."""
+
+    script: str  # relative to the checkout
+    arguments: str  # names of `FINE_TUNING` in braces are filled in
+    epochs: PositiveInt
+    warmup_epochs: int = 0
+    total_batch: PositiveInt  # images of a step on all GPUs
+    images_per_gpu: PositiveInt
+    # Values of names in braces, such as that of the model, by style or by model of `[plan]`.
+    models: Annotated[dict[str, dict[str, str]], AfterValidator(some)]
+    checkpoint: Annotated[str, of(*SAVED)] = ""  # as `Recipe.checkpoint`; "": none is saved
+    resume: Annotated[str, of(*SAVED)] = ""  # arguments that go on from it; "": it cannot
+
+    @model_validator(mode="after")
+    def _known_names(self) -> FineTune:
+        for values in self.models.values():
+            check(self.arguments, *FINE_TUNING, *values)
+        return self
+
+
 class Recipe(Table):
     """How an upstream is run.
 
@@ -174,6 +202,7 @@ class Recipe(Table):
     compare: Compare | None = None  # none: `mto compare` does not know the recipe
     evaluate: Evaluate | None = None  # none: `mto evaluate` does not know the recipe
     inspect: Inspect | None = None  # none: `mto inspect` does not know the recipe
+    finetune: FineTune | None = None  # none: `mto study` cannot fine-tune
     plan: Facts | None = None  # none: `mto plan` does not know the recipe
 
     @model_validator(mode="after")
