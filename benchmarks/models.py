@@ -58,12 +58,12 @@ class MAE(nn.Module):
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """A scalar loss."""
         x = self.vit._pos_embed(self.vit.patch_embed(images))
-        kept = torch.cat([mask.new_zeros(len(mask), 1), mask], 1).logical_not()
-        shown = x[kept].unflatten(0, (len(mask), -1))
+        visible = mask.int().argsort(1, stable=True)[:, : 196 - 147, None] + 1
+        kept = torch.cat([torch.zeros_like(visible[:, :1]), visible], 1)  # cls token first
+        shown = x.take_along_dim(kept, 1)
         shown = self.embed(self.vit.norm(self.vit.blocks(shown)))
-        full = self.mask_token.to(shown.dtype).expand(len(mask), 197, -1).clone()
-        full[kept] = shown.flatten(0, 1)
-        x = self.decoder(full + self.position)
+        full = self.mask_token.to(shown.dtype).expand(len(mask), 197, -1)
+        x = self.decoder(full.scatter(1, kept.expand_as(shown), shown) + self.position)
         return self.head(x[:, 1:]).float().square().mean()
 
 

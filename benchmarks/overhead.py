@@ -19,21 +19,18 @@ large float32 matmul in the same run.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from models import SHAPES
+from table import RESULTS, Row, show
 from torch import Tensor
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -54,7 +51,8 @@ def main() -> None:
         batch = args.batch or getattr(model, f"batch_{args.device}")
         title = f"MTO in a training step: {model.title}, B = {batch}, {precision}"
         rows = Steps(model, batch, device).measure(args.rounds)
-        report(f"overhead_{name}", title, rows, device, args.save)
+        file = RESULTS / f"overhead_{name}_{args.device}" if args.save else None
+        show(title, rows, device, file)
 
 
 def variants(device: torch.device) -> dict[str, Callable[..., Any]]:
@@ -191,7 +189,7 @@ class Steps:
         self.trace.clear()
         return before, added, flop
 
-    def measure(self, rounds: int) -> list[dict[str, object]]:
+    def measure(self, rounds: int) -> list[Row]:
         """One row per variant, the baseline first."""
         took: dict[str, list[tuple[float, float, float]]] = {}
         peaks: dict[str, float] = {}
@@ -208,14 +206,14 @@ class Steps:
                     took.setdefault(name, []).append((times[name], times["none"], clock.took))
         base = statistics.median(none for pairs in took.values() for _, none, _ in pairs)
         rate = matmul_rate(self.device, self.model.dim)
-        rows: list[dict[str, object]] = []
+        rows: list[Row] = []
         for name, pairs in took.items():
             added = [100 * (t / none - 1) for t, none, _ in pairs]
             low, middle, high = statistics.quantiles(added, n=4) if rounds > 1 else added * 3
             before, saved, flop = self.saved(forms[name])
             inside = statistics.median(mine for *_, mine in pairs)
             share = statistics.median(100 * mine / (t - mine) for t, _, mine in pairs)
-            row: dict[str, object] = {
+            row: Row = {
                 "variant": name,
                 "step": f"{statistics.median(t for t, *_ in pairs):.0f} ms",
                 "added (quartiles)": f"{middle:+.2f} % ({low:+.2f} to {high:+.2f})",
@@ -230,28 +228,6 @@ class Steps:
             rows = rows or [dict.fromkeys(row, "") | none]
             rows.append(row)
         return rows
-
-
-def report(
-    stem: str, title: str, rows: list[dict[str, object]], device: torch.device, save: bool
-) -> None:
-    """Prints machine and table; with `save` also into benchmarks/results/STEM.md."""
-    hardware = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    elif cpuinfo.exists():
-        named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    lines = [f"# {title}", f"{hardware}, {torch.get_num_threads()} threads, {versions}", ""]
-    lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]))]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    text = "\n".join(lines) + "\n"
-    print(text, flush=True)
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{stem}_{device.type}.md").write_text(text)
 
 
 if __name__ == "__main__":
