@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,13 +36,16 @@ from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["simmim", "mae", "swin"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--batch", type=int, help="default: 8 (Swin 4) on the CPU, 128 (64) on CUDA"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_*")
+    parser.add_argument("--compiled", action="store_true", help="also compiled; always on CUDA")
+    parser.add_argument(
+        "--save", nargs="?", const=RESULTS, type=Path, metavar="DIR", help="write DIR/overhead_*"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     precision = "bfloat16 autocast" if device.type == "cuda" else "float32"
@@ -50,28 +54,30 @@ def main() -> None:
         model: Any = SHAPES[name]().to(device).train()
         batch = args.batch or getattr(model, f"batch_{args.device}")
         title = f"MTO in a training step: {model.title}, B = {batch}, {precision}"
-        rows = Steps(model, batch, device).measure(args.rounds)
-        file = RESULTS / f"overhead_{name}_{args.device}" if args.save else None
+        forms = variants(device, args.compiled)
+        rows = Steps(model, batch, device).measure(forms, args.rounds)
+        file = args.save / f"overhead_{name}_{args.device}" if args.save else None
         show(title, rows, device, file)
 
 
-def variants(device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Backends with all terms weighted, weights of preset `simmim`; on CUDA also compiled dense."""
+def variants(device: torch.device, compiled: bool = False) -> dict[str, Callable[..., Any]]:
+    """Backends with all terms weighted, weights of preset `simmim`; on CUDA also compiled."""
 
     def form(config: MTOConfig, logged: bool, compiled: bool = False) -> Callable[..., Any]:
         module: Any = MaskedTokenOptimization(config)
         return partial(torch.compile(module) if compiled else module, diagnostics=logged)
 
-    dense = MTOConfig.preset("mae", backend="dense")
+    dense, recompute = (MTOConfig.preset("mae", backend=b) for b in ("dense", "recompute"))
     found = {
         "dense": form(dense, False),
-        "recompute": form(MTOConfig.preset("mae", backend="recompute"), False),
+        "recompute": form(recompute, False),
         "default, logged": form(MTOConfig.preset("mae"), True),
         "simmim, logged": form(MTOConfig.preset("simmim"), True),
         "simmim, unlogged": form(MTOConfig.preset("simmim"), False),
     }
-    if device.type == "cuda":
+    if compiled or device.type == "cuda":
         found["dense compiled"] = form(dense, False, compiled=True)
+        found["recompute compiled"] = form(recompute, False, compiled=True)
     return found
 
 
@@ -189,11 +195,10 @@ class Steps:
         self.trace.clear()
         return before, added, flop
 
-    def measure(self, rounds: int) -> list[Row]:
+    def measure(self, forms: dict[str, Callable[..., Any]], rounds: int) -> list[Row]:
         """One row per variant, the baseline first."""
         took: dict[str, list[tuple[float, float, float]]] = {}
         peaks: dict[str, float] = {}
-        forms = variants(self.device)
         for turn in range(rounds + 1):  # the first round warms up
             for name, mto in forms.items():
                 clock, times = Clock(), {}

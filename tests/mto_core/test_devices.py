@@ -1,4 +1,4 @@
-"""What a GPU would refuse or wait for, found on a CPU; and the same on a GPU, where there is one."""
+"""What a GPU would refuse or wait for, found on a CPU; the same on a GPU, where there is one."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ def test_a_step_without_weights_waits_for_nothing() -> None:
         lambda t: torch.tensor(0.5),
     ],
 )
-def test_each_way_to_wait_is_seen(wait: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+def test_each_way_to_wait_is_seen(
+    wait: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "OURS", (__file__,))
     with Syncs() as syncs:
