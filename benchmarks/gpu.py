@@ -71,6 +71,8 @@ def commands(part: str, args: argparse.Namespace) -> list[list[str]]:
         return [[script, "--shapes", shape, *device, *rounds, *save] for shape in shapes]
     # The paper's recipes ask for CUDA; mini, in small, does not.
     known = {u.name: load_recipe(u) for u in all_upstreams(find_home())}
+    if unknown := set(args.recipes or ()) - known.keys():
+        sys.exit(f"unknown recipe {', '.join(sorted(unknown))}: choose of {', '.join(known)}")
     names = args.recipes or [n for n, recipe in known.items() if recipe.cuda_only != args.tiny]
     script = str(HERE / "gpu_recipes.py")
     return [

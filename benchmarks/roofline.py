@@ -55,44 +55,44 @@ def main() -> None:
         torch.manual_seed(0)
         model: Any = SHAPES[name]
         batch = args.batch or model.batch_cuda
+        step, tokens = count_step(model, batch)
         title = f"Predicted share of a training step: {model.title}, B = {batch}, 16-bit autocast"
-        show(title, predict(model, batch), CPU)
+        show(title, predict(step, tokens, model.masks(batch), model.prefix), CPU)
         batch = args.cpu_batch or model.batch_cpu
+        few = [t[:batch].float() for t in tokens]
         title = f"Predicted and measured on this CPU: {model.title}, B = {batch}, float32"
-        show(title, check(model, batch, args.rounds), CPU)
+        show(title, check(few, model.masks(batch), model.prefix, args.rounds), CPU)
 
 
-def predict(kind: Any, batch: int) -> list[Row]:
+def predict(step: Count, tokens: list[Tensor], mask: Tensor, prefix: int) -> list[Row]:
     """The step without MTO, then what each variant adds, in parts of that step by GPU."""
-    step, tokens = count_step(kind, batch)
     rows = [_row("without MTO", step) | {g.name: f"{1e3 * step.seconds(g):.1f} ms" for g in GPUS}]
-    mask = kind.masks(batch)
     for name, mto in variants(CPU).items():
-        added = count(partial(_train, mto, tokens(), mask, kind.prefix))
+        added = count(partial(train, mto, tokens, mask, prefix))
         shares = {g.name: f"{100 * added.seconds(g) / step.seconds(g):.2f} %" for g in GPUS}
         rows.append(_row(name, added) | shares)
     return rows
 
 
-def check(kind: Any, batch: int, rounds: int) -> list[Row]:
+def check(tokens: list[Tensor], mask: Tensor, prefix: int, rounds: int) -> list[Row]:
     """Each variant's forward and backward by the count and by the clock, on one thread of the CPU.
 
     The clock is the process's own, which a busy machine disturbs least. Rates and variants take
     turns, and medians count.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    _, made = count_step(kind, batch, autocast=False)
-    tokens, mask = made(), kind.masks(batch)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     source = torch.randn(1 << 23)
     runs: dict[str, Callable[[], object]] = {
-        name: partial(_train, mto, tokens, mask, kind.prefix) for name, mto in variants(CPU).items()
+        name: partial(train, mto, tokens, mask, prefix) for name, mto in variants(CPU).items()
     }
     probes = {"matmul": partial(torch.mm, a, b), "copy": partial(torch.clone, source)}
     took: dict[str, list[float]] = {name: [] for name in runs | probes}
     for _ in range(rounds + 1):
         for name, run in (runs | probes).items():
             took[name].append(_cpu_seconds(run))
+    torch.set_num_threads(threads)
     middle = {name: statistics.median(times[1:]) for name, times in took.items()}
     flop = dict.fromkeys(KINDS, 2 * 1024**3 / middle["matmul"])
     rates = Rates("this CPU", flop, 8 * source.numel() / middle["copy"])
@@ -119,24 +119,22 @@ def count(run: Callable[[], object]) -> Count:
     return counting.count
 
 
-def count_step(
-    kind: Any, batch: int, autocast: bool = True
-) -> tuple[Count, Callable[[], list[Tensor]]]:
-    """The kernels of a step of the model, and a maker of tokens as its blocks give them."""
+def count_step(kind: Any, batch: int) -> tuple[Count, list[Tensor]]:
+    """The kernels of a step of the model, and tokens as its blocks give them, of noise."""
     model = kind().train().to("meta")
+    for module in model.modules():  # autocast: float32 on CUDA, and 16 bit on a CPU
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     trace = TokenTrace(model.blocks, num_prefix_tokens=kind.prefix)
     mask = kind.masks(batch)
-    if autocast:  # CUDA's layer norms are float32 there, those of a CPU are not
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         images = torch.empty(batch, 3, kind.pixels, kind.pixels)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), trace:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16), trace:
                 loss = model(images, mask)
             loss.backward()
             optimizer.step()
@@ -144,13 +142,13 @@ def count_step(
         step()  # makes the moments
         counted = count(step)
         found = [(t.shape, t.dtype) for t in trace.tokens_by_depth.whole]
-    return counted, lambda: [torch.randn(s).to(d).requires_grad_() for s, d in found]
+    return counted, [torch.randn(shape).to(dtype) for shape, dtype in found]
 
 
-def _train(mto: Callable[..., Any], tokens: list[Tensor], mask: Tensor, prefix: int) -> None:
-    for t in tokens:
-        t.grad = None
-    mto(tokens, mask, num_prefix_tokens=prefix).total.backward()
+def train(mto: Callable[..., Any], tokens: list[Tensor], mask: Tensor, prefix: int) -> None:
+    """Forward and backward of MTO alone."""
+    leaves = [t.detach().requires_grad_() for t in tokens]
+    mto(leaves, mask, num_prefix_tokens=prefix).total.backward()
 
 
 def _row(name: str, counted: Count) -> Row:

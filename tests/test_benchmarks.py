@@ -58,10 +58,8 @@ def test_overhead_prints_all_its_variants(
 def test_roofline_predicts_all_variants_and_checks_them(
     module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["roofline", "--shapes", "tiny", "--rounds", "1"])
     module("roofline").main()
-    torch.set_num_threads(threads)
     predicted, checked = cells(capsys.readouterr().out)
     assert predicted[0][-3:] == ["RTX 3090", "A100", "H100"]
     assert {*VARIANTS} <= {row[0] for row in predicted} & {row[0] for row in checked}
