@@ -22,7 +22,6 @@ large float32 matmul in the same run.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,25 +31,27 @@ from typing import Any
 
 import torch
 from models import SHAPES
+from table import RESULTS, Row, show
 from torch import Tensor
 
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 from mto_core.balance import CALIBRATIONS
 from mto_core.checks import Preset
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["simmim", "mae", "swin"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--batch", type=int, help="default: 8 (Swin 4) on the CPU, 128 (64) on CUDA"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--run_steps", type=int, default=10_000, help="of a run, for calibration")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/overhead_*")
+    parser.add_argument("--compiled", action="store_true", help="also compiled; always on CUDA")
+    parser.add_argument(
+        "--save", nargs="?", const=RESULTS, type=Path, metavar="DIR", help="write DIR/overhead_*"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     precision = "bfloat16 autocast" if device.type == "cuda" else "float32"
@@ -60,28 +61,32 @@ def main() -> None:
         batch = args.batch or getattr(model, f"batch_{args.device}")
         title = f"MTO in a training step: {model.title}, B = {batch}, {precision}"
         steps = Steps(model, batch, device, "mae" if name == "mae" else "simmim")
-        rows, base = steps.measure(args.rounds)
+        rows, base = steps.measure(variants(device, steps.preset, args.compiled), args.rounds)
         notes = steps.measuring(args.rounds, base, args.run_steps)
-        report(f"overhead_{name}", title, rows, notes, device, args.save)
+        file = args.save / f"overhead_{name}_{args.device}" if args.save else None
+        show(title, rows, device, file, notes)
 
 
-def variants(device: torch.device, preset: Preset) -> dict[str, Callable[..., Any]]:
-    """Backends with all terms weighted, weights of `preset`; on CUDA also compiled dense."""
+def variants(
+    device: torch.device, preset: Preset, compiled: bool = False
+) -> dict[str, Callable[..., Any]]:
+    """Backends with all terms weighted, weights of `preset`; on CUDA also compiled."""
 
     def form(config: MTOConfig, logged: bool, compiled: bool = False) -> Callable[..., Any]:
         module: Any = MaskedTokenOptimization(config)
         return partial(torch.compile(module) if compiled else module, diagnostics=logged)
 
-    dense = MTOConfig.preset("literal", backend="dense")
+    dense, recompute = (MTOConfig.preset("literal", backend=b) for b in ("dense", "recompute"))
     found = {
         "dense": form(dense, False),
-        "recompute": form(MTOConfig.preset("literal", backend="recompute"), False),
+        "recompute": form(recompute, False),
         "default, logged": form(MTOConfig.preset("literal"), True),
         f"preset {preset}, logged": form(MTOConfig.preset(preset), True),
         f"preset {preset}, unlogged": form(MTOConfig.preset(preset), False),
     }
-    if device.type == "cuda":
+    if compiled or device.type == "cuda":
         found["dense compiled"] = form(dense, False, compiled=True)
+        found["recompute compiled"] = form(recompute, False, compiled=True)
     return found
 
 
@@ -229,11 +234,10 @@ class Steps:
             )
         return lines
 
-    def measure(self, rounds: int) -> tuple[list[dict[str, object]], float]:
+    def measure(self, forms: dict[str, Callable[..., Any]], rounds: int) -> tuple[list[Row], float]:
         """One row per variant, the baseline first; and the baseline's step in milliseconds."""
         took: dict[str, list[tuple[float, float, float]]] = {}
         peaks: dict[str, float] = {}
-        forms = variants(self.device, self.preset)
         for turn in range(rounds + 1):  # the first round warms up
             for name, mto in forms.items():
                 clock, times = Clock(), {}
@@ -246,14 +250,14 @@ class Steps:
                     took.setdefault(name, []).append((times[name], times["none"], clock.took))
         base = statistics.median(none for pairs in took.values() for _, none, _ in pairs)
         rate = matmul_rate(self.device, self.model.dim)
-        rows: list[dict[str, object]] = []
+        rows: list[Row] = []
         for name, pairs in took.items():
             added = [100 * (t / none - 1) for t, none, _ in pairs]
             low, middle, high = statistics.quantiles(added, n=4) if rounds > 1 else added * 3
             before, saved, flop = self.saved(forms[name])
             inside = statistics.median(mine for *_, mine in pairs)
             share = statistics.median(100 * mine / (t - mine) for t, _, mine in pairs)
-            row: dict[str, object] = {
+            row: Row = {
                 "variant": name,
                 "step": f"{statistics.median(t for t, *_ in pairs):.0f} ms",
                 "added (quartiles)": f"{middle:+.2f} % ({low:+.2f} to {high:+.2f})",
@@ -268,33 +272,6 @@ class Steps:
             rows = rows or [dict.fromkeys(row, "") | none]
             rows.append(row)
         return rows, base
-
-
-def report(
-    stem: str,
-    title: str,
-    rows: list[dict[str, object]],
-    notes: list[str],
-    device: torch.device,
-    save: bool,
-) -> None:
-    """Prints machine, table and notes; with `save` also into benchmarks/results/STEM.md."""
-    hardware = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    elif cpuinfo.exists():
-        named = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        hardware = f"{named[0].split(':')[1].strip()}, {len(named)} logical cores"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    lines = [f"# {title}", f"{hardware}, {torch.get_num_threads()} threads, {versions}", ""]
-    lines += ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]))]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    text = "\n".join([*lines, "", *notes]) + "\n"
-    print(text, flush=True)
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{stem}_{device.type}.md").write_text(text)
 
 
 if __name__ == "__main__":

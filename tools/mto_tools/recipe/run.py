@@ -280,7 +280,9 @@ def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
     missing = torch.full((), torch.nan, device=loss.device)
     found = [loss, *(getattr(terms, name) for name in SCALARS[1:])]
     scalars = [missing if value is None else value for value in found]
-    weights = [torch.as_tensor(terms.weights[name], device=loss.device) for name in TERMS]
+    # Added to a zero: torch.as_tensor would copy each weight to the device, and wait for it.
+    zero = torch.zeros((), device=loss.device)
+    weights = [zero + terms.weights[name] for name in TERMS]
     norms = missing.expand_as(terms.heterogeneity) if terms.token_norm is None else terms.token_norm
     first = torch.stack([x.detach().double() for x in (*scalars, *weights)])
     return torch.cat([first, terms.heterogeneity.double(), norms.double()])
