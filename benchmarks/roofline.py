@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from mto_core import TokenTrace
+from mto_core.checks import Preset
 
 # Dense rates without sparsity. 16-bit products are summed in float32, as torch's are.
 GPUS = (
@@ -55,26 +56,31 @@ def main() -> None:
         torch.manual_seed(0)
         model: Any = SHAPES[name]
         batch = args.batch or model.batch_cuda
+        preset: Preset = "mae" if name == "mae" else "simmim"
         step, tokens = count_step(model, batch)
         title = f"Predicted share of a training step: {model.title}, B = {batch}, 16-bit autocast"
-        show(title, predict(step, tokens, model.masks(batch), model.prefix), CPU)
+        show(title, predict(step, tokens, model.masks(batch), model.prefix, preset), CPU)
         batch = args.cpu_batch or model.batch_cpu
         few = [t[:batch].float() for t in tokens]
         title = f"Predicted and measured on this CPU: {model.title}, B = {batch}, float32"
-        show(title, check(few, model.masks(batch), model.prefix, args.rounds), CPU)
+        show(title, check(few, model.masks(batch), model.prefix, args.rounds, preset), CPU)
 
 
-def predict(step: Count, tokens: list[Tensor], mask: Tensor, prefix: int) -> list[Row]:
+def predict(
+    step: Count, tokens: list[Tensor], mask: Tensor, prefix: int, preset: Preset
+) -> list[Row]:
     """The step without MTO, then what each variant adds, in parts of that step by GPU."""
     rows = [_row("without MTO", step) | {g.name: f"{1e3 * step.seconds(g):.1f} ms" for g in GPUS}]
-    for name, mto in variants(CPU).items():
+    for name, mto in variants(CPU, preset).items():
         added = count(partial(train, mto, tokens, mask, prefix))
         shares = {g.name: f"{100 * added.seconds(g) / step.seconds(g):.2f} %" for g in GPUS}
         rows.append(_row(name, added) | shares)
     return rows
 
 
-def check(tokens: list[Tensor], mask: Tensor, prefix: int, rounds: int) -> list[Row]:
+def check(
+    tokens: list[Tensor], mask: Tensor, prefix: int, rounds: int, preset: Preset
+) -> list[Row]:
     """Each variant's forward and backward by the count and by the clock, on one thread of the CPU.
 
     The clock is the process's own, which a busy machine disturbs least. Rates and variants take
@@ -85,7 +91,8 @@ def check(tokens: list[Tensor], mask: Tensor, prefix: int, rounds: int) -> list[
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     source = torch.randn(1 << 23)
     runs: dict[str, Callable[[], object]] = {
-        name: partial(train, mto, tokens, mask, prefix) for name, mto in variants(CPU).items()
+        name: partial(train, mto, tokens, mask, prefix)
+        for name, mto in variants(CPU, preset).items()
     }
     probes = {"matmul": partial(torch.mm, a, b), "copy": partial(torch.clone, source)}
     took: dict[str, list[float]] = {name: [] for name in runs | probes}

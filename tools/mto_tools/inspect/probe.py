@@ -141,7 +141,7 @@ class Probe(Run):
 
     def _group(self, found: dict[str, Any], key: str, tokens: list[Tensor], mask: Tensor) -> None:
         """Measures of one list of blocks; affinity maps where all depths have as many tokens."""
-        layers = align(tokens, self.prefix, mask, len(tokens))
+        layers = align(tokens, self.prefix, mask, range(len(tokens))).values()
         patches = [(grid[:, self.prefix :], split.mask) for grid, split in layers]
         rows = [measure(x, m, self.config.scale) for x, m in patches]
         for name in rows[0]:
@@ -185,7 +185,7 @@ def install(task: Task) -> None:
         parser.set_defaults(**{k: v for k, v in task.settings.items() if k in known})
         return parse(parser, *args, **more)
 
-    argparse.ArgumentParser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    argparse.ArgumentParser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
 
 
 if VARIABLE in os.environ:
