@@ -103,8 +103,8 @@ class Prober:
         settings.write_text(json.dumps(checkpoint.settings, default=str))  # JSON is YAML
         data = stage(self.recipe.data, self.files, work / "images")
         own = {k: v for k, v in checkpoint.settings.items() if k not in self.known.foreign}
-        weights, result, error = map(str, files.values())
-        Task(weights, result, error, len(self.files), self.seed, own).save(work / "task.json")
+        weights, result, told = map(str, files.values())
+        Task(weights, result, told, len(self.files), self.seed, own).save(work / "task.json")
         values = {"data": data, "images": len(self.files), "out": work / "out", "seed": self.seed}
         launch = Launch(
             self.name,
