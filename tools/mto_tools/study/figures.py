@@ -206,7 +206,7 @@ def _pull(axes: Axes, pull: Curve) -> None:
 def _guards(records: list[Record]) -> Panels:
     panels: Panels = []
     for name in ("diagonal_mass", "masked_mass"):
-        title = f"{name.replace('_', ' ').capitalize()} at depth 0"
+        title = f"{name.replace('_', ' ').capitalize()} where L_spa acts"
         _add(panels, title, records, methodcaller("curve", name))
     if all("token_norm" in record.rows for record in records):
         pick = partial(by_depth, name="token_norm", index=-1)
