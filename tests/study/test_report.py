@@ -108,7 +108,7 @@ def test_no_panel_for_a_constant(report: Report) -> None:
     found = titles(report)
     assert found["terms"] == ["L_spa, before weighting", "Weighted terms, MTO"]
     assert found["gradients"] == ["L_spa: gradient norm / L_ss"]
-    assert found["guards"] == ["Diagonal mass at depth 0", "Token norm at the end"]
+    assert found["guards"] == ["Diagonal mass where L_spa acts", "Token norm at the end"]
 
 
 def test_json_holds_what_the_runs_wrote(report: Report, finished: Path) -> None:

@@ -29,7 +29,7 @@ from ..command import make_home, mto
 
 HERE = Path(__file__).parent
 WEIGHTS = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001}
-OPTIONS = {**WEIGHTS, "warmup_steps": 6, "log_every": 1}
+OPTIONS = {"preset": "literal", **WEIGHTS, "warmup_steps": 6, "log_every": 1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

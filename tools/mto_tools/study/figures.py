@@ -250,7 +250,7 @@ def _pull(axes: Axes, means: dict[str, Curve], pulls: dict[str, Curve]) -> None:
 def _guards(records: list[Record]) -> Panels:
     panels: Panels = []
     for name in ("diagonal_mass", "masked_mass"):
-        title = f"{name.replace('_', ' ').capitalize()} at depth 0"
+        title = f"{name.replace('_', ' ').capitalize()} where L_spa acts"
         _add(panels, title, records, methodcaller("curve", name))
     pick = partial(by_depth, name="token_norm", index=-1)
     _add(panels, "Token norm at the end", records, pick, label="depth l", markers=True)
