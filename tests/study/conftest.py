@@ -29,7 +29,7 @@ FAKE = Recipe.model_validate(
         "cuda_only": False,
         "styles": {"mae": {"preset": "mae"}, "simmim": {"preset": "simmim"}},
         "data": {"name": "digits", "make": "make_digits.py --out {data}"},
-        "logs": {"train": "log.jsonl", "data": "data"},
+        "logs": {"own": "log.jsonl", "data": "data"},
         "compare": {
             "steps": 180,
             "disk_mb_per_run": 1,
