@@ -70,15 +70,11 @@ class _Bodies(TorchDispatchMode):
 
 
 class Elsewhere(TorchFunctionMode):
-    """Inside it, tensors of one operation have one device and, beside scalars, one float dtype.
+    """Inside it, tensors of one operation have one device and, beside scalars, one float dtype."""
 
-    Args:
-        check: Whether operations are looked at; without, torch's own errors on "meta" are left.
-    """
-
-    def __init__(self, *, check: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.bodies = _Bodies(self, _mixed if check else lambda *_: None)
+        self.bodies = _Bodies(self, _mixed)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
