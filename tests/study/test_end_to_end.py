@@ -54,8 +54,8 @@ def test_compare_mini(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(baseline.curve("weights.sparsity").values) == {0.0}
     assert set(mto.curve("weights.singularity").values) == {0.5}
     for key in ("torch", "timm", "numpy", "python", "mini pin", "mini commit", "mto commit"):
-        assert report.plan.versions[key], key
-    assert len(report.plan.versions["mini pin"]) == 40
+        assert report.versions[key], key
+    assert len(report.versions["mini pin"]) == 40
 
     status = CliRunner().invoke(app, ["status", "mini", "--json"])
     (state,) = json.loads(status.stdout)

@@ -198,7 +198,8 @@ def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: boo
     data = Path(given.data) if given.data else None
     name, recipe = given.upstream, session.recipe
     inputs = prepare(find_home(), name, recipe, data, say, allow_edited=allow_edited)
-    maker = session.maker(inputs, gpu=bool(visible_gpus()))
+    gpu = bool(visible_gpus()) or how.launcher == "slurm"
+    maker = session.maker(inputs, gpu=gpu)
     schedule, tasks = maker.schedule, maker.tasks()
     epochs = f" ({number(schedule.epochs, 'epoch')})" if schedule.epochs else ""
     say(

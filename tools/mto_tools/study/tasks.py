@@ -15,6 +15,7 @@ from mto_tools.launch.inputs import Inputs
 from mto_tools.study.folder import JsonModel
 from mto_tools.study.spec import Arm, Study
 from mto_tools.upstreams.facts import Facts
+from mto_tools.upstreams.facts import Schedule as PlanSchedule
 from mto_tools.upstreams.recipe import FineTune, Recipe
 from mto_tools.upstreams.upstream import fill
 
@@ -118,8 +119,7 @@ class Maker:
         """
         study, recipe = self.study, self.recipe
         if study.size == "full":
-            facts = self._facts()
-            plan = facts.schedule(study.model or None, None)
+            plan = self._plan()
             batch: int | None = study.batch or plan.total_batch
             steps, epochs = study.steps, study.epochs or plan.epochs or None
         else:
@@ -215,7 +215,7 @@ class Maker:
     def _full(self, schedule: Schedule, seed: int, out: Path, save: int) -> list[str]:
         """The arguments of `[plan]`, without DeepSpeed's configuration."""
         facts, options = self._facts(), self.recipe.options
-        plan = facts.schedule(self.study.model or None, None)
+        plan = self._plan()
         assert schedule.batch
         most = self.study.images_per_gpu or plan.images_per_gpu or schedule.batch
         micro, accumulation = self._share(schedule.batch, most)
@@ -307,6 +307,12 @@ class Maker:
                 hint="size = 'small'",
             )
         return self.recipe.plan
+
+    def _plan(self) -> PlanSchedule:
+        """The schedule of `[plan]`; its epochs may differ where they are an argument."""
+        facts, study = self._facts(), self.study
+        fixed = "{epochs}" not in facts.arguments
+        return facts.schedule(study.model or None, study.epochs if fixed else None)
 
     def _finetuning(self) -> FineTune:
         facts = self.recipe.finetune
