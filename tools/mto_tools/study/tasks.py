@@ -247,6 +247,7 @@ class Maker:
         command += [CHECKPOINT, "--data", str(self.inputs.data)]
         if self.study.nproc > 1:
             command += ["--nproc", str(self.study.nproc)]
+        command += [] if self.gpu else ["--cpu"]
         settings = {"data": str(self.inputs.data)}
         arm, seed = pretrain.arm, pretrain.seed
         return Task("evaluate", arm, seed, at, tuple(command), settings, pretrain.id)
