@@ -1,4 +1,4 @@
-"""The refusals of `mto compare`, `mto study` and `mto report`, each with exit code, object and mending command.
+"""Refusals of `mto compare`, `study` and `report`: exit code, object and mending command.
 
 Over a home of its own that holds the real mini, so that checkout and series are real as well.
 """

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.study.builtin import Asked, ablation, compare, paper
+from mto_tools.study.commands import steps_per_epoch
 from mto_tools.study.session import How, make_launcher
 from mto_tools.study.spec import FineTuning
-from mto_tools.study.tasks import Task, steps_per_epoch
+from mto_tools.study.tasks import Task
 
 from .conftest import CLONE, FAKE, Session, fake_session, inputs_of, recipe_of, tasks_of
 
