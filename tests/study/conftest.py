@@ -15,7 +15,7 @@ from mto_tools.launch.inputs import Inputs
 from mto_tools.study.builtin import Asked, compare
 from mto_tools.study.report import Report
 from mto_tools.study.session import How, Session
-from mto_tools.study.spec import Study
+from mto_tools.study.spec import Study, load_study
 from mto_tools.study.tasks import Task
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
@@ -101,6 +101,11 @@ def fake_session(folder: Path, *extra: str, seeds: int = 2, **more: Any) -> Sess
 def run(session: Session, *, jobs: int = 2, **how: Any) -> Report:
     """Run a study over the fake recipe here."""
     return session.run(inputs_of("fake"), How(jobs=jobs, **how), quiet())
+
+
+def open_fake(folder: Path) -> Session:
+    """The study over the fake recipe in a folder."""
+    return Session(load_study(folder / "study.toml"), folder, FAKE)
 
 
 def quiet() -> Console:

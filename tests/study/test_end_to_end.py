@@ -32,7 +32,7 @@ def test_compare_mini(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     report = Report.load(page.parent / "report.json")
     assert report.sentence in " ".join(done.stderr.split())
     assert report.fair
-    assert all(check.passed for check in report.checks)
+    assert all(check.passed is not False for check in report.checks)
 
     baseline, mto = report.records
     losses = [record.curve("loss").values for record in report.records]
@@ -50,7 +50,7 @@ def test_compare_mini(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = mto.affinity.masked_to_visible[0]
     assert [sum(row) for row in rows] == pytest.approx([1] * len(rows), abs=0.01)
     assert {len(depths) for depths in mto.rows["heterogeneity"].values} == {3}
-    assert all(record.curve("grad_ratio.sparsity").steps == [1, 5] for record in report.records)
+    assert all(record.curve("grad_ratio.sparsity").at == [1, 5] for record in report.records)
     assert set(baseline.curve("weights.sparsity").values) == {0.0}
     assert set(mto.curve("weights.singularity").values) == {0.5}
     for key in ("torch", "timm", "numpy", "python", "mini pin", "mini commit", "mto commit"):

@@ -19,14 +19,14 @@ from mto_tools.study import svg
 from mto_tools.study.fairness import fairness
 from mto_tools.study.figures import draw, weighted
 from mto_tools.study.folder import make_folder
-from mto_tools.study.plan import Plan
 from mto_tools.study.record import TERMS, Record, by_seed
-from mto_tools.study.report import Report, build, render, write_report
-from mto_tools.study.run import ENDED, execute
-from mto_tools.study.verdict import judge
+from mto_tools.study.report import Report, render, write_report
+from mto_tools.study.session import Session
+from mto_tools.study.tasks import State
+from mto_tools.study.verdict import Passage, judge
 from mto_tools.upstreams.recipe import Logs
 
-from .conftest import fake_plan, quiet
+from .conftest import FAKE, fake_session, open_fake, run
 
 FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards"]
 
@@ -44,8 +44,8 @@ def redraw(folder: Path) -> int:
 
 
 def wrong(report: Report) -> dict[str, str]:
-    assert report.fair is all(check.passed for check in report.checks)
-    return {check.name: check.detail for check in report.checks if not check.passed}
+    assert report.fair is all(check.passed is not False for check in report.checks)
+    return {check.name: check.detail for check in report.checks if check.passed is False}
 
 
 def titles(report: Report) -> dict[str, list[str]]:
@@ -79,9 +79,9 @@ def test_panels(report: Report, finished: Path) -> None:
     """Colours come from the page, for dark mode and print; weighted terms; H below ln |V|."""
     drawn = draw(report.records, report.scores)
     text = "".join(map("".join, drawn.values()))
-    for css in ("var(--baseline)", "var(--mto)", "var(--grid)", "currentColor"):
+    for css in ("var(--arm-0)", "var(--arm-1)", "var(--grid)", "currentColor"):
         assert css in text
-    for colour in (svg.INK, *svg.COLOURS.values(), "#000000"):
+    for colour in (svg.INK, *svg.COLOURS, "#000000"):
         assert colour not in text
     assert "Weighted terms, MTO" in drawn["terms"][-1]
     assert all("MTO × weight" in panel for panel in drawn["gradients"])
@@ -95,9 +95,9 @@ def test_weighted_is_the_value_times_the_weight_of_that_step(report: Report) -> 
     record = report.records[1]
     curve, weight = record.curve("sparsity"), record.curve("weights.sparsity")
     weight.values[:2] = [0.0, 0.5]  # as in a warm-up
-    del weight.steps[-1], weight.values[-1]
+    del weight.at[-1], weight.values[-1]
     found = weighted([record], "sparsity")
-    assert found.steps == curve.steps[:-1]
+    assert found.at == curve.at[:-1]
     assert found.values[:3] == pytest.approx([0, 0.5 * curve.values[1], 0.01 * curve.values[2]])
 
 
@@ -145,14 +145,16 @@ def test_reach_tile(report: Report) -> None:
         (0.5, 0.6, math.inf): "55 % in 2 of 3 seeds",
         (None,): "undefined",
     }.items():
-        report.verdict.results[0].shares = list(shares)
+        report.verdicts[0].results[0].passages = [
+            None if share is None else Passage(baseline=200, arm=200 * share) for share in shares
+        ]
         assert f"<b>{value}</b><span>" in render(report, {})
 
 
 def test_page_of_a_loss_that_cannot_be_compared(report: Report) -> None:
     assert 'class="decides"' in render(report, {})
-    report.verdict = judge(by_seed(report.records), [], moving_target=True)
-    report.plan.scores = ()
+    report.verdicts = [judge("mto", by_seed(report.records, "mto"), [], moving_target=True)]
+    report.moving_target, report.scores = True, []
     page = render(report, {})
     assert 'class="decides"' not in page
     assert 'class="tile"' not in page
@@ -164,7 +166,7 @@ SPOILED: dict[str, Callable[[Record, Record], object]] = {
     "Same data in the same order": lambda _, mto: mto.data.update({10: "others"}),
     "Same random numbers": lambda _, mto: mto.rng.update({10: "others"}),
     "Baseline without MTO": lambda base, _: add(base.curve("weights.ranking").values, 9, 1e-3),
-    "Both arms ran to the end": lambda _, mto: mto.scores["knn"].steps.pop(),
+    "Both arms ran to the end": lambda _, mto: mto.scores["knn"].at.pop(),
     "Every loss is finite": lambda _, mto: add(mto.curve("loss").values, 9, math.nan),
 }
 
@@ -177,9 +179,9 @@ def add(values: list[float], index: int, more: float) -> None:
 def test_unfair_comparison_is_noticed(report: Report, name: str) -> None:
     baseline, mto = report.records[:2]
     SPOILED[name](baseline, mto)
-    found = fairness(by_seed(report.records), report.plan)
-    assert {check.name for check in found} == SPOILED.keys()
-    assert [check.name for check in found if not check.passed] == [name]
+    found = fairness(by_seed(report.records, "mto"), report.scores)
+    assert {check.name for check in found} == {*SPOILED, "Same settings of the recipe"}
+    assert [check.name for check in found if check.passed is False] == [name]
 
 
 @pytest.mark.parametrize("null", ["null", "NaN"])
@@ -190,9 +192,9 @@ def test_values_that_were_not_measured(report: Report, finished: Path, null: str
         for line in lines:
             line["heterogeneity"][1] = line["masked_mass"] = None
         path.write_text("".join(json.dumps(line).replace("null", null) + "\n" for line in lines))
-    again = build(report.plan, finished)
+    again = open_fake(finished).report()
     assert again.fair
-    assert again.verdict == report.verdict
+    assert again.verdicts == report.verdicts
     rows = again.records[0].rows["heterogeneity"].values
     assert all(math.isnan(row[1]) and row[2] == 0.3 for row in rows)
     assert all(map(math.isnan, again.records[0].curve("masked_mass").values))
@@ -203,23 +205,24 @@ def test_values_that_were_not_measured(report: Report, finished: Path, null: str
     json.loads((finished / "report.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_data_that_make_fewer_steps_than_planned(report: Report, finished: Path) -> None:
+def test_data_that_make_fewer_steps_than_planned(finished: Path) -> None:
     """Not the fault of an arm."""
-    found = wrong(build(report.plan.model_copy(update={"steps": 190}), finished))
+    session = open_fake(finished)
+    assert not wrong(session.report())
+    longer = session.study.model_copy(update={"steps": 190})
+    found = wrong(Session(longer, finished, FAKE).report())
     assert list(found) == ["Both arms ran to the end"]
-    assert report.plan.data in found["Both arms ran to the end"]
 
 
 def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     """No log, no scores, no data digests of its own: what MTO measures is enough."""
-    plan = fake_plan(work, steps=185)  # a line every 2 steps: the last one has none
-    plan = plan.model_copy(update={"scores": (), "logs": Logs()})
-    execute(plan, work, quiet())
-    plan.save(work / "plan.json")
-    assert redraw(work) == 0
-    report = Report.load(work / "report.json")
+    assert FAKE.compare
+    compare = FAKE.compare.model_copy(update={"scores": ()})
+    recipe = FAKE.model_copy(update={"logs": Logs(), "compare": compare})
+    session = fake_session(work, steps=185)  # a line every 2 steps: the last one has none
+    report = run(Session(session.study, work, recipe))
     assert report.fair
-    assert report.records[0].curve("loss").steps[-1] == 184
+    assert report.records[0].curve("loss").at[-1] == 184
     assert list(draw(report.records, report.scores)) == FIGURES[1:]
 
 
@@ -239,15 +242,14 @@ def test_folders_are_never_reused(tmp_path: Path) -> None:
     with pytest.raises(MissingError) as caught:
         make_folder(tmp_path / "full" / "now", 10**12)
     assert "--reports" in caught.value.hint
-    assert list((tmp_path / "full").iterdir()) == []
+    assert not (tmp_path / "full").exists()
 
 
 def end(folder: Path, name: str, code: int | None) -> None:
     """Let the run have ended with `code`, or not at all."""
-    path = folder / "runs" / name / ENDED
-    path.unlink()
-    if code is not None:
-        path.write_text(json.dumps({"exit_code": code, "seconds": 1.0}))
+    path = folder / "tasks" / f"pretrain-{name}.json"
+    status = "running" if code is None else "failed" if code else "done"
+    State.load(path).model_copy(update={"status": status, "exit_code": code}).save(path)
 
 
 @pytest.mark.parametrize(
@@ -267,10 +269,10 @@ def test_only_whole_seeds_count(
     """A seed is held against MTO where its arm failed by itself, and its baseline did not."""
     end(finished, "baseline-1", baseline)
     end(finished, "mto-1", mto)
-    report = build(Plan.load(finished / "plan.json"), finished)
+    report = open_fake(finished).report()
     assert sorted(report.failed) == failed
     assert [record.seed for record in report.records] == [0, 0]
-    assert report.verdict.lost == lost
+    assert report.verdicts[0].lost == lost
 
 
 def test_report_of_an_unfinished_comparison(finished: Path) -> None:
@@ -279,5 +281,4 @@ def test_report_of_an_unfinished_comparison(finished: Path) -> None:
     end(finished, "mto-1", None)
     with (finished / "runs/mto-1/mto.jsonl").open("ab") as file:
         file.write('{"step": 180, "µ'.encode()[:-1])  # as a kill leaves it
-    assert redraw(finished) == 1
-    assert Report.load(finished / "report.json").failed == ["mto-1"]
+    assert open_fake(finished).report().failed == ["mto-1"]

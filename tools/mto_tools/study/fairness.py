@@ -123,7 +123,8 @@ def _same_settings(baseline: Record, arm: Record) -> str:
         return Unknown("no checkpoint with settings in it can be read")
     # An option that one side does not know is as one that is not given.
     names = [name for name in {**a, **b} if (a.get(name) or None) != (b.get(name) or None)]
-    return "; ".join(f"{name} is {a.get(name)} and {b.get(name)}" for name in names)
+    told = [f"{name} is {a.get(name) or '–'} and {b.get(name) or '–'}" for name in names]
+    return "; ".join(told)
 
 
 def _no_weight(baseline: Record, arm: Record) -> str:

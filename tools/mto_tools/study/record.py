@@ -181,3 +181,20 @@ def in_one_unit(records: list[Record]) -> list[str]:
             if not record.curve("loss").at:
                 notes.append(f"{record.name}: its L_ss has no whole epoch to compare")
     return notes
+
+
+def common_points(records: list[Record], key: str) -> list[str]:
+    """Cut a score to the points that all runs which have it share; return notes on the others."""
+    having = [record for record in records if key in record.scores]
+    shared = set.intersection(*(set(record.scores[key].at) for record in having)) if having else ()
+    notes = []
+    for record in having:
+        curve = record.scores[key]
+        if alone := [at for at in curve.at if at not in shared]:
+            told = ", ".join(f"{at:g}" for at in alone)
+            notes.append(f"{record.name}: not every run has {key} at {curve.unit} {told}; left out")
+            points = [(at, value) for at, value in curve.points() if at in shared]
+            record.scores[key] = curve.model_copy(
+                update={"at": [at for at, _ in points], "values": [value for _, value in points]}
+            )
+    return notes

@@ -16,8 +16,8 @@ from mto_tools.study import summary
 from mto_tools.study.fairness import Check, fairness
 from mto_tools.study.figures import Panels, draw
 from mto_tools.study.folder import JsonModel, write
-from mto_tools.study.record import Record, arms_of, by_seed, in_one_unit
-from mto_tools.study.runs import Source, collect, scores_of
+from mto_tools.study.record import Record, arms_of, by_seed, common_points, in_one_unit
+from mto_tools.study.runs import FINETUNED, Source, collect, scores_of
 from mto_tools.study.verdict import Verdict, judge
 from mto_tools.upstreams.recipe import Recipe, Score
 
@@ -101,6 +101,7 @@ def build_report(
     # Pictures of one seed; all stay in the folders.
     records = [collect(source, recipe, pictures=source.seed == first) for source in chosen]
     notes = [*(n for record in records for n in record.notes), *in_one_unit(records)]
+    notes += common_points(records, FINETUNED.key)
     pairs = {arm: by_seed(records, arm) for arm in arms[1:]}
     tested = [arm for arm in arms[1:] if pairs[arm]]
     every = [pair for arm in tested for pair in pairs[arm]]
