@@ -67,22 +67,13 @@ class Maker:
             MtoError: Steps are asked of a recipe that counts epochs, in full size, or the reverse.
         """
         study, recipe = self.study, self.recipe
+        check_size(study, recipe)
         if study.size == "full":
             plan = self._plan()
             batch: int | None = study.batch or plan.total_batch
             steps, epochs = study.steps, study.epochs or plan.epochs or None
         else:
-            if recipe.compare is None:
-                raise MissingError(
-                    f"{study.upstream} cannot be compared: its recipe.toml has no table [compare]",
-                    hint=f"write it into patches/{study.upstream}/recipe.toml, as in "
-                    "patches/mini/recipe.toml",
-                )
-            if study.batch and recipe.compare.batch is None:
-                raise MtoError(
-                    f"{study.upstream} takes its batch among its own arguments",
-                    hint=f"arguments = ['{recipe.options.batch}', '{study.batch}']",
-                )
+            assert recipe.compare  # as check_size saw
             batch = study.batch or recipe.compare.batch
             steps, epochs = study.steps or recipe.compare.steps, study.epochs
         if counts_epochs(recipe):
@@ -278,6 +269,30 @@ class Maker:
                 hint=f"[finetune.models] in patches/{self.study.upstream}/recipe.toml",
             )
         return facts
+
+
+def check_size(study: Study, recipe: Recipe) -> None:
+    """Look at what the recipe knows, before anything is made ready.
+
+    Raises:
+        MissingError: The recipe has no table for a small comparison.
+        MtoError: A batch is asked of a recipe that takes it among its own arguments.
+    """
+    recipe.style(study.style or None, study.upstream)
+    if study.size == "full":
+        return
+    if recipe.compare is None:
+        raise MissingError(
+            f"{study.upstream} cannot be compared: its recipe.toml has no table [compare]",
+            hint=f"write it into patches/{study.upstream}/recipe.toml, as in "
+            "patches/mini/recipe.toml",
+        )
+    if study.batch and recipe.compare.batch is None:
+        option = recipe.options.batch
+        raise MtoError(
+            f"{study.upstream} takes its batch among its own arguments, not by --batch or batch",
+            hint=f"-- {option} {study.batch}, or arguments = ['{option}', '{study.batch}']",
+        )
 
 
 def counts_epochs(recipe: Recipe) -> bool:
