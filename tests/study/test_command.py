@@ -1,4 +1,4 @@
-"""The refusals of `mto compare` and `mto report`, each with exit code, object and mending command.
+"""Refusals of `mto compare`, `study` and `report`: exit code, object and mending command.
 
 Over a home of its own that holds the real mini, so that checkout and series are real as well.
 """
@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from mto_tools.app import app
-from mto_tools.errors import MtoError, RefusedError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.inputs import ready
+from mto_tools.study.session import How, make_launcher
+
+from .conftest import fake_session
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -45,6 +48,36 @@ def test_refused_before_anything_is_written(home: Path, words: str, code: int, n
     assert named in message
     assert hint or code == 2
     assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        ("nothing.toml", 3, "nothing.toml"),
+        ("compare", 2, "NAME"),
+        ("compare beit", 3, "beit"),
+        ("compare mini --launcher pbs", 1, "pbs"),
+        ("compare mini --slurm partition", 1, "partition"),
+        ("ablation mini --style simmim", 1, "ranking"),
+        ("status /nowhere", 3, "/nowhere"),
+    ],
+)
+def test_a_study_is_refused_before_anything_is_written(
+    home: Path, words: str, code: int, named: str
+) -> None:
+    before = sorted(home.rglob("*"))
+    found, message, hint = run("study", *words.split())
+    assert found == code
+    assert named in message
+    assert hint or code == 2
+    assert sorted(home.rglob("*")) == before
+
+
+def test_slurm_that_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr("mto_tools.study.launchers.shutil.which", lambda _: None)
+    with pytest.raises(MissingError, match="SLURM is not here"):
+        make_launcher(tmp_path, fake_session(tmp_path).study, How("slurm"), [])
 
 
 def test_missing_data_are_refused_before_a_run_starts(home: Path) -> None:

@@ -19,14 +19,14 @@ from mto_tools.study import svg
 from mto_tools.study.fairness import fairness
 from mto_tools.study.figures import draw, weighted
 from mto_tools.study.folder import make_folder
-from mto_tools.study.plan import Plan
 from mto_tools.study.record import TERMS, Record, by_seed, of_arm
-from mto_tools.study.report import Report, build, render, write_report
-from mto_tools.study.run import ENDED, execute
+from mto_tools.study.report import Report, render, write_report
+from mto_tools.study.session import Session
+from mto_tools.study.tasks import State
 from mto_tools.study.verdict import Passage, judge
 from mto_tools.upstreams.recipe import Logs
 
-from .conftest import fake_plan, quiet
+from .conftest import FAKE, fake_session, open_fake, run
 
 FIGURES = ["scores", "loss", "heterogeneity", "affinity", "terms", "gradients", "guards"]
 
@@ -192,7 +192,7 @@ def test_values_that_were_not_measured(report: Report, finished: Path, null: str
         for line in lines:
             line["heterogeneity"][1] = line["masked_mass"] = None
         path.write_text("".join(json.dumps(line).replace("null", null) + "\n" for line in lines))
-    again = build(Plan.load(finished / "plan.json"), finished)
+    again = open_fake(finished).report()
     assert again.fair
     assert again.verdicts == report.verdicts
     rows = again.records[0].rows["heterogeneity"].values
@@ -207,20 +207,20 @@ def test_values_that_were_not_measured(report: Report, finished: Path, null: str
 
 def test_data_that_make_fewer_steps_than_planned(finished: Path) -> None:
     """Not the fault of an arm."""
-    plan = Plan.load(finished / "plan.json")
-    assert not wrong(build(plan, finished))
-    found = wrong(build(plan.model_copy(update={"steps": 190}), finished))
+    session = open_fake(finished)
+    assert not wrong(session.report())
+    longer = session.study.model_copy(update={"steps": 190})
+    found = wrong(Session(longer, finished, FAKE).report())
     assert list(found) == ["Both arms ran to the end"]
 
 
 def test_recipe_that_logs_next_to_nothing(work: Path) -> None:
     """No log, no scores, no data digests of its own: what MTO measures is enough."""
-    plan = fake_plan(work, steps=185)  # a line every 2 steps: the last one has none
-    plan = plan.model_copy(update={"scores": (), "logs": Logs()})
-    execute(plan, work, quiet())
-    plan.save(work / "plan.json")
-    assert redraw(work) == 0
-    report = Report.load(work / "report.json")
+    assert FAKE.compare
+    compare = FAKE.compare.model_copy(update={"scores": ()})
+    recipe = FAKE.model_copy(update={"logs": Logs(), "compare": compare})
+    session = fake_session(work, steps=185)  # a line every 2 steps: the last one has none
+    report = run(Session(session.study, work, recipe))
     assert report.fair
     assert report.records[0].curve("loss").at[-1] == 184
     assert list(draw(report.records, report.scores)) == FIGURES[1:]
@@ -242,15 +242,14 @@ def test_folders_are_never_reused(tmp_path: Path) -> None:
     with pytest.raises(MissingError) as caught:
         make_folder(tmp_path / "full" / "now", 10**12)
     assert "--reports" in caught.value.hint
-    assert list((tmp_path / "full").iterdir()) == []
+    assert not (tmp_path / "full").exists()
 
 
 def end(folder: Path, name: str, code: int | None) -> None:
     """Let the run have ended with `code`, or not at all."""
-    path = folder / "runs" / name / ENDED
-    path.unlink()
-    if code is not None:
-        path.write_text(json.dumps({"exit_code": code, "seconds": 1.0}))
+    path = folder / "tasks" / f"pretrain-{name}.json"
+    status = "running" if code is None else "failed" if code else "done"
+    State.load(path).model_copy(update={"status": status, "exit_code": code}).save(path)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +269,7 @@ def test_only_whole_seeds_count(
     """A seed is held against MTO where its arm failed by itself, and its baseline did not."""
     end(finished, "baseline-1", baseline)
     end(finished, "mto-1", mto)
-    report = build(Plan.load(finished / "plan.json"), finished)
+    report = open_fake(finished).report()
     assert sorted(report.failed) == failed
     assert [record.seed for record in report.records] == [0, 0]
     assert report.verdicts[0].lost == lost
@@ -282,5 +281,4 @@ def test_report_of_an_unfinished_comparison(finished: Path) -> None:
     end(finished, "mto-1", None)
     with (finished / "runs/mto-1/mto.jsonl").open("ab") as file:
         file.write('{"step": 180, "µ'.encode()[:-1])  # as a kill leaves it
-    assert redraw(finished) == 1
-    assert Report.load(finished / "report.json").failed == ["mto-1"]
+    assert open_fake(finished).report().failed == ["mto-1"]

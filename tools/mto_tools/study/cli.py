@@ -187,6 +187,7 @@ def study(
 def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: bool = False) -> None:
     from mto_tools.home import find_home
     from mto_tools.launch.inputs import prepare
+    from mto_tools.study.commands import check_size
     from mto_tools.study.report_cli import finish
     from mto_tools.study.session import visible_gpus
     from mto_tools.study.summary import number
@@ -197,8 +198,10 @@ def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: boo
     given = session.study
     data = Path(given.data) if given.data else None
     name, recipe = given.upstream, session.recipe
+    check_size(given, recipe)
     inputs = prepare(find_home(), name, recipe, data, say, allow_edited=allow_edited)
-    maker = session.maker(inputs, gpu=bool(visible_gpus()))
+    gpu = bool(visible_gpus()) or how.launcher == "slurm"
+    maker = session.maker(inputs, gpu=gpu)
     schedule, tasks = maker.schedule, maker.tasks()
     epochs = f" ({number(schedule.epochs, 'epoch')})" if schedule.epochs else ""
     say(

@@ -85,7 +85,8 @@ def make_folder(folder: Path, need_mb: int) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise MissingError(
-            f"{folder} cannot be made: {error.strerror}", hint="--out DIR names another folder"
+            f"{folder} cannot be made: {error.strerror}",
+            hint="--out DIR, or --reports DIR, names another folder",
         ) from None
 
 

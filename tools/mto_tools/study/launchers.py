@@ -178,7 +178,7 @@ class Submitit:
             )
         self._submitit = submitit
         self._executor = submitit.AutoExecutor(self.folder, cluster=self.cluster)
-        self._update(timeout_min=60 * 24, **self.parameters)
+        self._update(**{"timeout_min": 60 * 24, **self.parameters})
 
     def _update(self, **values: Any) -> None:
         try:

@@ -79,7 +79,9 @@ class Driver:
                 while waiting or running:
                     for task in self._ready(waiting, failed, self.launcher.jobs - len(running)):
                         running[task.id] = task, self._start(task)
-                        bars[task.id] = progress.add_task(task.id, total=task.steps or None)
+                        begun = last_step(self._measures(task)) if task.steps else 0
+                        total = task.steps or None
+                        bars[task.id] = progress.add_task(task.id, total=total, completed=begun)
                     if not running:
                         break  # what is left needs a task that failed
                     time.sleep(POLL)

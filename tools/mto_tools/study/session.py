@@ -15,6 +15,7 @@ from mto_tools.errors import MissingError
 from mto_tools.home import find_home
 from mto_tools.launch.guard import GRACE
 from mto_tools.launch.inputs import Inputs
+from mto_tools.study.commands import Maker
 from mto_tools.study.folder import JsonModel, check_room, locked
 from mto_tools.study.launchers import Launcher, Local, Submitit
 from mto_tools.study.report import Report, build_report, write_report
@@ -22,7 +23,7 @@ from mto_tools.study.resume import checkpoint_at
 from mto_tools.study.run import Driver
 from mto_tools.study.runs import Source
 from mto_tools.study.spec import FILE, Study, check_folder, load_study
-from mto_tools.study.tasks import Maker, Task, check_settings, finetuned, read_states
+from mto_tools.study.tasks import Task, check_settings, finetuned, read_states
 from mto_tools.upstreams.recipe import Recipe, load_recipe
 from mto_tools.upstreams.upstream import load_upstream
 
