@@ -18,8 +18,6 @@ pytest.importorskip("timm", reason="timm is not installed")
 HOME = Path(__file__).parents[1]
 FOLDER = HOME / "benchmarks"
 VARIANTS = [
-    *("dense", "recompute", "default, logged", "preset simmim, logged", "preset simmim, unlogged"),
-]
     "dense",
     "recompute",
     "default, logged",
