@@ -64,7 +64,8 @@ def inspect(
     from mto_tools.errors import MissingError, RefusedError
     from mto_tools.home import find_home
     from mto_tools.inspect.images import choose, find_images
-    from mto_tools.inspect.report import Inspection, inspected, labels, write_all
+    from mto_tools.inspect.page import write_all
+    from mto_tools.inspect.report import Inspection, inspected, labels
     from mto_tools.inspect.run import Prober
     from mto_tools.launch.inputs import default_data, ready, versions
     from mto_tools.upstreams.recipe import load_recipe

@@ -87,6 +87,8 @@ def _curves(panels: list[str], inspection: Inspection, n: int, name: str) -> Non
             visible = np.subtract(first.tokens, first.masked).clip(min=1)
             axes.plot(np.log(visible), color=INK, ls=":", lw=1, label="ln |V|")
             axes.legend(loc="best", fontsize=9)
+        if name.endswith("_mass"):
+            axes.set_ylim(-0.02, 1.02)  # shares; many are as good as 0
         axes.set_xlabel("depth")
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
 

@@ -92,7 +92,7 @@ class Probe(Run):
         ]
         if wrong:
             more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            self.fail("; ".join(wrong[:3]) + more)
+            self.fail(f"the weights do not fit the model: {'; '.join(wrong[:3])}{more}")
         self.weights = {name: w.to(own[name].dtype) for name, w in self.weights.items()}
         self.model.load_state_dict(self.weights, strict=False)
 
@@ -178,14 +178,15 @@ def install(task: Task) -> None:
     """Let this process's `mto.attach` make a `Probe`, and its parser start from the settings."""
     Probe.task = task
     recipe.Run = Probe  # type: ignore[misc]
-    parse: Any = argparse.ArgumentParser.parse_known_args
+    parser_class: Any = argparse.ArgumentParser
+    parse = parser_class.parse_known_args
 
     def parse_known_args(parser: Any, *args: Any, **more: Any) -> Any:
         known = {action.dest for action in parser._actions}
         parser.set_defaults(**{k: v for k, v in task.settings.items() if k in known})
         return parse(parser, *args, **more)
 
-    argparse.ArgumentParser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+    parser_class.parse_known_args = parse_known_args
 
 
 if VARIABLE in os.environ:

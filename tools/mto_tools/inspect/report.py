@@ -1,16 +1,14 @@
-"""What was found, as JSON, CSV and one page of HTML."""
+"""What was found, as data: it holds every number of the page."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict
 
 from mto_tools.inspect.measure import MEASURES
@@ -92,22 +90,6 @@ def inspected(seen: Seen, label: str, sha256: str | None) -> Inspected:
         progress=seen.progress,
         blocks=blocks,
     )
-
-
-def write_all(inspection: Inspection, seen: list[Seen], folder: Path) -> None:
-    """Write `inspect.json`, `inspect.csv` and `inspect.html` into a folder."""
-    from mto_tools.inspect.figures import draw
-
-    (folder / "inspect.json").write_text(inspection.model_dump_json(indent=1) + "\n", "utf-8")
-    (folder / "inspect.csv").write_text(table(inspection), "utf-8")
-    page = Environment(
-        loader=PackageLoader("mto_tools.inspect", "."), autoescape=True, undefined=StrictUndefined
-    )
-    page.globals.update(join=shlex.join)
-    text = page.get_template("template.html").render(
-        inspection=inspection, figures=draw(inspection, seen)
-    )
-    (folder / "inspect.html").write_text(text, "utf-8")
 
 
 def table(inspection: Inspection) -> str:

@@ -91,20 +91,26 @@ class Prober:
         from mto_tools.inspect.probe import VARIABLE, Task
 
         checkpoint = read(path, self.known)
-        files = {name: work / name for name in ("weights.pth", "result.npz", "error.txt")}
+        weights, result, error = (work / name for name in ("weights", "result.npz", "error.txt"))
         try:
-            torch.save(checkpoint.weights, files["weights.pth"])
-        except RuntimeError as error:  # torch's writer makes this of a full disk
+            torch.save(checkpoint.weights, weights)
+        except RuntimeError as full:  # torch's writer makes this of a full disk
             raise MissingError(
-                f"the weights of {path} cannot be written to {work}: {error}",
+                f"the weights of {path} cannot be written to {work}: {full}",
                 hint="free some disk space, or name another disk: TMPDIR=/elsewhere mto inspect …",
             ) from None
         settings = work / "settings.yaml"
         settings.write_text(json.dumps(checkpoint.settings, default=str))  # JSON is YAML
         data = stage(self.recipe.data, self.files, work / "images")
         own = {k: v for k, v in checkpoint.settings.items() if k not in self.known.foreign}
-        weights, result, told = map(str, files.values())
-        Task(weights, result, told, len(self.files), self.seed, own).save(work / "task.json")
+        Task(
+            weights=str(weights),
+            result=str(result),
+            error=str(error),
+            images=len(self.files),
+            seed=self.seed,
+            settings=own,
+        ).save(work / "task.json")
         values = {"data": data, "images": len(self.files), "out": work / "out", "seed": self.seed}
         launch = Launch(
             self.name,
@@ -123,18 +129,16 @@ class Prober:
         variables = {**launch.environment(), VARIABLE: str(work / "task.json")}
         run = start(launch.argv(), cwd=work, log=work / "log.txt", environment=variables)
         code = run.wait()
-        if files["error.txt"].is_file():
-            hint = "is it of this recipe? its model can be named after --"
-            if not checkpoint.settings:
-                hint = "it holds no settings, so name its model after --"
+        if error.is_file():
+            which = "is it of this recipe?" if checkpoint.settings else "it holds no settings:"
             raise CorruptError(
-                f"{path} does not fit the model: {files['error.txt'].read_text()}",
-                hint=f"{hint}, such as -- --model mae_vit_large_patch16",
+                f"{path}: {error.read_text()}",
+                hint=f"{which} arguments after -- name a model; docs/inspect.md shows how",
             )
-        if code or not files["result.npz"].is_file():
+        if code or not result.is_file():
             raise MtoError(
                 f"{self.recipe.pretrain} failed with {path}:\n{run.cause()}",
                 hint="arguments for it can be given after --",
             )
-        with np.load(files["result.npz"]) as arrays:
+        with np.load(result) as arrays:
             return Seen(path, checkpoint.progress, {key: arrays[key] for key in arrays.files})
