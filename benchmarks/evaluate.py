@@ -1,7 +1,7 @@
 """Memory and time of k-NN and linear probe on synthetic features, such as ImageNet has them.
 
     python benchmarks/evaluate.py                       # 1,281,167 x 768, 50,000 queries
-    python benchmarks/evaluate.py --queries 500 --steps 1 --folder /scratch   # a part of it
+    python benchmarks/evaluate.py --queries 500 --steps 1    # a part of it
 
 Features are one Gaussian cloud for each class, written to a file in blocks. The baseline of memory
 is the process before the first block: torch and numpy imported, labels and queries made.
@@ -59,7 +59,7 @@ def main() -> None:
     add("--classes", type=int, default=1000)
     add("--steps", type=int, default=probe.STEPS, help="of L-BFGS")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--folder", type=Path, help="for the file of features")
+    add("--file", type=Path, help="the features; made if it is not there, and kept")
     args = parser.parse_args()
 
     shape = f"{args.images} x {args.size} float32, {args.images * args.size * 4 / 2**30:.2f} GiB"
@@ -77,10 +77,11 @@ def main() -> None:
     with row("baseline", lambda: ""):
         pass
     said = ""
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        file = Path(folder) / "train.npy"
-        with row("write the file", lambda: ""):
-            fill(file, labels, centres)
+    with tempfile.TemporaryDirectory() as folder:
+        file = args.file or Path(folder) / "train.npy"
+        if not file.exists():
+            with row("write the file", lambda: ""):
+                fill(file, labels, centres)
         with row("k-NN", lambda: said):
             found = knn.predict(Rows(file), labels, queries, device=args.device)
             said = f"accuracy {(found == asked).mean():.3f}"
