@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,12 @@ import pytest
 import torch
 
 from mto_core import heterogeneity
+from mto_tools import compat
 from mto_tools.inspect.huggingface import read_vit_mae
 from mto_tools.inspect.images import choose, find_images
 from mto_tools.inspect.run import Prober
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 from .conftest import Runs, apply
 
@@ -55,6 +59,7 @@ def test_two_checkpoints_of_one_run(runs: Runs) -> None:
 @pytest.fixture
 def models_mae(home: Path) -> Iterator[ModuleType]:
     folder = str(apply(home, "mae").checkout)
+    compat.activate(*load_recipe(load_upstream(home, "mae")).compat)
     sys.path.insert(0, folder)
     yield importlib.import_module("models_mae")
     sys.path.remove(folder)
@@ -89,7 +94,7 @@ def test_a_vit_mae_is_the_official_model(
     ours = models_mae.MaskedAutoencoderViT(
         **{"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4},
         **{"decoder_embed_dim": 24, "decoder_depth": 2, "decoder_num_heads": 3},
-        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
     ).eval()
     ours.load_state_dict(found.weights)
     tokens: list[torch.Tensor] = []

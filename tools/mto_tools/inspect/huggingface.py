@@ -14,7 +14,7 @@ from mto_tools.errors import CorruptError, MissingError, MtoError
 # Names as transformers 4 and the hub have them, and as transformers 5 does. First match wins.
 _NAMES = (
     (r"^vit\.(encoder\.layer|layers)\.", "blocks."),
-    (r"^decoder\.decoder_layers\.", "decoder_blocks."),
+    (r"^decoder\.decoder_(layers|encoder\.layer)\.", "decoder_blocks."),  # 5.24 saves the latter
     (r"^vit\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^vit\.embeddings\.position_embeddings$", "pos_embed"),
     (r"^vit\.embeddings\.cls_token$", "cls_token"),
