@@ -34,7 +34,18 @@ ALONE = {
 STACKS = {"vit.encoder.layer.1": "blocks.1", "decoder.decoder_layers.0": "decoder_blocks.0"}
 
 
-def folder(root: Path, **config: object) -> dict[str, torch.Tensor]:
+NEW = {  # transformers 5
+    "vit.encoder.layer.": "vit.layers.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+def folder(root: Path, *, new: bool = False, **config: object) -> dict[str, torch.Tensor]:
     """Write a folder; return its tensors by their names in the official MAE."""
     names = dict(ALONE)
     for theirs, ours in STACKS.items():
@@ -46,14 +57,17 @@ def folder(root: Path, **config: object) -> dict[str, torch.Tensor]:
         weights |= {f"{theirs}.attention.attention.{p}.weight": x for p, x in parts.items()}
         joined = torch.cat([parts["query"], parts["key"], parts["value"]])
         expected[f"{ours}.attn.qkv.weight"] = joined
+    for old, other in NEW.items() if new else ():
+        weights = {name.replace(old, other): value for name, value in weights.items()}
     save_file(weights, root / "model.safetensors")
     content = {"model_type": "vit_mae", "hidden_size": 4, "mask_ratio": 0.6, **config}
     (root / "config.json").write_text(json.dumps(content))
     return expected
 
 
-def test_names_and_settings(tmp_path: Path) -> None:
-    expected = folder(tmp_path, norm_pix_loss=True, image_size=32)
+@pytest.mark.parametrize("new", [False, True])
+def test_names_and_settings(tmp_path: Path, new: bool) -> None:
+    expected = folder(tmp_path, new=new, norm_pix_loss=True, image_size=32)
     found = read_vit_mae(tmp_path, MODELS)
     assert found.weights.keys() == expected.keys()
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""`mto inspect` on the real recipes, and Hugging Face's ViTMAE against the official MAE."""
+"""Hugging Face's ViTMAE against the official MAE."""
 
 from __future__ import annotations
 
@@ -6,55 +6,26 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
 from mto_core import heterogeneity
+from mto_tools import compat
 from mto_tools.inspect.huggingface import read_vit_mae
-from mto_tools.inspect.images import choose, find_images
-from mto_tools.inspect.run import Prober
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
-from .conftest import Runs, apply
-
-BLOCKS = {
-    "mae": {"decoder_blocks": 9},
-    "bootmae": {"decode_blocks": 3, "decode_blocks_1": 3},
-    "conmim": {"blocks": 13},
-    "simmim": {"encoder.blocks": 13},
-    "simmim_swin": {"encoder.layers": 25},
-}
-
-
-@pytest.mark.parametrize("runs", list(BLOCKS), indirect=True)
-def test_two_checkpoints_of_one_run(runs: Runs) -> None:
-    recipe = runs.runner.launch.recipe
-    assert recipe.inspect
-    files = choose(find_images(runs.runner.data(4)), 3, 0)
-    name = runs.runner.launch.name
-    prober = Prober(name, recipe, recipe.inspect, runs.patched, files, 0, cpu=True)
-    paths = [runs.runner.checkpoint(runs.on().out, epoch) for epoch in (0, 1)]
-    early, late = prober.look(paths, lambda text: None)
-    assert (early.progress, late.progress) == (0, 1)
-    depths = BLOCKS[runs.name]
-    assert early.arrays["groups"].tolist() == list(depths)
-    for n, count in enumerate(depths.values()):
-        found = [seen.arrays[f"{n}/heterogeneity"] for seen in (early, late)]
-        tokens, masked = (early.arrays[f"{n}/{key}"] for key in ("tokens", "masked"))
-        for h in found:
-            assert h.shape == (count, 3)
-            assert (h > 0).all()
-            assert (np.log(tokens - masked) + 1e-9 >= h.T).all()
-        assert not np.allclose(*found)
-        assert (f"{n}/maps" in early.arrays) == recipe.styles[runs.runner.style].maps
+from .conftest import apply
 
 
 @pytest.fixture
 def models_mae(home: Path) -> Iterator[ModuleType]:
     folder = str(apply(home, "mae").checkout)
+    compat.activate(*load_recipe(load_upstream(home, "mae")).compat)
     sys.path.insert(0, folder)
     yield importlib.import_module("models_mae")
     sys.path.remove(folder)
@@ -89,7 +60,7 @@ def test_a_vit_mae_is_the_official_model(
     ours = models_mae.MaskedAutoencoderViT(
         **{"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4},
         **{"decoder_embed_dim": 24, "decoder_depth": 2, "decoder_num_heads": 3},
-        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
     ).eval()
     ours.load_state_dict(found.weights)
     tokens: list[torch.Tensor] = []

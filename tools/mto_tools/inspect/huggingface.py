@@ -11,9 +11,10 @@ from typing import Any
 from mto_tools.checkpoint import Checkpoint, read_checkpoint
 from mto_tools.errors import CorruptError, MissingError, MtoError
 
-_NAMES = (  # first match wins; `attention` needs its three matrices joined
-    (r"^vit\.encoder\.layer\.", "blocks."),
-    (r"^decoder\.decoder_layers\.", "decoder_blocks."),
+# Names as transformers 4 and the hub have them, and as transformers 5 does. First match wins.
+_NAMES = (
+    (r"^vit\.(encoder\.layer|layers)\.", "blocks."),
+    (r"^decoder\.decoder_(layers|encoder\.layer)\.", "decoder_blocks."),  # 5.24 saves the latter
     (r"^vit\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^vit\.embeddings\.position_embeddings$", "pos_embed"),
     (r"^vit\.embeddings\.cls_token$", "cls_token"),
@@ -21,13 +22,15 @@ _NAMES = (  # first match wins; `attention` needs its three matrices joined
     (r"^decoder\.", ""),
 )
 _INSIDE = (
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(attention\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(attention\.value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
 )
-_QKV = re.compile(r"\.attention\.attention\.(query|key|value)\.")
 
 
 def read_vit_mae(folder: Path, models: Mapping[str, str]) -> Checkpoint:
@@ -69,15 +72,15 @@ def convert(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the tensors of a ViTMAEForPreTraining; join query, key and value, in this order."""
     import torch
 
+    renamed = {_rename(name): value for name, value in weights.items()}
     found: dict[str, Any] = {}
-    for name, value in weights.items():
-        if match := _QKV.search(name):
-            if match[1] == "query":
-                names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-                joined = torch.cat([weights[part] for part in names if part in weights])
-                found[_rename(_QKV.sub(".attn.qkv.", name))] = joined
-        else:
-            found[_rename(name)] = value
+    for name, value in renamed.items():
+        if ".attn.q." in name:
+            parts = [renamed.get(name.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+            joined = torch.cat([part for part in parts if part is not None])
+            found[name.replace(".attn.q.", ".attn.qkv.")] = joined
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            found[name] = value
     return found
 
 
