@@ -58,7 +58,7 @@ def test_refused_before_anything_is_written(home: Path, words: str, code: int, n
         ("compare beit", 3, "beit"),
         ("compare mini --launcher pbs", 1, "pbs"),
         ("compare mini --slurm partition", 1, "partition"),
-        ("ablation mini --style simmim", 1, "ranking"),
+        ("ablation mini --preset simmim", 1, "ranking"),
         ("status /nowhere", 3, "/nowhere"),
     ],
 )

@@ -152,8 +152,8 @@ def test_ablation_has_every_combination_of_the_terms() -> None:
         on.append(frozenset() if arm.mto["preset"] == "observe" else frozenset(names - off))
     assert next(iter(study.arms)) == "baseline"
     assert len(set(on)) == len(on) == 8
-    with pytest.raises(MtoError, match="ranking"):  # its preset weighs one term alone
-        ablation("fake", FAKE, Asked(style="simmim"))
+    with pytest.raises(MtoError, match="ranking"):  # the preset weighs one term alone
+        ablation("fake", FAKE, Asked(preset="simmim"))
     with pytest.raises(MtoError, match="--mto_sparsity"):
         ablation("fake", FAKE, Asked(extra=["--mto_sparsity", "1"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from mto_tools.study.spec import Arm, FineTuning, Study, Value
 from mto_tools.upstreams.recipe import Recipe
 
 BASELINE: dict[str, Value] = {"preset": "observe"}  # measures the same things, and adds nothing
+PAPER = "paper"  # preset of the studies that the paper made
 MEASURES = ("log_every", "grad_every", "affinity_steps")  # options of MTO that only measure
 POINTS = (100, 200, 300, 400, 800)  # epochs of Figure 4 and Table 2, of 800
 FEW_EPOCHS = 100  # of a trial: it saves at its points only
@@ -49,7 +50,7 @@ def compare(name: str, recipe: Recipe, asked: Asked) -> Study:
 
 
 def ablation(name: str, recipe: Recipe, asked: Asked) -> Study:
-    """Eight arms: all combinations of the three terms, with the weights of the preset.
+    """Eight arms: all combinations of the three terms, with the weights of preset `paper`.
 
     Raises:
         MtoError: An option that cannot be run, or the preset has no weight for a term.
@@ -61,17 +62,19 @@ def ablation(name: str, recipe: Recipe, asked: Asked) -> Study:
     prefix = _prefix(recipe.options.form)
     for word in mto:
         term = word.partition("=")[0].removeprefix(prefix).lower()
-        if word.startswith(prefix) and any(own.startswith(term) for own in (*TERMS, "balance")):
+        if word.startswith(prefix) and any(
+            own.startswith(term) for own in (*TERMS, "balance", "calibrate")
+        ):
             raise MtoError(
                 f"{word} decides the weights, which an ablation switches on and off",
                 hint=f"mto study ablation {name} --preset PRESET",
             )
-    preset: Any = _preset(name, recipe, asked)
+    preset: Any = _preset(name, recipe, replace(asked, preset=asked.preset or PAPER))
     if missing := [term for term in TERMS if not PRESETS[preset].get(term)]:
         raise MtoError(
             f"preset {preset!r} has no weight for {', '.join(missing)}, so there is nothing to "
             "switch off",
-            hint=f"mto study ablation {name} --preset paper   (all weights 1)",
+            hint=f"mto study ablation {name} --preset {PAPER}",
         )
     arms = {"baseline": Arm(mto=BASELINE)}
     on = sorted((c for c in product((True, False), repeat=len(TERMS)) if any(c)), key=sum)
@@ -83,14 +86,14 @@ def ablation(name: str, recipe: Recipe, asked: Asked) -> Study:
 
 
 def paper(name: str, recipe: Recipe, asked: Asked) -> Study:
-    """Two arms at full size, fine-tuned from five checkpoints on the way.
+    """Two arms at full size, preset `paper`, fine-tuned from five checkpoints on the way.
 
     A recipe that counts steps runs its own schedule, with the points at the same shares of it.
 
     Raises:
         MtoError, MissingError: As `compare`, or the recipe has no full size.
     """
-    study = compare(name, recipe, asked)
+    study = compare(name, recipe, replace(asked, preset=asked.preset or PAPER))
     more: dict[str, Any] = {"finetune": asked.finetune}
     if counts_epochs(recipe):
         schedule = recipe.plan and recipe.plan.schedule(asked.model, None)
