@@ -19,7 +19,7 @@ from mto_tools.study import svg
 from mto_tools.study.fairness import fairness
 from mto_tools.study.figures import draw, weighted
 from mto_tools.study.folder import make_folder
-from mto_tools.study.record import TERMS, Record, by_seed
+from mto_tools.study.record import TERMS, Record, by_seed, of_arm
 from mto_tools.study.report import Report, render, write_report
 from mto_tools.study.session import Session
 from mto_tools.study.tasks import State
@@ -92,7 +92,7 @@ def test_panels(report: Report, finished: Path) -> None:
 
 
 def test_weighted_is_the_value_times_the_weight_of_that_step(report: Report) -> None:
-    record = report.records[1]
+    record = of_arm(report.records, "mto")[0]
     curve, weight = record.curve("sparsity"), record.curve("weights.sparsity")
     weight.values[:2] = [0.0, 0.5]  # as in a warm-up
     del weight.at[-1], weight.values[-1]
@@ -177,7 +177,7 @@ def add(values: list[float], index: int, more: float) -> None:
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_unfair_comparison_is_noticed(report: Report, name: str) -> None:
-    baseline, mto = report.records[:2]
+    baseline, mto = by_seed(report.records, "mto")[0]
     SPOILED[name](baseline, mto)
     found = fairness(by_seed(report.records, "mto"), report.scores)
     assert {check.name for check in found} == {*SPOILED, "Same settings of the recipe"}
