@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def test_no_process_outlives_the_study(
         assert len(hanging) >= 3  # helper, guard, run
         with pytest.raises(RefusedError, match=f"process {pid}"), locked(session.folder):
             pass
-        driver.send_signal(number)
+        os.kill(pid, number)
         driver.wait()
         with locked(session.folder, patience=guard.GRACE + 20):
             assert not any(map(alive, pids)), "the lock is free when all are gone, and not before"

@@ -81,10 +81,10 @@ class Session:
         gpus = visible_gpus()
         maker = self.maker(inputs, gpu=bool(gpus) or how.launcher == "slurm")
         tasks = maker.tasks()
-        launcher = make_launcher(self.folder, self.study, how, gpus)
         states = read_states(self.folder)
         check_folder(self.study, self.folder)
         check_settings(tasks, states, self.folder)
+        launcher = make_launcher(self.folder, self.study, how, gpus)  # submitit makes its folder
         room = self.recipe.compare.disk_mb_per_run if self.recipe.compare else 0
         new = sum(task.id not in states for task in tasks if task.kind == "pretrain")
         check_room(self.folder, new * room + 50 * bool(new))
