@@ -51,6 +51,7 @@ def agree(run: dict[str, Any], base: dict[str, Any], bound: float = 0.0) -> None
     expected = torch.tensor(base["losses"][-last:])
     torch.testing.assert_close(torch.tensor(run["losses"]), expected, **close)
     assert run["model"].keys() == base["model"].keys()
+    assert run["names"] == base["names"]
     for name, value in base["model"].items():
         torch.testing.assert_close(run["model"][name], value, **close)
     ours, theirs = run["optimizer"], base["optimizer"]

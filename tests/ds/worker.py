@@ -198,6 +198,7 @@ def train(
         "norms": norms,
         "scales": scales,
         "model": raw.state_dict(),
+        "names": list(model.state_dict()),  # by which moving averages find the weights
         "optimizer": copy.deepcopy(optimizer.state_dict()),
         "scaler": scaler.state_dict(),
     }

@@ -138,6 +138,10 @@ class Model:
         """Nothing to clip and no norm to take: both are done in the step."""
         return iter(())
 
+    def state_dict(self) -> dict[str, Any]:
+        """The raw model's by the names that DDP gives; a moving average looks for them."""
+        return {f"module.{name}": value for name, value in self.module.state_dict().items()}
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
