@@ -137,9 +137,9 @@ def test_swin_saves_no_affinity_maps() -> None:
 def test_an_epoch_drops_the_images_that_fill_no_batch(batch: int, images: int) -> None:
     if images < batch:
         with pytest.raises(MissingError, match=f"{images} images, .* one batch of {batch}"):
-            steps_per_epoch(images, batch, "mae")
+            steps_per_epoch(images, batch)
         return
-    steps = steps_per_epoch(images, batch, "mae")
+    steps = steps_per_epoch(images, batch)
     assert steps * batch <= images < (steps + 1) * batch
 
 

@@ -29,13 +29,13 @@ def test_built_in_data(tmp_path: Path, name: str) -> None:
     made = default_data(tmp_path, Path("/up"), spec, print)
     cwd = made.parent if name == "bootmae" else Path("/up")
     images = 8 * 8
-    assert count_images(spec, made, Path("/up"), name) == (images, cwd)
+    assert count_images(spec, made, Path("/up")) == (images, cwd)
     shutil.copy(next(made.glob("train/*/*.png")), made / "train" / "digit0" / "more.png")
     assert default_data(tmp_path, Path("/up"), spec, print) == made
-    assert count_images(spec, made, Path("/up"), name) == (images + (not spec.listing), cwd)
+    assert count_images(spec, made, Path("/up")) == (images + (not spec.listing), cwd)
     shutil.rmtree(made)
     assert default_data(tmp_path, Path("/up"), spec, print) == made
-    assert count_images(spec, made, Path("/up"), name) == (images, cwd)
+    assert count_images(spec, made, Path("/up")) == (images, cwd)
 
 
 def test_data_set_made_by_a_script(tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_a_list_that_is_missing(tmp_path: Path, name: str) -> None:
     spec = recipe_of(name).data
     checkout, data = tmp_path / "up", tmp_path / "sets" / "images"
     with pytest.raises(MissingError) as caught:
-        count_images(spec, data, checkout, name)
+        count_images(spec, data, checkout)
     path = checkout / spec.listing.format(data=data, phase="train")  # an absolute one stays
     assert str(path) in str(caught.value)
     path.parent.mkdir(parents=True)
     path.write_text("a/1.png 0\na/2.png 0\n\n")
-    assert count_images(spec, data, checkout, name) == (2, checkout)
+    assert count_images(spec, data, checkout) == (2, checkout)
 
 
 def test_images_are_those_that_an_image_folder_reads(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_images_are_those_that_an_image_folder_reads(tmp_path: Path) -> None:
     spec, train = recipe_of("mae").data, tmp_path / "data" / "train"
 
     def count() -> int:
-        return count_images(spec, tmp_path / "data", tmp_path, "mae")[0]
+        return count_images(spec, tmp_path / "data", tmp_path)[0]
 
     def refused() -> None:
         with pytest.raises(MissingError, match=str(train)) as caught:
             count()
-        assert "mto compare mae" in caught.value.hint
+        assert "--data" in caught.value.hint
 
     refused()
     (train / "empty").mkdir(parents=True)

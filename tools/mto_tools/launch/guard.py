@@ -2,7 +2,7 @@
 
 `python guard.py COMMAND...` must be the leader of its own process group, with the read end of a
 pipe as stdin. The pipe closes when the starter closes it, exits, or is killed in whatever way, and
-then all that the command started is ended: no training run outlives `mto compare`. torchrun gives
+then all that the command started is ended: no training run outlives its driver. torchrun gives
 its workers sessions of their own, so the group is not enough; on Linux we adopt every orphan below
 us and find the others in /proc. Standard library only, since it starts before every run.
 """

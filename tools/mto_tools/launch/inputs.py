@@ -42,7 +42,7 @@ def prepare(
     """
     checkout, commits = ready(home, name, say, allow_edited=allow_edited)
     data = data.expanduser().absolute() if data else default_data(home, checkout, recipe.data, say)
-    images, cwd = count_images(recipe.data, data, checkout, name)
+    images, cwd = count_images(recipe.data, data, checkout)
     found = {**versions(("torch", "mto-core", *recipe.needs)), **commits}
     return Inputs(checkout, data, images, cwd, found)
 
@@ -61,7 +61,7 @@ def ready(home: Path, name: str, say: Say, *, allow_edited: bool) -> tuple[Path,
             raise RefusedError(
                 f"{repo} was edited since the series was applied: {edited[:300]}; "
                 "the report would not say what was run",
-                hint=f"{aside if found.edited else ''}mto compare {name} --allow-edited",
+                hint=f"{aside if found.edited else ''}the same command with --allow-edited",
             )
     else:
         commit = apply(upstream, say).commit
@@ -93,7 +93,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     }
 
 
-def count_images(spec: Data, data: Path, checkout: Path, upstream: str) -> tuple[int, Path]:
+def count_images(spec: Data, data: Path, checkout: Path) -> tuple[int, Path]:
     """Count the images that the recipe's list names, or else that an ImageFolder reads.
 
     Returns:
@@ -105,7 +105,7 @@ def count_images(spec: Data, data: Path, checkout: Path, upstream: str) -> tuple
     """
     from torchvision.datasets import ImageFolder
 
-    hint = f"mto compare {upstream}    (uses the built-in data), or --data DIR of images"
+    hint = "--data DIR of images, or no --data at all for the built-in ones"
     if not spec.listing:
         folder = data / spec.images
         try:

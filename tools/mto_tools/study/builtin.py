@@ -43,7 +43,7 @@ def compare(name: str, recipe: Recipe, asked: Asked) -> Study:
     Raises:
         MtoError: An option that cannot be run.
     """
-    shared, mto = split_options(asked.extra, recipe.options.form, name)
+    shared, mto = split_options(asked.extra, recipe.options.form)
     preset = _preset(name, recipe, asked)
     arms = {"baseline": Arm(mto=BASELINE), "mto": Arm(mto={"preset": preset}, arguments=(*mto,))}
     return _study(name, asked, arms, shared)
@@ -58,7 +58,7 @@ def ablation(name: str, recipe: Recipe, asked: Asked) -> Study:
     from mto_core.checks import TERMS
     from mto_core.config import PRESETS  # imports torch
 
-    shared, mto = split_options(asked.extra, recipe.options.form, name)
+    shared, mto = split_options(asked.extra, recipe.options.form)
     prefix = _prefix(recipe.options.form)
     for word in mto:
         term = word.partition("=")[0].removeprefix(prefix).lower()
@@ -110,7 +110,7 @@ def paper(name: str, recipe: Recipe, asked: Asked) -> Study:
 BUILT_IN = {"compare": compare, "ablation": ablation, "paper": paper}
 
 
-def split_options(extra: Sequence[str], form: str, upstream: str) -> tuple[list[str], list[str]]:
+def split_options(extra: Sequence[str], form: str) -> tuple[list[str], list[str]]:
     """Arguments after `--`: of all arms, and of those with MTO alone.
 
     Options of MTO (`--mto_NAME VALUE`, `--mto_NAME=VALUE`, `MTO.NAME VALUE`) belong to MTO, but for
@@ -132,7 +132,7 @@ def split_options(extra: Sequence[str], form: str, upstream: str) -> tuple[list[
         if any(own.startswith(name) for own in ("on", "preset")):
             raise MtoError(
                 f"{option} is set by the study, in each arm as it needs",
-                hint=f"mto compare {upstream} --preset PRESET, or weights after --",
+                hint="--preset PRESET, or weights after --",
             )
         arms = shared if any(measure.startswith(name) for measure in MEASURES) else mto
         arms += [word] if equals else [word, *islice(rest, 1)]

@@ -78,7 +78,7 @@ class Maker:
             steps, epochs = study.steps or recipe.compare.steps, study.epochs
         if counts_epochs(recipe):
             assert batch
-            per_epoch = steps_per_epoch(self.inputs.images, batch, study.upstream)
+            per_epoch = steps_per_epoch(self.inputs.images, batch)
             epochs = epochs or -(-(steps or per_epoch) // per_epoch)
             steps = epochs * per_epoch
         elif study.epochs or not steps:
@@ -300,7 +300,7 @@ def counts_epochs(recipe: Recipe) -> bool:
     return "{epoch" in recipe.checkpoint
 
 
-def steps_per_epoch(images: int, batch: int, upstream: str) -> int:
+def steps_per_epoch(images: int, batch: int) -> int:
     """Every recipe that counts epochs drops the images left over from its last batch.
 
     Raises:
@@ -309,6 +309,6 @@ def steps_per_epoch(images: int, batch: int, upstream: str) -> int:
     if images < batch:
         raise MissingError(
             f"the data set holds {images} images, which do not make one batch of {batch}",
-            hint=f"mto compare {upstream} --batch {images}",
+            hint=f"--batch {images}",
         )
     return images // batch
