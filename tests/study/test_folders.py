@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,13 @@ def test_evaluations_decide_and_moving_targets_do_not(tmp_path: Path) -> None:
     assert first.score.key == "evaluate.knn"
     assert report.records[0].scores["evaluate.knn"].at == [100, 200, 300]
     assert report.verdicts[0].finding is Finding.FASTER
-    for folder in tmp_path.iterdir():
-        for path in (folder / "evaluations").iterdir():
-            path.unlink()
+    for seed, arms in {2: ["baseline", "mto"], 1: ["mto"], 0: ["baseline"]}.items():
+        for arm in arms:
+            shutil.rmtree(tmp_path / f"{arm}{seed}" / "evaluations")
+        alike = {check.name: check.passed for check in report_of(*sources).checks}
+        assert alike["Evaluated alike"] is (None if seed == 2 else False), "one arm alone is unfair"
+    shutil.rmtree(tmp_path / "mto0" / "evaluations")
+    shutil.rmtree(tmp_path / "baseline1" / "evaluations")
     report = report_of(*sources, name="conmim")
     assert report.verdicts[0].finding is Finding.NOT_COMPARABLE
 

@@ -174,6 +174,8 @@ def _finite(baseline: Record, arm: Record) -> str:
 
 def _evaluated_alike(baseline: Record, arm: Record) -> str:
     a, b = baseline.evaluated, arm.evaluated
+    if not a and not b:
+        return Unknown("neither run was evaluated")
     if not a or not b:
         return f"{'the baseline' if not a else arm.arm} was not evaluated"
     return "" if a == b else f"{a} and {b}"
