@@ -77,10 +77,11 @@ def tuned(folder: Path, accuracy: float) -> Path:
 
 def evaluation(folder: Path, epoch: int, knn: float) -> None:
     """As `mto evaluate` writes it beside a checkpoint."""
-    one: dict[str, Any] = {"progress": epoch, "recipe": "mae", "model": "vit", "data": "digits"}
-    lines(
-        folder / "evaluations" / f"checkpoint-{epoch}.pth.json", [{**one, "scores": {"knn": knn}}]
-    )
+    name = f"checkpoint-{epoch}.pth"
+    one: dict[str, Any] = {"checkpoint": name, "digest": "0", "progress": epoch, "recipe": "mae"}
+    one |= {"model": "vit", "data": "digits", "images_train": 8, "images_val": 8}
+    one |= {"scores": {"knn": knn}, "versions": {}, "made": "2026-11-26"}
+    lines(folder / "evaluations" / f"{name}.json", [one])
 
 
 def report_of(*sources: Source, name: str = "mae") -> Report:

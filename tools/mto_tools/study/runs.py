@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from mto_tools.checkpoint import read_checkpoint
-from mto_tools.errors import CorruptError, MissingError, MtoError
+from mto_tools.errors import MissingError, MtoError
+from mto_tools.evaluate.result import FOLDER, Evaluation
 from mto_tools.study.logs import (
     Log,
     find_file,
@@ -102,7 +102,7 @@ def collect(source: Source, recipe: Recipe, *, pictures: bool = False) -> Record
         notes=[*measured.notes, *own.notes, *notes],
     )
     if not record.curve("loss").at and not record.scores:
-        names = (logs.measures, logs.own, "evaluations/*.json")
+        names = (logs.measures, logs.own, f"{FOLDER}/*.json")
         raise MissingError(
             f"{folder} of {source.name} holds no run of this recipe: none of "
             f"{', '.join(filter(None, names))} has anything to show",
@@ -136,7 +136,7 @@ def _options(measures: Path | None) -> dict[str, Any]:
 
 def _evaluations(folder: Path, recipe: Recipe) -> tuple[dict[str, Curve], str, list[str]]:
     """Scores of `mto evaluate` by checkpoint; the data and model that it used."""
-    place = find_file(_place(folder, recipe), "evaluations")
+    place = find_file(_place(folder, recipe), FOLDER)
     found: dict[float, dict[str, float]] = {}
     used: set[str] = set()
     notes: list[str] = []
@@ -144,18 +144,12 @@ def _evaluations(folder: Path, recipe: Recipe) -> tuple[dict[str, Curve], str, l
     template = recipe.logs.evaluated or recipe.checkpoint
     own = [path for path in files if _matches(path.stem, template)]
     for path in own or files:
-        try:
-            one = json.loads(path.read_bytes())
-            progress, scores = one["progress"], dict(one["scores"])
-            used.add(f"{one['data']}, {one['model']}")
-        except (ValueError, KeyError, TypeError):
-            raise CorruptError(
-                f"{path} is no evaluation of mto", hint=f"mv {path} {path}.old, and evaluate again"
-            ) from None
-        if progress is None:
+        one = Evaluation.load(path)
+        used.add(f"{one.data}, {one.model}")
+        if one.progress is None:
             notes.append(f"{path}: its checkpoint does not say when it was saved; left out")
             continue
-        found[progress + (unit_of(recipe) == "epoch")] = scores
+        found[one.progress + (unit_of(recipe) == "epoch")] = one.scores
     curves = {}
     for key, score in EVALUATED.items():
         points = {at: scores[key] for at, scores in sorted(found.items()) if key in scores}
