@@ -167,8 +167,9 @@ class GradientBalance(GradientMeter):
             self.register_buffer(name, torch.zeros(1 + len(TERMS)))
 
     def due(self, step: int) -> bool:
-        """Every `balance_every` steps."""
-        return step % self.config.balance_every == 0
+        """Every `balance_every` steps; before the first of them, at powers of two."""
+        every = self.config.balance_every
+        return step % every == 0 or (step < every and step.bit_count() == 1)
 
     def _take(self, mean_square: Tensor, seen: Tensor) -> None:
         keep = torch.where(seen, self.config.balance_decay, 1.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 TERMS = ("sparsity", "singularity", "ranking")
 Scale = Literal["raw", "sqrt_dim", "layernorm"]
-Backend = Literal["auto", "dense", "recompute"]
+Backend = Literal["auto", "dense", "recompute", "fused"]
 Reduction = Literal["mean", "sum"]
 Direction = Literal["decreasing", "as_printed"]
 Preset = Literal["mae", "bootmae", "simmim", "conmim", "observe", "paper", "literal"]

@@ -3,16 +3,18 @@
 Queries and keys are tokens of one tensor [B, T, D]. Each set is an index, int64 [B, R]: row numbers
 of `tokens.flatten(0, 1)`, and -1 as padding, where an image has fewer than R.
 
-Two backends, one result:
+Three backends, one result:
 
 - "dense" is plain autograd. It saves gathered tokens and probabilities, more than the tokens' own
   size per depth, and can be differentiated twice.
 - "recompute" saves the tokens, which the model holds anyway, and the indices. The backward makes
   the logits anew, chunk by chunk: four products instead of three. Both are custom operators, single
   nodes to `torch.compile`, so the chunk loop stays and nothing of size B x N x N is made.
+- "fused" does as "recompute" in Triton kernels: see `mto_core.fused`. For NVIDIA GPUs from compute
+  capability 8.0 on, and any dtype but float64.
 
-"auto" is "dense" for less than 2^17 numbers of tokens on the CPU, where calls cost more than
-products, and "recompute" elsewhere. `benchmarks/overhead.py` measures both.
+"auto" is "fused" where that runs; "dense" for less than 2^17 numbers of tokens on the CPU, where
+calls cost more than products; and "recompute" elsewhere. `benchmarks/overhead.py` measures all.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -29,6 +32,8 @@ from torch import Tensor
 from mto_core.checks import Backend, Scale, check_mask, check_name, check_tokens, compute_dtype
 
 DENSE_MAX_NUMEL = 1 << 17
+FUSED_MIN_CAPABILITY = 8  # TensorFloat-32
+TRITON = find_spec("triton") is not None  # comes with torch for CUDA on Linux
 
 # Numbers of a chunk, gathered tokens and logits together: 64 MiB in float32. An image of SimMIM's
 # ViT-B has 120 queries and 76 keys of 768 numbers, 196 · 768 + 120 · 76, so a chunk holds 104.
@@ -59,14 +64,15 @@ def row_entropy(
         query_mask: bool [B, Q]; rows where it is False give 0. None means all rows.
         key_mask: bool [B, K]; keys where it is False take no part. None means all keys.
         scale: factor on the logits.
-        backend: "auto", "dense" or "recompute"; their costs stand at the head of this module.
+        backend: "auto", "dense", "recompute" or "fused"; their costs stand at the head of this
+            module.
 
     Returns:
         [B, Q], float64 for float64 tokens and float32 for any other. A row without keys gives 0.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
-        RuntimeError: "recompute" is differentiated twice.
+        RuntimeError: "recompute" or "fused" is differentiated twice; "fused" cannot run here.
 
     Example:
         >>> row_entropy(torch.zeros(1, 1, 8), torch.zeros(1, 4, 8))  # ln 4
@@ -96,13 +102,19 @@ def token_entropy(
     tokens: Tensor, queries: Tensor, keys: Tensor, *, scale: Scale | float, backend: Backend
 ) -> Tensor:
     """Entropy [B, Q] of the affinity of some rows of tokens [B, T, D] to others; 0 on padding."""
-    tokens, factor = scaled(tokens, scale)
-    backend = resolve_backend(backend, tokens)
+    backend, factor = resolve_backend(backend, tokens), _factor(scale, tokens.shape[-1])
     if 0 in (*queries.shape, *keys.shape):
         return _take(tokens, queries).sum(-1) * 0
-    if backend == "dense":
-        return _dense(tokens, queries, keys, factor)
-    entropy: Tensor = _recompute(tokens, queries, keys, factor)
+    entropy: Tensor
+    if backend == "fused":
+        from mto_core.fused import fused_entropy
+
+        entropy = fused_entropy(tokens, queries, keys, factor, scale == "layernorm")
+    else:
+        tokens, factor = scaled(tokens, scale)
+        if backend == "dense":
+            return _dense(tokens, queries, keys, factor)
+        entropy = _recompute(tokens, queries, keys, factor)
     if not torch.compiler.is_compiling():
         _postpone_backward(entropy, tokens)
     return entropy
@@ -110,21 +122,46 @@ def token_entropy(
 
 def scaled(tokens: Tensor, scale: Scale | float) -> tuple[Tensor, float]:
     """Tokens and the factor on their products; "layernorm" makes a float32 copy of the tokens."""
-    if isinstance(scale, (int, float)):
-        return tokens, float(scale)
-    check_name("scale", scale)
+    factor = _factor(scale, tokens.shape[-1])
     if scale == "layernorm":
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = F.layer_norm(tokens.to(compute_dtype(tokens)), tokens.shape[-1:])
-    return tokens, 1 / math.sqrt(tokens.shape[-1]) if scale == "sqrt_dim" else 1.0
+    return tokens, factor
+
+
+def _factor(scale: Scale | float, dim: int) -> float:
+    if isinstance(scale, (int, float)):
+        return float(scale)
+    check_name("scale", scale)
+    return 1 / math.sqrt(dim) if scale == "sqrt_dim" else 1.0
 
 
 def resolve_backend(backend: Backend, tokens: Tensor) -> Backend:
-    """The backend that "auto" means for these tokens."""
+    """The backend that "auto" means for these tokens.
+
+    Raises:
+        ValueError: Unknown backend.
+        RuntimeError: "fused" cannot run on these tokens.
+    """
     check_name("backend", backend)
-    small = tokens.device.type == "cpu" and tokens.numel() < DENSE_MAX_NUMEL
-    by_size: Backend = "dense" if small else "recompute"
-    return by_size if backend == "auto" else backend
+    if backend == "auto":
+        if _can_fuse(tokens):
+            return "fused"
+        small = tokens.device.type == "cpu" and tokens.numel() < DENSE_MAX_NUMEL
+        return "dense" if small else "recompute"
+    if backend == "fused" and not _can_fuse(tokens):
+        raise RuntimeError(
+            f"backend 'fused' does not run on {tokens.dtype} tokens on {tokens.device}: it needs "
+            "Triton, an NVIDIA GPU from compute capability 8.0 on, and a dtype other than float64. "
+            "Pass backend='auto'"
+        )
+    return backend
+
+
+def _can_fuse(tokens: Tensor) -> bool:
+    if not (TRITON and tokens.is_cuda and tokens.dtype != torch.float64) or torch.version.hip:
+        return False
+    return torch.cuda.get_device_properties(tokens.device).major >= FUSED_MIN_CAPABILITY
 
 
 def chunks(batch: int, numbers: int) -> Iterator[slice]:

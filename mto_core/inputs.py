@@ -22,27 +22,30 @@ class MaskSplit(NamedTuple):
     visible: Tensor  # int64 [B, max |V|], -1 on padding
     patches: Tensor  # int64 [B, N], in their own order
     mask: Tensor  # bool [B, N], as it was
+    num_masked: Tensor  # int64 [B]
+    num_visible: Tensor  # int64 [B]
+    defined: Tensor  # bool [B], images whose heterogeneity can be anything but 0
 
-    def defined(self) -> Tensor:
-        """bool [B], images whose heterogeneity can be anything but 0."""
-        return self.mask.any(1) & ((~self.mask).sum(1) > 1)
 
-
-def split_mask(mask: Tensor, num_prefix_tokens: int = 0) -> MaskSplit:
+def split_mask(mask: Tensor, num_prefix_tokens: int = 0, *, count: bool = True) -> MaskSplit:
     """Splits a bool mask [B, N] into indices of tokens [B, P + N, D].
 
-    Sets are as long as the largest of the batch, which costs one host sync on a GPU. While
-    `torch.compile` traces, counts are unknown: both sets then keep all N columns.
+    Sets are as long as the largest of the batch, which costs one host sync on a GPU. Without
+    `count` both keep all N columns, padding last; while `torch.compile` traces, too, in any order.
     """
     batch, length = mask.shape[0], num_prefix_tokens + mask.shape[1]
     rows = torch.arange(batch * length, device=mask.device).view(batch, length)
     patches = rows[:, num_prefix_tokens:]
     masked, visible = patches.where(mask, -1), patches.where(~mask, -1)
-    if mask.numel() and not torch.compiler.is_compiling():
-        low, high = torch.stack(mask.sum(1).aminmax()).tolist()
-        masked = masked.sort(descending=True)[0][:, :high]
-        visible = visible.sort(descending=True)[0][:, : mask.shape[1] - low]
-    return MaskSplit(masked, visible, patches, mask)
+    num_masked = mask.sum(1)
+    num_visible = mask.shape[1] - num_masked
+    if mask.numel() and not (count and torch.compiler.is_compiling()):
+        masked, visible = (side.sort(descending=True)[0] for side in (masked, visible))
+        if count:
+            low, high = torch.stack(num_masked.aminmax()).tolist()
+            masked, visible = masked[:, :high], visible[:, : mask.shape[1] - low]
+    defined = (num_masked > 0) & (num_visible > 1)
+    return MaskSplit(masked, visible, patches, mask, num_masked, num_visible, defined)
 
 
 Layer: TypeAlias = tuple[Tensor, MaskSplit]  # tokens [B, P + N, D] of one depth, and its mask
@@ -82,9 +85,16 @@ def whole_tokens(
 
 
 def align(
-    tokens: list[Tensor], prefix: int, mask: Tensor | Sequence[Tensor], depths: Sequence[int]
+    tokens: list[Tensor],
+    prefix: int,
+    mask: Tensor | Sequence[Tensor],
+    depths: Sequence[int],
+    count: bool = True,
 ) -> dict[int, Layer]:
-    """Tokens and split mask by depth, of rising `depths`; neighbours of one mask share a split."""
+    """Tokens and split mask by depth, of rising `depths`; neighbours of one mask share a split.
+
+    Without `count` the host waits for nothing: see `split_mask`.
+    """
     grids = [flatten_grid(t, prefix, f"tokens at depth {depth}") for depth, t in enumerate(tokens)]
     batch = grids[0].shape[0]
     for depth, grid in enumerate(grids):
@@ -108,7 +118,7 @@ def align(
     before = -1
     for d in depths:
         if before < 0 or masks[d] is not masks[before] or shapes[d] != shapes[before]:
-            split = split_mask(pool(masks[d], shapes[d], d, finest), prefix)
+            split = split_mask(pool(masks[d], shapes[d], d, finest, count), prefix, count=count)
         layers[d], before = (grids[d], split), d
     return layers
 
@@ -147,14 +157,14 @@ def warn_undefined(layers: Mapping[int, Layer]) -> bool:
     return False
 
 
-def pool(mask: Tensor, shape: Sequence[int], depth: int, finest: int) -> Tensor:
+def pool(mask: Tensor, shape: Sequence[int], depth: int, finest: int, count: bool = True) -> Tensor:
     """[B, N] or [B, h, w] to [B, N'], over square cells that are masked wholly or not at all.
 
     `shape` is (N',) or (H', W') at this depth, `finest` the most patch tokens of any depth.
 
     Raises:
         ValueError: The mask does not fit this depth, or a cell is masked in part.
-        RuntimeError: The latter under `torch.compile`.
+        RuntimeError: The latter under `torch.compile`, or without `count`.
     """
     cells, size = math.prod(mask.shape[1:]), math.prod(shape)
     if cells == size and (1 in (mask.ndim - 1, len(shape)) or mask.shape[1:] == shape):
@@ -174,7 +184,7 @@ def pool(mask: Tensor, shape: Sequence[int], depth: int, finest: int) -> Tensor:
         "Make masks in cells of the coarsest traced depth (SimMIM: mask_patch_size 32), or trace "
         "fewer stages."
     )
-    if torch.compiler.is_compiling():  # a branch on data would break the graph
+    if torch.compiler.is_compiling() or not count:  # a branch on data breaks the graph, and waits
         torch._assert_async((masked == whole).all(), misaligned.format("a token"))
     elif not torch.equal(masked, whole):
         image, cell = (masked != whole).nonzero()[0].tolist()

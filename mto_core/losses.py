@@ -29,7 +29,7 @@ def heterogeneity(
         mask: bool [B, N], True = masked; any count per image.
         scale: of the logits: "raw" dot products, "sqrt_dim" (divided by sqrt(D)), or "layernorm"
             (dot products after a LayerNorm without affine: a token's norm plays no part).
-        backend: "auto", "dense" or "recompute"; see `row_entropy`.
+        backend: "auto", "dense", "recompute" or "fused"; see `row_entropy`.
 
     Returns:
         [B] in nats; 0 for an image without masked tokens or with fewer than two visible ones.
@@ -44,7 +44,7 @@ def heterogeneity(
     """
     split = as_split(tokens, mask)
     rows = token_entropy(tokens, split.masked, split.visible, scale=scale, backend=backend)
-    return rows.sum(1) / split.mask.sum(1).clamp_min(1)  # [B, max |M|] to [B]
+    return rows.sum(1) / split.num_masked.clamp_min(1)  # [B, max |M|] to [B]
 
 
 def sparsity_loss(
@@ -80,7 +80,7 @@ def sparsity_loss(
     split = as_split(tokens, mask)
     rows = token_entropy(tokens, split.visible, split.patches, scale=scale, backend=backend)
     total = rows.sum(1)  # [B, max |V|] to [B]
-    return total if reduction == "sum" else total / (~split.mask).sum(1).clamp_min(1)
+    return total if reduction == "sum" else total / split.num_visible.clamp_min(1)
 
 
 def singularity_loss(h0: Tensor, *, eps: float = 1e-2, valid: Tensor | None = None) -> Tensor:

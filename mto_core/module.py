@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mto_core.balance import gradient_meter, gradient_norm
 from mto_core.checks import TERMS, Scale, compute_dtype
 from mto_core.config import MTOConfig
+from mto_core.entropy import resolve_backend
 from mto_core.inputs import Layer, align, check_trainable, warn_undefined, whole_tokens
 from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, sparsity_loss
 from mto_core.metrics import attention_mass
@@ -139,10 +140,11 @@ class MaskedTokenOptimization(nn.Module):
                 `torch.compile`.
         """
         tokens, prefix = whole_tokens(tokens_by_depth, num_prefix_tokens, step)
-        active, places = self._active(step), self._places(len(tokens))
+        active, places = self.active_at(step), self._places(len(tokens))
         needed = {depth for name in active for depth in places[name]}
         depths = range(len(tokens)) if diagnostics else sorted(needed)
-        layers = align(tokens, prefix, mask, depths)
+        fused = resolve_backend(self.config.backend, tokens[0]) == "fused"
+        layers = align(tokens, prefix, mask, depths, count=diagnostics or not fused)
         check_trainable(tokens, {name: places[name] for name in active})
         weights = self._weights(step, loss)
         self._warned = self._warned or warn_undefined(layers)
@@ -166,6 +168,11 @@ class MaskedTokenOptimization(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward  # for editors: nn.Module types its own as Any
+
+    def active_at(self, step: int | None) -> list[str]:
+        """The terms that act at this step: `forward` measures them there without `diagnostics`."""
+        off = self.config.off_after
+        return [] if off is not None and step is not None and step > off else self.active_terms
 
     def grad_ratios(
         self,
@@ -201,11 +208,6 @@ class MaskedTokenOptimization(nn.Module):
             ratios = {name: gradient_norm(terms[name], tokens[0], name).item() for name in names}
         return {name: value / norm if norm else float("inf") for name, value in ratios.items()}
 
-    def _active(self, step: int | None) -> list[str]:
-        """The terms that act at this step."""
-        off = self.config.off_after
-        return [] if off is not None and step is not None and step > off else self.active_terms
-
     def _weights(self, step: int | None, loss: Tensor | None) -> dict[str, float | Tensor]:
         warmup, off = self.config.warmup_steps, self.config.off_after
         if step is None and (warmup or off is not None):
@@ -213,7 +215,7 @@ class MaskedTokenOptimization(nn.Module):
                 f"warmup_steps={warmup}, off_after={off} need step=, the optimizer step"
             )
         weights: dict[str, float | Tensor] = dict(self.config.weights)
-        if self.active_terms and not self._active(step):
+        if self.active_terms and not self.active_at(step):
             return dict.fromkeys(weights, 0.0)
         if self.balance is not None:
             if torch.is_grad_enabled():
@@ -261,12 +263,12 @@ class MaskedTokenOptimization(nn.Module):
                     layer = layers[depths[0]]
                     values[name] = sparsity_loss(*layer, reduction=config.reduction, **how)
                 elif name == "singularity":
-                    valid = layers[0][1].defined()
+                    valid = layers[0][1].defined
                     values[name] = singularity_loss(at(0, scale), eps=config.eps, valid=valid)
                 elif len(depths) < 2:
                     values[name] = torch.zeros_like(at(0, scale))
                 else:
-                    defined = torch.stack([layers[d][1].defined() for d in depths]).all(0)
+                    defined = torch.stack([layers[d][1].defined for d in depths]).all(0)
                     by_depth = torch.stack([at(d, scale) for d in depths])
                     ranking = ranking_loss(by_depth, direction=config.direction)
                     values[name] = ranking.masked_fill(~defined, 0)

@@ -160,7 +160,7 @@ def test_autocast_does_not_reach_the_logits(backend: str) -> None:
     assert backend == "dense" or torch.equal(gradient_under, gradient)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_tf32_does_not_reach_the_logits() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -250,7 +250,7 @@ def test_split_mask_pads() -> None:
     assert [sorted(row) for row in split.masked.tolist()] == [[1, 4], [-1, 9]]
     assert [sorted(row) for row in split.visible.tolist()] == [[-1, 2, 3], [6, 7, 8]]
     assert split.patches.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
-    assert split.defined().tolist() == [True, True]
+    assert split.defined.tolist() == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,10 @@ def test_split_mask_pads() -> None:
         ({"queries": torch.ones(2, 3, 4).long()}, "must be floating point, got torch.int64"),
         ({"query_mask": torch.ones(2, 3)}, r"pass query_mask\.bool\(\)"),
         ({"key_mask": torch.ones(2, 3).bool()}, r"key_mask must be \[2, 5\]"),
-        ({"backend": "fused"}, "unknown backend 'fused': choose one of auto, dense, recompute"),
+        (
+            {"backend": "fast"},
+            "unknown backend 'fast': choose one of auto, dense, recompute, fused",
+        ),
     ],
 )
 def test_refuses(change: dict[str, object], message: str) -> None:
