@@ -162,6 +162,18 @@ def test_between_logged_steps_the_log_keeps_the_newest_measured_values() -> None
     assert found[1]["mto_loss"] != found[0]["mto_loss"]
 
 
+def test_a_log_of_new_values_has_those_that_the_step_measured() -> None:
+    model, x, mask = begin("--mto", "--mto_preset", "simmim", "--mto_log_every", "3")
+    found = []
+    for step in range(1, 4):
+        recipe.add(model(x * step, mask), mask, step=step)
+        found.append(recipe.log(new=True))
+        assert found[-1] == recipe.log(new=True)  # reading changes nothing
+        assert found[-1].items() <= recipe.log().items()
+    assert set(found[1]) == {"mto_loss", "mto_sparsity", "mto_total"}
+    assert set(found[0]) == set(found[2]) == set(recipe.log()) > set(found[1])
+
+
 def test_settings_of_a_yacs_node() -> None:
     model = Tiny()
     recipe.attach(

@@ -98,9 +98,10 @@ def add(
     return _run.add(loss, mask, step, micro, batches_per_epoch)
 
 
-def log() -> dict[str, float]:
+def log(*, new: bool = False) -> dict[str, float]:
     """The newest L_ss, terms and H by depth, under `mto_*` names; empty when MTO is off.
 
-    A value that this step did not measure is that of the last logged step.
+    A value that this step did not measure is that of the last logged step; with `new` it is left
+    out, for writers that are dear to call.
     """
-    return {} if _run is None else _run.log()
+    return {} if _run is None else _run.log(new)

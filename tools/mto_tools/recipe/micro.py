@@ -27,7 +27,7 @@ class MicroBatches:
 
     def clear(self) -> None:
         """A new step begins."""
-        self.rows: list[Tensor] = []
+        self.rows: list[Tensor | None] = []  # None where the step is not logged
         self._parts: list[list[Tensor]] = []
 
     def before(self) -> None:
@@ -37,7 +37,7 @@ class MicroBatches:
                 measured.zero_()
 
     @torch.no_grad()
-    def keep(self, row: Tensor, count: int) -> bool:
+    def keep(self, row: Tensor | None, count: int) -> bool:
         """Take in one micro batch of a step of `count`; return whether there are that many."""
         self.rows = [*self.rows, row][-count:]
         self._parts = [*self._parts, [measured.clone() for measured in self._measured]][-count:]

@@ -57,7 +57,9 @@ class Run:
         self.first_logged: int | None = None
         self.meters = [mto.balance for mto in self.objectives if mto.balance is not None]
         self.micro = MicroBatches(self.meters)
-        self.full: Tensor | None = None  # row of the last logged step
+        self.fresh: dict[str, Tensor] = {}  # what the newest micro batch measured, until it is read
+        self.newest: dict[str, float] = {}  # the same, read
+        self.known: dict[str, float] = {}  # the newest value of all that was ever measured
         self.clock: list[tuple[int, float]] = []  # step and time of the last two logged steps
         self.watch = PullWatch()
         self.schedule = Schedule(self.config) if self.rank == 0 else None
@@ -114,27 +116,41 @@ class Run:
         self.micro.before()
         terms = [mto(trace.tokens_by_depth, mask, **asked) for mto, trace in pairs]
         total = torch.stack([t.total for t in terms]).mean()
-        row = torch.stack([_row(scalar, t) for t in terms]).mean(0)
+        row = None
         if asked["diagnostics"]:
-            self.full = row
+            row = torch.stack([_row(scalar, t) for t in terms]).mean(0)
+        self.fresh = self._measured(scalar, terms, row)
         if self.micro.keep(row, micro_batches):
             self._end(scalar, mask, step, terms)
         for trace in self.traces:
             trace.clear()
         return loss if self.observes else loss + total
 
-    def log(self) -> dict[str, float]:
+    def log(self, new: bool) -> dict[str, float]:
         """See `mto_tools.recipe.log`."""
-        if not self.micro.rows:
-            return {}
-        row = self.micro.rows[-1]
-        if self.full is not None:
-            kept = torch.where(row.isnan(), self.full, row)
-            kept[:2] = row[:2]  # a loss that is NaN is shown as such
-            row = kept
-        values = _plain(row, self.depths)
-        by_depth = {f"mto_h{i:02d}": h for i, h in enumerate(values["heterogeneity"])}
-        return {f"mto_{name}": values[name] for name in ("loss", *TERMS, "total")} | by_depth
+        if self.fresh:
+            values = torch.stack([value.detach().double() for value in self.fresh.values()])
+            self.newest = dict(zip(self.fresh, values.tolist(), strict=True))
+            self.known |= self.newest
+            self.fresh = {}
+        return dict(self.newest if new else self.known)
+
+    def _measured(
+        self, loss: Tensor, terms: list[MTOTerms], row: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What this micro batch has measured; between logged steps only what it needed anyway."""
+        if row is None:
+            active = self.objectives[0].active_at(self.step)
+            found = {name: [getattr(t, name) for t in terms] for name in (*active, "total")}
+            means = {
+                name: x[0] if len(x) == 1 else torch.stack(x).mean() for name, x in found.items()
+            }
+            return {f"mto_{name}": value for name, value in ({"loss": loss} | means).items()}
+        names = [*SCALARS, *(f"weight {name}" for name in TERMS)]
+        names += [f"h{depth:02d}" for depth in range(self.depths)]
+        values = dict(zip(names, row.unbind(), strict=False))
+        kept = ("loss", *TERMS, "total", *names[-self.depths :])
+        return {f"mto_{name}": values[name] for name in kept}
 
     def _start(
         self, step: int, micro_batches: int, batches_per_epoch: int | None, device: torch.device
@@ -195,7 +211,7 @@ class Run:
         due = bool(self.meters) and bool(terms[0].total.requires_grad) and self.meters[0].due(step)
         measured = self._measure_on_rank0(self.files, loss, mask, step) if self.files else {}
         if self._logs(step):
-            row = torch.stack(self.micro.rows).mean(0)
+            row = torch.stack([row for row in self.micro.rows if row is not None]).mean(0)
             if self.world > 1:
                 dist.all_reduce(row)
                 row /= self.world
