@@ -68,7 +68,8 @@ def commands(part: str, args: argparse.Namespace) -> list[list[str]]:
         script = str(HERE / "overhead.py")
         shapes = ["tiny"] if args.tiny else ["simmim", "mae", "swin"]
         rounds = ["--rounds", "2" if args.tiny else "9"]
-        return [[script, "--shapes", shape, *device, *rounds, *save] for shape in shapes]
+        how = [*device, *rounds, "--compiled", *save]
+        return [[script, "--shapes", shape, *how] for shape in shapes]
     # The paper's recipes ask for CUDA; mini, in small, does not.
     known = {u.name: load_recipe(u) for u in all_upstreams(find_home())}
     if unknown := set(args.recipes or ()) - known.keys():

@@ -38,7 +38,7 @@ def main() -> None:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             q, k = tokens(shape, largest, dtype, device)
             exact = with_gradient(reference, q.double(), k.double())
-            for backend in ("dense", "recompute"):
+            for backend in ("dense", "recompute", *(["fused"] if device.type == "cuda" else [])):
                 h, grad = with_gradient(row_entropy, q, k, backend=backend)
                 error = (h.double() - exact[0]).abs().max().item()
                 lost = (grad.double() - exact[1]).norm().item() / (exact[1].norm().item() or 1.0)

@@ -1,7 +1,8 @@
 """A patched upstream at its real batch, with MTO off, observing and on, on images of noise.
 
-Each run is a process of its own, of `--steps` steps in one epoch. A step's time is the mean over
-the last four fifths of them, logged steps and loading of images included; the last run repeats the
+Each run is a process of its own, of `--steps` steps in one epoch. A step's time is taken over the
+last four fifths of them, loading of images included: the median is a step that is not logged, the
+mean has the logged ones. Steps that loss scaling skips do not count. The last run repeats the
 first, which shows the noise. `peak` is what torch allocated at most; `planned` is the estimate of
 `mto plan` for it, without reserves. The batch is halved until that estimate fits the card.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, help="default: 50")
     parser.add_argument("--batch", type=int, help="images of a step; default: upstream's")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--tiny", action="store_true", help="5 steps of 8 images")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
@@ -55,7 +59,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mto-gpu-") as folder:
         work = Path(folder)
         data = noise(recipe.data, work / "images", steps * batch)
-        for arm in ARMS[: 3 if args.tiny else None]:
+        for arm in args.arms[: 3 if args.tiny else None]:
             row = run(recipe, args.name, style, checkout, data, work, arm, steps, batch, device)
             rows.append(row)
             if "ms" in row:
@@ -102,8 +106,9 @@ def run(
         return row | {"failed": code or "no optimizer step was made"}
     found = json.loads(clock.read_text())
     seconds = found["seconds"][len(found["seconds"]) // 5 :]
-    row["ms"] = round(1e3 * (seconds[-1] - seconds[0]) / (len(seconds) - 1), 2)
-    row["added"] = ""
+    took = [1e3 * (end - start) for start, end in pairwise(seconds)]
+    row |= {"steps": len(found["seconds"]), "mean": f"{statistics.mean(took):.2f} ms"}
+    row |= {"ms": round(statistics.median(took), 2), "added": ""}
     planned = memory(recipe.plan, words, batch)
     row["planned"] = f"{planned.sum('state', 'images') / GIB:.2f} GiB" if planned else ""
     if found["peak"]:

@@ -58,7 +58,7 @@ class MAE(nn.Module):
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """A scalar loss."""
         x = self.vit._pos_embed(self.vit.patch_embed(images))
-        visible = mask.int().argsort(1, stable=True)[:, : 196 - 147, None] + 1
+        visible = mask.int().argsort(dim=1, stable=True)[:, : 196 - 147, None] + 1
         kept = torch.cat([torch.zeros_like(visible[:, :1]), visible], 1)  # cls token first
         shown = x.take_along_dim(kept, 1)
         shown = self.embed(self.vit.norm(self.vit.blocks(shown)))
