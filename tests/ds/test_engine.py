@@ -26,7 +26,7 @@ if importlib.util.find_spec("deepspeed") is None:
 from .worker import ALIKE, Model
 
 WORKER = Path(__file__).with_name("worker.py")
-CASES = [*ALIKE, "styles", "resumed"]
+CASES = [*ALIKE, "styles", "resumed", "elsewhere"]
 ULPS = 1e-6
 
 
@@ -121,6 +121,11 @@ def test_weights_without_gradient_stay_as_they_are(folder: Path) -> None:
     expected = Model().unused
     assert torch.equal(found["model"]["unused.weight"], expected.weight)
     assert torch.equal(found["model"]["unused.bias"], expected.bias)
+
+
+def test_all_tensors_lie_where_the_model_does(folder: Path) -> None:
+    found = runs(folder, "elsewhere")
+    agree(found["elsewhere"], found["here"])
 
 
 def test_the_log_of_rank_0_says_that_deepspeed_is_on(folder: Path) -> None:

@@ -263,9 +263,8 @@ def run(case: str, folder: Path) -> Runs:
     if case in ALIKE:
         names = ("ddp", "stage 1", "stage 2")
         return {n: train(folder, stage, **ALIKE[case]) for stage, n in enumerate(names)}
-    runs: Runs = {"styles": styles, "resumed": resumed, "on_other_ranks": on_other_ranks}[case](
-        folder
-    )
+    others = {"styles": styles, "resumed": resumed, "on_other_ranks": on_other_ranks}
+    runs: Runs = (others | {"elsewhere": elsewhere})[case](folder)
     return runs
 
 
@@ -293,6 +292,18 @@ def resumed(folder: Path) -> Runs:
         "zero to zero": train(folder, 1, steps=rest, state=zero),
         "loaded before": train(folder, 1, steps=rest, state=ddp, load_late=False),
     }
+
+
+def elsewhere(folder: Path) -> Runs:
+    """Under the test of tensors that our code makes without a device; see tests/devices.py."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from devices import Elsewhere  # type: ignore[import-not-found]
+
+    how: dict[str, Any] = {"micro": 2, "clip": 0.1, "scaling": True, "own_accumulation": False}
+    runs = {"here": train(folder, 1, **how)}
+    with Elsewhere():
+        runs["elsewhere"] = train(folder, 1, **how)
+    return runs
 
 
 def on_other_ranks(folder: Path) -> Runs:

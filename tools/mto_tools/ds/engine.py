@@ -117,7 +117,7 @@ class Engine:
     def grad_norm(self) -> Tensor | None:
         """Norm of the last step's gradients before clipping, inf where they overflowed."""
         norm = self._engine.get_global_grad_norm()
-        return None if norm is None else torch.as_tensor(norm)
+        return None if norm is None else torch.as_tensor(norm, device=self.groups[0][0].device)
 
 
 class Model:
