@@ -86,10 +86,13 @@ def test_rooms_are_ordered() -> None:
 
 
 def test_mto_core_needs_torch_and_einops_only() -> None:
-    allowed = {"torch", "einops", *sys.stdlib_module_names}
+    """And triton, which comes with torch for GPUs, where its kernels are defined."""
     for name, others in IMPORTS.items():
         if room(name) == "mto_core":
+            allowed = {"torch", "einops", *sys.stdlib_module_names}
+            allowed |= {"triton"} if name == "mto_core.kernels" else set()
             assert not {x for x in others if room(x) != "mto_core"} - allowed, name
+            assert "mto_core.kernels" not in others or name == "mto_core.fused"
 
 
 def test_git_and_torch_live_apart() -> None:

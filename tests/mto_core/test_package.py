@@ -112,6 +112,11 @@ def test_type_checkers_see_an_editable_install(tmp_path, monkeypatch):
     assert lines == ["user.py:6", "user.py:7"], found
 
 
+def test_kernels_are_not_imported_before_a_gpu_needs_them(tmp_path):
+    code = FIVE_LINES + "import sys; assert 'mto_core.kernels' not in sys.modules"
+    python(code, tmp_path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+
 def test_distribution_needs_torch_and_einops_only():
     needs = [r for r in importlib.metadata.requires("mto-core") if "extra ==" not in r]
     assert {re.match(r"[\w-]+", need)[0] for need in needs} == {"torch", "einops"}

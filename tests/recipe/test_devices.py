@@ -58,7 +58,7 @@ def test_a_logged_step_reads_its_row_at_once(tmp_path: Path) -> None:
     for step in range(1, 3):
         with Syncs() as syncs:
             recipe.add(model(x, mask), mask, step=step).backward()
-    assert syncs.places.count("run.py:_plain") == 1
+    assert syncs.places.count("rows.py:plain") == 1
 
 
 def test_the_modes_see_the_recipe(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from mto_tools.recipe.files import RunFiles
 from mto_tools.recipe.measure import checksum, save_affinity, warn_of_order
 from mto_tools.recipe.micro import MicroBatches
 from mto_tools.recipe.notices import PullWatch, Schedule, describe
+from mto_tools.recipe.rows import by_name, needed, plain, row_of
 from mto_tools.recipe.settings import Settings
-
-SCALARS = ("loss", "total", *TERMS, "diagonal_mass", "masked_mass")
 
 
 class Run:
@@ -118,8 +117,11 @@ class Run:
         total = torch.stack([t.total for t in terms]).mean()
         row = None
         if asked["diagnostics"]:
-            row = torch.stack([_row(scalar, t) for t in terms]).mean(0)
-        self.fresh = self._measured(scalar, terms, row)
+            row = torch.stack([row_of(scalar, t) for t in terms]).mean(0)
+            self.fresh = by_name(row, self.depths)
+        else:
+            active = self.objectives[0].active_at(step)
+            self.fresh = {"mto_loss": scalar, **needed(terms, active)}
         if self.micro.keep(row, micro_batches):
             self._end(scalar, mask, step, terms)
         for trace in self.traces:
@@ -134,23 +136,6 @@ class Run:
             self.known |= self.newest
             self.fresh = {}
         return dict(self.newest if new else self.known)
-
-    def _measured(
-        self, loss: Tensor, terms: list[MTOTerms], row: Tensor | None
-    ) -> dict[str, Tensor]:
-        """What this micro batch has measured; between logged steps only what it needed anyway."""
-        if row is None:
-            active = self.objectives[0].active_at(self.step)
-            found = {name: [getattr(t, name) for t in terms] for name in (*active, "total")}
-            means = {
-                name: x[0] if len(x) == 1 else torch.stack(x).mean() for name, x in found.items()
-            }
-            return {f"mto_{name}": value for name, value in ({"loss": loss} | means).items()}
-        names = [*SCALARS, *(f"weight {name}" for name in TERMS)]
-        names += [f"h{depth:02d}" for depth in range(self.depths)]
-        values = dict(zip(names, row.unbind(), strict=False))
-        kept = ("loss", *TERMS, "total", *names[-self.depths :])
-        return {f"mto_{name}": values[name] for name in kept}
 
     def _start(
         self, step: int, micro_batches: int, batches_per_epoch: int | None, device: torch.device
@@ -216,7 +201,7 @@ class Run:
                 dist.all_reduce(row)
                 row /= self.world
             if self.files:
-                record = {"step": step, **_plain(row, self.depths), **measured}
+                record = {"step": step, **plain(row, self.depths), **measured}
                 self.files.log.write(record | self._progress(step))
         if self.schedule:
             self._tell(self.schedule, step, terms, measured.get("grad_ratio"), due)
@@ -289,28 +274,6 @@ def _disarm(traces: list[TokenTrace], model: nn.Module, inputs: Any, output: Any
     """Behind it: blocks that run later do so in no traced forward."""
     for trace in traces:
         trace.disarm()
-
-
-def _row(loss: Tensor, terms: MTOTerms) -> Tensor:
-    """All that is logged in one tensor, so that reading it waits for the device once."""
-    missing = torch.full((), torch.nan, device=loss.device)
-    found = [loss, *(getattr(terms, name) for name in SCALARS[1:])]
-    scalars = [missing if value is None else value for value in found]
-    # Added to a zero: torch.as_tensor would copy each weight to the device, and wait for it.
-    zero = torch.zeros((), device=loss.device)
-    weights = [zero + terms.weights[name] for name in TERMS]
-    norms = missing.expand_as(terms.heterogeneity) if terms.token_norm is None else terms.token_norm
-    first = torch.stack([x.detach().double() for x in (*scalars, *weights)])
-    return torch.cat([first, terms.heterogeneity.double(), norms.double()])
-
-
-def _plain(row: Tensor, depths: int) -> dict[str, Any]:
-    """`_row` as numbers by name."""
-    values = iter(row.tolist())
-    named: dict[str, Any] = {name: next(values) for name in SCALARS}
-    named["weights"] = {name: next(values) for name in TERMS}
-    rest = list(values)
-    return named | {"heterogeneity": rest[:depths], "token_norm": rest[depths:]}
 
 
 def _place() -> tuple[int, int]:
