@@ -10,6 +10,7 @@ their gradients take one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def _forward(tokens: Tensor, queries: Tensor, keys: Tensor, scale: float, norm: 
     return entropy, top, log_z, mean, rstd, center
 
 
-def _backward(grad: Tensor, saved: list[Tensor], scale: float, norm: bool) -> Tensor:
+def _backward(grad: Tensor, saved: Sequence[Tensor], scale: float, norm: bool) -> Tensor:
     """Gradient [B, T, D] by the tokens; `saved` are the tensors of `_forward`, in and out."""
     tokens, queries, keys, entropy, top, log_z, *prepared = saved
     grad = grad.contiguous()
@@ -135,7 +136,7 @@ def _operator(
 
 
 @torch.library.custom_op("mto_core::fused_entropy_backward", mutates_args=())
-def _operator_backward(grad: Tensor, saved: list[Tensor], scale: float, norm: bool) -> Tensor:
+def _operator_backward(grad: Tensor, saved: Sequence[Tensor], scale: float, norm: bool) -> Tensor:
     return _backward(grad, [x.contiguous() for x in saved], scale, norm)
 
 
