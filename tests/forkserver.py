@@ -105,8 +105,9 @@ def serve(path: str, modules: list[str]) -> None:
     gc.freeze()  # or a collection in a child would look through, and so copy, all of this
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(path + ".new")
     listener.listen(64)
+    Path(path + ".new").rename(path)  # whoever sees the path may connect
     clients: dict[Any, int] = {}
     while True:
         sources = [sys.stdin, listener, *clients]

@@ -121,7 +121,8 @@ def test_run(home: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "mine" / "mto.jsonl").read_text().splitlines()) == 8
 
 
-def test_plan_and_doctor(home: Path) -> None:
+def test_plan_and_doctor(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # which gets the configuration
     command = invoke(home, "plan", "toy", "--gpus", "2", "--gpu-mem", "8").stdout
     assert "main.py -net 8 -rate 0.1 -bs 32" in command
     found = json.loads(invoke(home, "doctor", "toy", "--json").stdout)["findings"]
