@@ -18,9 +18,15 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from mto_tools.app import app
+from mto_tools.checkpoint import read_checkpoint
 from mto_tools.errors import CorruptError, MissingError, MtoError, RefusedError
 from mto_tools.evaluate.extract import Request, check_weights
-from mto_tools.evaluate.result import Evaluation, find
+from mto_tools.evaluate.features import Maker
+from mto_tools.evaluate.images import scan
+from mto_tools.evaluate.result import Evaluation, path_of
+from mto_tools.home import find_home
+from mto_tools.upstreams.recipe import load_recipe
+from mto_tools.upstreams.upstream import load_upstream
 
 from ..mini.conftest import RECIPE, TINY, mini, tiny_data
 
@@ -75,6 +81,7 @@ def test_features_are_the_encoders_and_scores_are_kept(
 ) -> None:
     first = evaluate(checkpoint)
     assert first.exit_code == 0, first.exception
+    assert f"rm -r {tmp_path / 'cache'}" in first.stderr
     (entry,) = entries(tmp_path)
     for split in ("train", "val"):
         files = sorted((data / split).glob("*/*.png"), key=lambda x: (x.parent.name, x.name))
@@ -82,7 +89,7 @@ def test_features_are_the_encoders_and_scores_are_kept(
         with torch.no_grad():
             expected = model.features(mini.data.to_tensor(crops)).numpy()
         np.testing.assert_allclose(np.load(entry / f"{split}.npy"), expected, atol=1e-5)
-    (found,) = find(checkpoint.parent)
+    found = Evaluation.load(path_of(checkpoint))
     assert (found.progress, found.images_train, found.images_val) == (5, 30, 12)
     assert found.scores["probe"] == 1  # one class is bright on the left, the other on the right
     assert all(0 <= x <= 1 for x in found.scores.values())
@@ -90,24 +97,29 @@ def test_features_are_the_encoders_and_scores_are_kept(
     shutil.rmtree(tmp_path / "cache")
     assert evaluate(checkpoint).exit_code == 0
     assert not entries(tmp_path), "the result was read, nothing was made"
-    assert find(checkpoint.parent) == [found]
+    assert Evaluation.load(path_of(checkpoint)) == found
 
     other = evaluate(checkpoint, "--k", 3, "--no-cache")
     assert other.exit_code == 0, other.exception
     assert "k-NN changed" in other.stderr
     assert not entries(tmp_path)
+    assert "rm -r" not in other.stderr
 
 
-def test_two_processes_share_the_images(
-    evaluate: Callable[..., Result], checkpoint: Path, tmp_path: Path
+def test_two_processes_share_the_images_and_count_them(
+    forked_python: None, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    given = {1: "--batch=7", 2: "--batch=4"}  # each rank has 15 and 6 images, of 30 and 12
+    recipe = load_recipe(load_upstream(find_home(), "mini"))
+    given = {1: 7, 2: 4}  # images at a time; each of two ranks has 15 and 6 images, of 30 and 12
     made = []
     for processes, batch in given.items():
-        out = tmp_path / str(processes)
-        done = evaluate(checkpoint, batch, "--nproc", processes, "--cache", out, "--out", out)
-        assert done.exit_code == 0, done.exception
-        made.append([np.load(next(out.glob(f"*/{split}.npy"))) for split in ("train", "val")])
+        out, seen = tmp_path / str(processes), list[int]()
+        out.mkdir()
+        maker = Maker("mini", recipe, RECIPE, (), processes, True, batch, workers=0)
+        maker.make(read_checkpoint(checkpoint), scan(data, 1), out, seen.append)
+        assert seen == sorted(seen)
+        assert seen[-1] == 42
+        made.append([np.load(out / f"{split}.npy") for split in ("train", "val")])
     for one, other in zip(*made, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -122,7 +134,7 @@ def test_a_broken_image_ends_it_without_a_cache_entry(
     assert str(file) in error.message
     assert error.hint
     assert not entries(tmp_path)
-    assert not find(checkpoint.parent)
+    assert not path_of(checkpoint).exists()
 
 
 def test_what_cannot_be_evaluated_is_told_before_a_start(
@@ -166,7 +178,14 @@ class Classifier(nn.Module):
 def test_weights_that_the_script_left_random_are_an_error(tmp_path: Path) -> None:
     model = Classifier()
     saved = {f"encoder.{name}": x for name, x in model.state_dict().items() if "head" not in name}
-    settings = {"data": tmp_path, "out": tmp_path, "batch": 1, "workers": 0, "head": "head"}
+    settings = {
+        "data": tmp_path,
+        "out": tmp_path,
+        "counts": tmp_path,
+        "batch": 1,
+        "workers": 0,
+        "head": "head",
+    }
 
     def request(weights: dict[str, torch.Tensor], resized: tuple[str, ...] = ()) -> Request:
         torch.save({"model": weights}, tmp_path / "a.pth")

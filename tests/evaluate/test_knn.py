@@ -64,5 +64,8 @@ def test_a_file_is_read_in_blocks(tmp_path: Path, block: tuple[int, int]) -> Non
     labels = rng.integers(0, 3, 40)
     np.save(tmp_path / "bank.npy", bank)
     whole = knn.predict(Rows(bank), labels, Rows(queries), k=5)
-    found = knn.predict(Rows(tmp_path / "bank.npy"), labels, Rows(queries), k=5, block=block)
+    seen: list[int] = []
+    bank_file = Rows(tmp_path / "bank.npy")
+    found = knn.predict(bank_file, labels, Rows(queries), k=5, block=block, watch=seen.append)
     assert (found == whole).all()
+    assert seen == [min(end, 40) for end in range(block[0], 40 + block[0], block[0])]

@@ -1,4 +1,4 @@
-"""The file of results: written, read, found; a foreign one is told."""
+"""The file of results: written, read; a foreign one is told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mto_tools.errors import CorruptError, MissingError
-from mto_tools.evaluate.result import Evaluation, find, path_of
+from mto_tools.evaluate.result import Evaluation, path_of
 
 ONE = Evaluation(
     checkpoint="/run/a.pth",
@@ -24,14 +24,11 @@ ONE = Evaluation(
 )
 
 
-def test_is_found_below_a_run_in_the_order_of_progress(tmp_path: Path) -> None:
-    early = ONE.model_copy(update={"progress": 1.0})
-    nameless = ONE.model_copy(update={"progress": None})
-    for number, one in enumerate((ONE, nameless, early)):
-        one.save(path_of(tmp_path / "states" / f"{number}.pth"))
-    assert find(tmp_path) == [early, ONE, nameless]
-    names = sorted(x.name for x in (tmp_path / "states" / "evaluations").iterdir())
-    assert names == ["0.pth.json", "1.pth.json", "2.pth.json"]
+def test_is_whole_beside_its_checkpoint(tmp_path: Path) -> None:
+    file = path_of(tmp_path / "0.pth")
+    ONE.save(file)
+    assert Evaluation.load(file) == ONE
+    assert [x.name for x in (tmp_path / "evaluations").iterdir()] == ["0.pth.json"]
 
 
 def test_what_is_none_is_told(tmp_path: Path) -> None:
@@ -42,5 +39,5 @@ def test_what_is_none_is_told(tmp_path: Path) -> None:
     for text in ("", "{", "[]", '{"checkpoint": 1}'):
         file.write_text(text)
         with pytest.raises(CorruptError, match=r"a\.json") as caught:
-            find(tmp_path)
+            Evaluation.load(file)
         assert str(file) in caught.value.hint

@@ -47,6 +47,7 @@ FAKE = Recipe.model_validate(
                 {"key": "knn", "label": "k-NN accuracy"},
             ],
         },
+        "finetuned": {"fake": {}},
         "finetune": {
             "script": "fake_finetune.py",
             "arguments": "--finetune {checkpoint} --epochs {epochs} --batch_size {total} "
@@ -54,7 +55,7 @@ FAKE = Recipe.model_validate(
             "epochs": 3,
             "total_batch": 8,
             "images_per_gpu": 8,
-            "models": {"fake": {}},
+            "models": ["fake"],
         },
     }
 )

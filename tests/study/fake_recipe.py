@@ -6,6 +6,7 @@ it misbehave in the MTO arm.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -28,6 +29,10 @@ for flag in ("seed", "steps", "log_every", "eval_every", "mto_log_every", "mto_g
     parser.add_argument(f"--{flag}", type=int, default=1)
 parser.add_argument("--mto", action="store_true")
 parser.add_argument("--gain", type=float, default=0.05)
+for flag in ("lr", "mto_sparsity", "mto_singularity", "mto_ranking"):
+    parser.add_argument(f"--{flag}", type=float)
+for flag in ("mto_sparsity_depth", "mto_scale", "mto_sparsity_scale"):
+    parser.add_argument(f"--{flag}")
 parser.add_argument("--fail_at", type=int)
 parser.add_argument("--fail_seed", type=int)
 parser.add_argument("--fail_signal", type=int)
@@ -45,6 +50,9 @@ arm = "baseline" if args.mto_preset == "observe" else "mto"
 odd = arm == "mto"
 noise, timing = random.Random(args.seed), random.Random(args.seed)
 gain = args.gain * (1 + 0.2 * noise.uniform(-1, 1)) * (arm == "mto")
+if args.mto_sparsity is not None:  # best at 0.1, alone
+    gain *= math.exp(-(math.log10((args.mto_sparsity or 1e-4) / 0.1) ** 2))
+    gain -= 0.01 * (args.mto_singularity > 0) + 0.01 * (args.mto_ranking > 0)
 print(f"{arm} with {args.data_path}", flush=True)
 if odd and args.helper:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -70,6 +78,13 @@ def kill_driver(step):
             time.sleep(0 if args.immortal else 600)
 
 
+def whole(log):
+    """Lines and their steps, but for one that a full disk has cut."""
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            yield line, json.loads(line)["step"]
+
+
 def save(path, step):
     """A checkpoint as torch writes it: a zip file."""
     part = path.with_suffix(".part")
@@ -85,8 +100,8 @@ def load():
     for generator, state in zip((noise, timing), states, strict=True):
         generator.setstate(state)
     for log in out.glob("*.jsonl"):
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
-        log.with_suffix(".part").write_text("".join(f"{line}\n" for line in lines))
+        lines = "".join(f"{line}\n" for line, at in whole(log) if at <= step)
+        log.with_suffix(".part").write_text(lines)
         log.with_suffix(".part").replace(log)
     return step
 
@@ -100,6 +115,7 @@ for step in range(begin + 1, args.steps + 1):
     kill_driver(step)
     done = (step - 1) / args.steps
     level = 1 - math.exp(-4 * done * (1 + 4 * gain)) * 0.7
+    level *= 1 - 0.1 * abs(math.log2(args.lr or 1))  # best at 1
     loss = 0.35 - 0.25 * level + noise.gauss(0, 0.004) * (step > 1)
     if odd and step == args.fail_at and args.fail_seed in (None, args.seed):
         print("RuntimeError: the fake recipe was told to fail [/red]", flush=True)

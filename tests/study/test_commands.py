@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.study.builtin import Asked, ablation, compare, paper
-from mto_tools.study.commands import steps_per_epoch
+from mto_tools.study.schedule import steps_per_epoch
 from mto_tools.study.session import How, make_launcher
 from mto_tools.study.spec import FineTuning
 from mto_tools.study.tasks import Task
@@ -180,14 +180,22 @@ def test_paper_has_the_total_batch_and_the_points_of_the_recipe(name: str) -> No
     assert "{checkpoint}" in words, "found when the task starts"
 
 
-def test_a_short_trial_of_the_paper() -> None:
+@pytest.mark.parametrize("name", REAL)
+def test_a_short_trial_of_the_paper(name: str) -> None:
     asked = Asked(epochs=2, batch=8, finetune=FineTuning(epochs=1, batch=8))
-    study = paper("mae", recipe_of("mae"), asked)
+    study = paper(name, recipe_of(name), asked)
     assert study.finetune_at == (1, 2)
     tasks = tasks_of(study)
     assert tasks[0].steps == 16
-    assert after(tasks[-1].command, "--epochs") == "1"
-    assert after(tasks[-1].command, "--warmup_epochs") == "0"
+    options = ("--epochs", "--warmup_epochs")
+    if name == "simmim":
+        options = ("TRAIN.EPOCHS", "TRAIN.WARMUP_EPOCHS")
+        assert (
+            options[0]
+            not in tasks_of(paper(name, recipe_of(name), Asked()), images=9999)[0].command
+        )
+    for task, epochs in ((tasks[0], "2"), (tasks[-1], "1")):
+        assert [after(task.command, option) for option in options] == [epochs, "0"]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

@@ -238,11 +238,14 @@ def test_recipe_is_seen_from_the_files(tmp_path: Path) -> None:
 def broken(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
     a, b = (str(mae(tmp_path / name, [1.0, 0.9])) for name in "ab")
     (tmp_path / "empty").mkdir()
+    for name in "cd":
+        mae(tmp_path / "both" / name, [1.0])
     return {
         "no such folder": ([f"baseline={a}", "mto=/nowhere"], []),
         "no form": ([a, f"mto={b}"], []),
         "one arm": ([f"baseline={a}"], []),
         "twice": ([f"baseline={a}", f"mto={a}"], []),
+        "several runs": ([f"baseline={a}", f"mto={tmp_path / 'both'}"], []),
         "nothing in it": ([f"baseline={a}", f"mto={tmp_path / 'empty'}"], []),
         "no arm of it": ([f"baseline={a}", f"mto={b}"], [f"mtp:100={b}"]),
         "no epoch": ([f"baseline={a}", f"mto={b}"], [f"mto={b}"]),
@@ -257,6 +260,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         ("no form", MtoError),
         ("one arm", MtoError),
         ("twice", MtoError),
+        ("several runs", MtoError),
         ("nothing in it", MissingError),
         ("no arm of it", MtoError),
         ("no epoch", MtoError),

@@ -19,11 +19,12 @@ from mto_tools.study import svg
 from mto_tools.study.fairness import fairness
 from mto_tools.study.figures import draw, weighted
 from mto_tools.study.folder import make_folder
+from mto_tools.study.measures import Passage
 from mto_tools.study.record import TERMS, Record, by_seed, of_arm
 from mto_tools.study.report import Report, render, write_report
 from mto_tools.study.session import Session
 from mto_tools.study.tasks import State
-from mto_tools.study.verdict import Passage, judge
+from mto_tools.study.verdict import judge
 from mto_tools.upstreams.recipe import Logs
 
 from .conftest import FAKE, fake_session, open_fake, run

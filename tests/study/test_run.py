@@ -8,20 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
-from mto_tools.errors import MtoError, RefusedError
+from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch import guard
 from mto_tools.study.folder import locked
-from mto_tools.study.launchers import environment
+from mto_tools.study.launchers import End, environment
 from mto_tools.study.report import Report
+from mto_tools.study.resume import check_model
 from mto_tools.study.session import Session
 from mto_tools.study.tasks import read_states
 
 from ..forkserver import ForkServer
-from .conftest import FAKE, HERE, fake_session, run
+from .conftest import FAKE, HERE, fake_session, recipe_of, run
 
 # What a shell starts in the background ignores SIGINT, and so would the driver.
 DRIVER = """
@@ -49,11 +52,12 @@ def server(fork_server: Callable[..., ForkServer]) -> ForkServer:
 def drive(server: ForkServer, tmp_path: Path) -> Callable[..., int]:
     """Run a study in a process of its own, which may be killed; its exit code."""
 
-    def drive(session: Session) -> int:  # one task at a time, so that each event is one kill
+    def drive(session: Session, file_size: int = 0) -> int:  # one task at a time: a kill an event
         asked = tmp_path / "asked.toml"
         session.study.save_as(asked)
         words = [asked, session.folder, FAKE.model_dump_json(), HERE, "local", 1]
-        process = server.start("-c", DRIVER, *map(str, words), out=tmp_path / "driver.txt")
+        out = tmp_path / "driver.txt"
+        process = server.start("-c", DRIVER, *map(str, words), out=out, file_size=file_size)
         try:
             return process.wait()
         finally:
@@ -107,6 +111,23 @@ def test_killed_ten_times_it_gives_the_same_report(
     assert not any(events.iterdir())
     assert same(Report.load(session.folder / "report.json"), Report.load(finished / "report.json"))
     assert max(state.attempts for state in read_states(session.folder).values()) >= 4
+
+
+def test_on_a_full_disk_nothing_is_lost(
+    finished: Path, tmp_path: Path, drive: Callable[..., int]
+) -> None:
+    """First it cannot write its own files, then a run's log, then the report."""
+    session = fake_session(tmp_path / "study")
+    attempts = []
+    for limit in (300, 20_000, 60_000):
+        assert drive(session, limit) != 0
+        assert "File too large" in (tmp_path / "driver.txt").read_text()[-limit:]
+        assert not (session.folder / "report.json").exists()
+        attempts.append(sum(s.attempts for s in read_states(session.folder).values()))
+        (tmp_path / "driver.txt").unlink()
+    assert attempts == [0, 1, 5]
+    assert drive(session) == 0
+    assert same(Report.load(session.folder / "report.json"), Report.load(finished / "report.json"))
 
 
 def same(one: Report, other: Report) -> bool:
@@ -166,6 +187,17 @@ def test_fine_tuning_begins_with_the_checkpoint_of_its_step(work: Path) -> None:
     assert [curve.at for curve in curves] == [[60, 180], [60, 180]]
     gains = [b - a for a, b in zip(curves[0].values, curves[1].values, strict=True)]
     assert gains == pytest.approx([0.03, 0.03]) or gains == pytest.approx([3, 3])
+
+
+def test_fine_tuning_of_another_model_is_refused(tmp_path: Path) -> None:
+    """SimMIM's settings say it, and its script would load what fits and leave the rest random."""
+    file = tmp_path / "ckpt_epoch_0.pth"
+    weights = {"model": {"x": torch.zeros(1)}}
+    for kind in ("vit", "swin"):
+        sizes = {"TYPE": kind, kind.upper(): {"EMBED_DIM": 768}}
+        torch.save({**weights, "config": {"MODEL": sizes}}, file)
+        with pytest.raises(MissingError, match="ckpt") if kind == "swin" else nullcontext():
+            check_model(recipe_of("simmim"), file)
 
 
 def test_failure_shows_last_words_and_stops_the_other_arm(work: Path) -> None:
@@ -243,7 +275,9 @@ def test_jobs_of_submitit_outlive_the_driver(finished: Path, tmp_path: Path) -> 
     codes = [subprocess.run(command, start_new_session=True).returncode for _ in range(2)]
     assert codes == [-signal.SIGKILL, 0]
     assert same(Report.load(session.folder / "report.json"), Report.load(finished / "report.json"))
-    assert {state.attempts for state in read_states(session.folder).values()} == {1}
+    for id, state in read_states(session.folder).items():
+        end = End.load(session.folder / "tasks" / "slurm" / f"{id}.end")
+        assert (state.attempts, state.seconds) == (1, end.seconds), "no time in the queue counts"
 
 
 def test_runs_get_equal_threads_and_nothing_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

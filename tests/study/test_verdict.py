@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mto_tools.study import summary
+from mto_tools.study.measures import paired, passage, rauc_or_none, share_of_steps, speed_of
 from mto_tools.study.record import Curve, Record
-from mto_tools.study.verdict import (
-    Finding,
-    Verdict,
-    find,
-    judge,
-    paired,
-    passage,
-    rauc_or_none,
-    share_of_steps,
-    speed_of,
-)
+from mto_tools.study.verdict import Finding, Verdict, find, judge
 from mto_tools.upstreams.recipe import Score
 
 STEPS = list(range(100, 1000, 100))

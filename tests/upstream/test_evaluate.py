@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mto_tools.evaluate.features import Maker
-from mto_tools.evaluate.result import find
+from mto_tools.evaluate.result import SCORES, Evaluation, path_of
 from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES, lay_out
 from mto_tools.launch.process import start
@@ -91,8 +91,7 @@ def test_features_are_those_of_the_recipes_own_evaluation(runs: Runs, tmp_path: 
         MTO_HOME=str(runs.patched.parents[1]),
     )
     assert done.returncode == 0, done.stderr
-    (found,) = find(out)
-    assert set(found.scores) == {"knn", "probe", "probe_1pct", "probe10"}
+    assert set(Evaluation.load(path_of(checkpoint)).scores) == set(SCORES)
     (entry,) = (tmp_path / "cache").iterdir()
     maker = Maker(name, recipe, runs.patched, cpu=True)
     own = own_features(maker, checkpoint, data, tmp_path, case)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from typer.core import TyperCommand
 
@@ -92,8 +94,11 @@ def evaluate(
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     stored = None if no_cache else (cache or home / "mto" / "features").absolute()
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    evaluator = Evaluator(maker, scan(data.absolute(), k), k, stored, out, console.print)
+    evaluator = Evaluator(maker, scan(data.absolute(), k), k, stored, out, console)
     found = [evaluator.evaluate(file) for file in checkpoints]
+    if stored and stored.is_dir():
+        size = decimal(sum(file.stat().st_size for file in stored.rglob("*.npy")))
+        console.print(f"{size} of features are in {stored}; rm -r {quote(str(stored))} frees them")
     Console(highlight=False).print(_table(found))
 
 

@@ -30,6 +30,7 @@ class Request(BaseModel):
     checkpoint: Path
     data: Path  # folder with both splits
     out: Path  # gets train.npy, val.npy and DONE, or FAILED
+    counts: Path  # folder in which each rank's file has a byte per image that is done
     head: str  # as `Evaluate.head`, and so on
     fresh: tuple[str, ...]
     resized: tuple[str, ...]
@@ -77,6 +78,8 @@ def extract(model: nn.Module, transform: Callable[[Any], Tensor], request: Reque
                     raise MtoError(f"the features of {bad} are not finite: the weights diverged")
                 write(file, first, found)
                 first += len(found)
+                with (request.counts / str(rank)).open("ab") as counts:
+                    counts.write(b"." * len(found))
     wait()
     if rank == 0:
         done = Made(model=type(model).__name__, transform=repr(transform), size=size)

@@ -8,11 +8,11 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mto_tools import errors
 from mto_tools.checkpoint import Checkpoint
@@ -23,9 +23,11 @@ from mto_tools.launch.command import Launch
 from mto_tools.launch.digits import CLASSES, lay_out
 from mto_tools.launch.inputs import versions
 from mto_tools.launch.process import start
-from mto_tools.upstreams.recipe import Evaluate, Recipe
+from mto_tools.upstreams.recipe import Evaluate, Recipe, look_up
+from mto_tools.upstreams.upstream import fill
 
 TAKEOVER = Path(__file__).with_name("takeover.py")
+POLL = 0.2  # seconds between looks at the images done
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,20 @@ class Maker:
         return shlex.join(self._fill(checkpoint, **places))
 
     def _fill(self, read: Checkpoint, /, **places: object) -> list[str]:
-        facts, settings = self.facts, read.settings
-        fitting = [
-            model
-            for model in facts.models
-            if all(str(_look_up(settings, key)) == str(x) for key, x in model.when.items())
-        ]
+        facts, settings, models = self.facts, read.settings, [*self.recipe.finetuned.values()]
+        fitting = [model for model in models if model.fits(settings)]
         if not fitting and not self.extra:
-            keys = sorted({key for model in facts.models for key in model.when})
-            found = ", ".join(f"{key} is {_look_up(settings, key)!r}" for key in keys)
-            known = "; ".join(" ".join(model.values.values()) for model in facts.models)
+            keys = sorted({key for model in models for key in model.when})
+            found = ", ".join(f"{key} is {look_up(settings, key)!r}" for key in keys)
+            known = "; ".join(" ".join(model.values.values()) for model in models)
             raise MissingError(
                 f"{read.path}: {facts.script} has no model for it: "
                 f"{found if settings else 'no settings are in the checkpoint'}; known: {known}",
                 hint=f"name the model as {facts.script} takes it: mto evaluate {self.name} "
                 f"{read.path} ... -- ARGUMENTS",
             )
-        model = (fitting or facts.models)[0]
-        return [*facts.arguments_of(model, **places, classes=CLASSES), *self.extra]
+        values = {**(fitting or models)[0].values, **places, "classes": CLASSES}
+        return [*fill(facts.arguments, values), *self.extra]
 
     def settings(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What features depend on besides weights and images."""
@@ -115,23 +113,28 @@ class Maker:
         parts = [sha, images.fingerprint, self.settings(checkpoint), self.versions()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
-    def make(self, checkpoint: Checkpoint, images: Images, folder: Path) -> None:
-        """Write train.npy, val.npy and done.json into a folder.
+    def make(
+        self, checkpoint: Checkpoint, images: Images, folder: Path, watch: Callable[[int], None]
+    ) -> None:
+        """Write train.npy, val.npy and done.json into a folder; `watch` gets the images done.
 
         Raises:
             MtoError: The script failed, or its model cannot be used; the message says why.
         """
         facts = self.facts
-        request = Request(
-            checkpoint=checkpoint.path.absolute(),
-            data=images.root.absolute(),
-            out=folder,
-            **{key: getattr(facts, key) for key in ("head", "fresh", "resized")},
-            batch=self.batch,
-            workers=self.workers,
-        )
         with tempfile.TemporaryDirectory(prefix="mto-evaluate-") as temporary:
             work = Path(temporary).resolve()
+            counts = work / "counts"
+            counts.mkdir()
+            request = Request(
+                checkpoint=checkpoint.path.absolute(),
+                data=images.root.absolute(),
+                out=folder,
+                counts=counts,
+                **{key: getattr(facts, key) for key in ("head", "fresh", "resized")},
+                batch=self.batch,
+                workers=self.workers,
+            )
             # Two images a process, or more: each needs a batch.
             data = lay_out(self.recipe.data, work / "images", -(-2 * self.processes // CLASSES))
             (work / "out").mkdir()
@@ -148,7 +151,13 @@ class Maker:
             if self.cpu:
                 variables["CUDA_VISIBLE_DEVICES"] = ""
             run = start(launch.argv(), cwd=work, log=work / "log", environment=variables)
-            code = run.wait()
+            try:
+                while run.returncode is None:
+                    time.sleep(POLL)
+                    watch(_done(counts))
+            finally:
+                code = run.wait()
+            watch(_done(counts))
             if (folder / FAILED).is_file():
                 told = json.loads((folder / FAILED).read_text())
                 raise getattr(errors, told["kind"])(told["message"], hint=told["hint"])
@@ -160,11 +169,9 @@ class Maker:
                 )
 
 
-def _look_up(settings: Any, key: str) -> Any:
-    """A value in nested settings by its dotted name; None where it is not there."""
-    for word in key.split("."):
-        settings = settings.get(word) if isinstance(settings, dict) else None
-    return settings
+def _done(counts: Path) -> int:
+    """Images that all ranks have done; see `Request.counts`."""
+    return sum(file.stat().st_size for file in counts.iterdir())
 
 
 def _sources(checkout: Path) -> str:
@@ -178,7 +185,12 @@ def _sources(checkout: Path) -> str:
 
 @contextmanager
 def features(
-    maker: Maker, checkpoint: Checkpoint, images: Images, key: str, cache: Path | None
+    maker: Maker,
+    checkpoint: Checkpoint,
+    images: Images,
+    key: str,
+    cache: Path | None,
+    watch: Callable[[int], None],
 ) -> Iterator[Path]:
     """A folder with the features, from the cache or made now; without a cache, for this time.
 
@@ -191,7 +203,7 @@ def features(
         cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", dir=cache)).resolve()
     try:
-        maker.make(checkpoint, images, made)
+        maker.make(checkpoint, images, made, watch)
         if not cache:
             yield made
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ def predict(
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
     block: tuple[int, int] = (BANK, QUERIES),
+    watch: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.int64]:
     """Predict a label for each query. The bank is read once, in blocks; queries stay in memory.
 
@@ -35,6 +38,7 @@ def predict(
         temperature: T.
         device: Where similarities are computed, in float32.
         block: Rows of the bank, and queries, at a time.
+        watch: Gets the number of rows of the bank that are done.
 
     Returns:
         [m]; of two classes with equal votes, the smaller label.
@@ -50,6 +54,7 @@ def predict(
             near = similarity.topk(min(k, similarity.shape[1]), dim=1)
             found = (near.values.cpu(), block_labels[near.indices.cpu()])
             best[number] = _merge(best[number], found, k)
+        watch(place.stop)
     classes = int(labels.max()) + 1
     return torch.cat([_vote(*one, classes, temperature) for one in best]).numpy()
 

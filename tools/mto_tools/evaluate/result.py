@@ -72,13 +72,3 @@ class Evaluation(BaseModel):
 def path_of(checkpoint: Path, out: Path | None = None) -> Path:
     """Where a checkpoint's evaluation stands: in `out`, or else beside the checkpoint."""
     return (out or checkpoint.parent / FOLDER) / f"{checkpoint.name}.json"
-
-
-def find(folder: Path) -> list[Evaluation]:
-    """Read all evaluations anywhere below a run's folder, in the order of progress.
-
-    Raises:
-        CorruptError: A file in a folder `evaluations` is none.
-    """
-    found = [Evaluation.load(file) for file in sorted(folder.glob(f"**/{FOLDER}/*.json"))]
-    return sorted(found, key=lambda one: (one.progress is None, one.progress or 0.0))

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mto_tools.checkpoint import digest, read_checkpoint
 from mto_tools.errors import CorruptError, MissingError, RefusedError
@@ -26,7 +37,7 @@ class Evaluator:
     k: int
     cache: Path | None  # of features; None: they are not kept
     out: Path | None  # folder of results; None: beside each checkpoint
-    say: Callable[[str], None]  # takes lines for a person
+    console: Console  # for a person
 
     def evaluate(self, file: Path) -> Evaluation:
         """Scores of a checkpoint; its file of results is written, or is up to date.
@@ -48,14 +59,20 @@ class Evaluator:
         if earlier is not None:
             changed = self._changed(earlier, sha, settings)
             if not changed:
-                self.say(f"{file}: evaluated on {earlier.made}; nothing has changed since")
+                self.console.print(
+                    f"{file}: evaluated on {earlier.made}; nothing has changed since"
+                )
                 return earlier
-            self.say(f"{file}: evaluated anew, {changed} changed since {earlier.made}")
+            self.console.print(f"{file}: evaluated anew, {changed} changed since {earlier.made}")
         counts = {split: len(labels) for split, labels in self.images.labels.items()}
-        self.say(f"{file}: features of {counts['train']} and {counts['val']} images")
+        self.console.print(f"{file}: features of {counts['train']} and {counts['val']} images")
         key = self.maker.key(checkpoint, self.images, sha)
-        with features(self.maker, checkpoint, self.images, key, self.cache) as at:
-            made, found = self._score(at)
+        with self._progress() as bars:
+            bar = bars.add_task("features", total=sum(counts.values()))
+            watch = partial(_update, bars, bar)
+            with features(self.maker, checkpoint, self.images, key, self.cache, watch) as at:
+                bars.remove_task(bar)
+                made, found = self._score(at, bars)
         result = Evaluation(
             checkpoint=str(file.absolute()),
             digest=sha,
@@ -73,7 +90,14 @@ class Evaluator:
         result.save(path)
         return result
 
-    def _score(self, folder: Path) -> tuple[Made, dict[str, float]]:
+    def _progress(self) -> Progress:
+        """Bars with the time that is left, on a terminal only; they are gone at the end."""
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+        silent = not self.console.is_terminal
+        return Progress(*columns, console=self.console, disable=silent, transient=True)
+
+    def _score(self, folder: Path, bars: Progress) -> tuple[Made, dict[str, float]]:
         from mto_tools.evaluate.score import scores
 
         made = Made.model_validate_json((folder / DONE).read_text())
@@ -86,9 +110,13 @@ class Evaluator:
                     f"{(len(labels[split]), made.size)}",
                     hint=f"rm -r {folder}",
                 )
-        self.say("  k-NN and linear probes")
+        self.console.print("  k-NN and linear probes")
+        watch = partial(_update, bars, bars.add_task("k-NN", total=len(labels["train"])))
+        bars.add_task("linear probes", total=None)
         device = "cpu" if self.maker.cpu else "cuda"
-        found = scores(train, labels["train"], val, labels["val"], k=self.k, device=device)
+        found = scores(
+            train, labels["train"], val, labels["val"], k=self.k, device=device, watch=watch
+        )
         return made, found
 
     def _earlier(self, path: Path) -> Evaluation | None:
@@ -112,3 +140,7 @@ class Evaluator:
             **{key: (earlier.versions.get(key), x) for key, x in versions.items()},
         }
         return ", ".join(key for key, (was, now) in pairs.items() if was != now)
+
+
+def _update(bars: Progress, bar: TaskID, done: int) -> None:
+    bars.update(bar, completed=done)

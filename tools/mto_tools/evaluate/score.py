@@ -23,8 +23,12 @@ def scores(
     *,
     k: int = knn.NEIGHBOURS,
     device: torch.device | str = "cpu",
+    watch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Accuracies on val in 0..1, by the keys of `result.SCORES`; the same in every run."""
+    """Accuracies on val in 0..1, by the keys of `result.SCORES`; the same in every run.
+
+    `watch` gets the images of train that k-NN has compared.
+    """
     classes = int(max(train_labels.max(), val_labels.max())) + 1
 
     def linear(chosen: NDArray[np.int64] | None) -> float:
@@ -33,7 +37,7 @@ def scores(
         fitted = probe.fit(rows, labels, classes, device=device)
         return _accuracy(fitted.predict(val, device=device), val_labels)
 
-    near = knn.predict(train, train_labels, val, k=k, device=device)
+    near = knn.predict(train, train_labels, val, k=k, device=device, watch=watch)
     few = [choose(train_labels, lambda n: min(n, FEW), draw) for draw in range(DRAWS)]
     return {
         "knn": _accuracy(near, val_labels),

@@ -8,7 +8,7 @@ from itertools import islice, product
 from typing import Any, get_args
 
 from mto_tools.errors import MtoError
-from mto_tools.study.commands import counts_epochs
+from mto_tools.study.schedule import counts_epochs
 from mto_tools.study.spec import Arm, FineTuning, Study, Value
 from mto_tools.upstreams.recipe import Recipe
 

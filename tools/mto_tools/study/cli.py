@@ -187,8 +187,8 @@ def study(
 def _run(session: Session, how: How, *, allow_edited: bool = False, dry_run: bool = False) -> None:
     from mto_tools.home import find_home
     from mto_tools.launch.inputs import prepare
-    from mto_tools.study.commands import check_size
     from mto_tools.study.report_cli import finish
+    from mto_tools.study.schedule import check_size
     from mto_tools.study.session import visible_gpus
     from mto_tools.study.summary import number
 
@@ -220,15 +220,21 @@ def _show(session: Session, tasks: list[Task]) -> None:
     import shlex
 
     from mto_tools.study.status import hours
+    from mto_tools.study.summary import number
+    from mto_tools.study.tasks import read_states
 
-    known = 0.0
-    unknown = 0
+    states, nproc = read_states(session.folder), session.study.nproc
+    left: list[float | None] = []
     for task in tasks:
-        cost = hours(task, session.study.nproc, tasks, session.folder, session.recipe)
-        known, unknown = known + (cost or 0.0), unknown + (cost is None)
-        print(f"# {task.id}: {'unknown' if cost is None else f'{cost:.2f}'} GPU hours")
+        cost = hours(task, tasks, states, session.folder, session.recipe, nproc)
+        done = task.id in states and states[task.id].status == "done"
+        left += [] if done else [cost]
+        told = "unknown" if cost is None else f"{cost:.2f}"
+        print(f"# {task.id}: {told} GPU hours{', done' if done else ''}")
         print(shlex.join(task.command))
-    print(f"# together {known:.2f} GPU hours, and {unknown} tasks of unknown length")
+    known = [cost for cost in left if cost is not None]
+    unknown = number(len(left) - len(known), "task")
+    print(f"# to do: {sum(known):.2f} GPU hours, and {unknown} of unknown length")
 
 
 def _status(folder: Path) -> None:
@@ -239,7 +245,8 @@ def _status(folder: Path) -> None:
     session = open_session(folder.absolute())
     prepared = Prepared.load(session.folder / PREPARED)
     tasks = session.maker(prepared.inputs, gpu=prepared.gpu).tasks()
-    Console().print(table(tasks, read_states(session.folder), session.folder, session.recipe))
+    states, nproc = read_states(session.folder), session.study.nproc
+    Console().print(table(tasks, states, session.folder, session.recipe, nproc))
 
 
 def _recipe(name: str) -> Recipe:

@@ -10,29 +10,11 @@ from pathlib import Path
 from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.launch.command import Launch
 from mto_tools.launch.inputs import Inputs
+from mto_tools.study.schedule import Schedule, full_size, schedule_of
 from mto_tools.study.spec import Arm, Study
 from mto_tools.study.tasks import CHECKPOINT, Task, finetuned
-from mto_tools.upstreams.facts import Facts
-from mto_tools.upstreams.facts import Schedule as PlanSchedule
 from mto_tools.upstreams.recipe import FineTune, Recipe
 from mto_tools.upstreams.upstream import fill
-
-MAX_LOG_EVERY = 500  # steps
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The length of every pre-training."""
-
-    steps: int
-    epochs: int | None  # None: the recipe counts steps
-    batch: int | None  # images of a step; None: the recipe's own
-    log_every: int
-
-    @property
-    def last_logged(self) -> int:
-        """The last step with a line in mto.jsonl, which has none for a remainder."""
-        return self.steps - self.steps % self.log_every
 
 
 @dataclass(frozen=True)
@@ -60,33 +42,8 @@ class Maker:
 
     @property
     def schedule(self) -> Schedule:
-        """Steps and epochs of every pre-training.
-
-        Raises:
-            MissingError: The recipe has no table for this size, or the images make no batch.
-            MtoError: Steps are asked of a recipe that counts epochs, in full size, or the reverse.
-        """
-        study, recipe = self.study, self.recipe
-        check_size(study, recipe)
-        if study.size == "full":
-            plan = self._plan()
-            batch: int | None = study.batch or plan.total_batch
-            steps, epochs = study.steps, study.epochs or plan.epochs or None
-        else:
-            assert recipe.compare  # as check_size saw
-            batch = study.batch or recipe.compare.batch
-            steps, epochs = study.steps or recipe.compare.steps, study.epochs
-        if counts_epochs(recipe):
-            assert batch
-            per_epoch = steps_per_epoch(self.inputs.images, batch)
-            epochs = epochs or -(-(steps or per_epoch) // per_epoch)
-            steps = epochs * per_epoch
-        elif study.epochs or not steps:
-            raise MtoError(f"{study.upstream} counts steps, not epochs", hint="steps = 900")
-        else:
-            epochs = None
-        log_every = min(max(1, steps // 90), MAX_LOG_EVERY)
-        return Schedule(steps, epochs, batch, log_every)
+        """Steps and epochs of every pre-training; raises as `schedule_of`."""
+        return schedule_of(self.study, self.recipe, self.inputs.images)
 
     def tasks(self) -> list[Task]:
         """All tasks, in the order in which they should start: the arms of a seed are neighbours."""
@@ -154,8 +111,8 @@ class Maker:
 
     def _full(self, schedule: Schedule, seed: int, out: Path, save: int) -> list[str]:
         """The arguments of `[plan]`, without DeepSpeed's configuration."""
-        facts, options = self._facts(), self.recipe.options
-        plan = self._plan()
+        facts, plan = full_size(self.study, self.recipe)
+        options = self.recipe.options
         assert schedule.batch
         most = self.study.images_per_gpu or plan.images_per_gpu or schedule.batch
         micro, accumulation = self._share(schedule.batch, most)
@@ -169,17 +126,15 @@ class Maker:
                 f"{schedule.batch // micro} GPUs with {micro} images each",
                 hint=f"nproc = {schedule.batch // micro}, or another images_per_gpu",
             )
-        words = fill(
-            " ".join(template),
-            {
-                **{"model": plan.model, "total": schedule.batch, "micro": micro},
-                **{"accumulation": accumulation, "epochs": schedule.epochs, "rate": plan.rate},
-                **{"warmup": min(facts.warmup_epochs, (schedule.epochs or 0) // 10)},
-                **{"checkout": self.inputs.checkout, "data": self.inputs.data, "output": out},
-                "arm": "run",  # as the paths in `[logs]` have it
-            },
-        )
-        words += [options.seed, str(seed)]
+        values: dict[str, object] = {
+            **{"model": plan.model, "total": schedule.batch, "micro": micro},
+            **{"accumulation": accumulation, "epochs": schedule.epochs, "rate": plan.rate},
+            **{"warmup": min(facts.warmup_epochs, (schedule.epochs or 0) // 10)},
+            **{"checkout": self.inputs.checkout, "data": self.inputs.data, "output": out},
+            "arm": "run",  # as the paths in `[logs]` have it
+        }
+        words = [*fill(" ".join(template), values), options.seed, str(seed)]
+        words += fill(options.epochs, values) if schedule.epochs != plan.epochs else []
         return [*words, options.save, str(save)] if schedule.epochs and options.save else words
 
     def _evaluate(self, pretrain: Task, at: int) -> Task:
@@ -197,12 +152,11 @@ class Maker:
         total = asked.batch or facts.total_batch
         micro, accumulation = self._share(total, asked.images_per_gpu or facts.images_per_gpu)
         epochs = asked.epochs or facts.epochs
-        model = self.study.model if self.study.size == "full" else ""
-        own = facts.models.get(model) or next(iter(facts.models.values()))
+        model = (self.study.size == "full" and self.study.model) or facts.models[0]
         words = fill(
             facts.arguments,
             {
-                **own,
+                **self.recipe.finetuned[model].values,
                 **{"micro": micro, "accumulation": accumulation, "total": total, "epochs": epochs},
                 **{"warmup": min(facts.warmup_epochs, epochs // 5), "seed": pretrain.seed},
                 **{"checkout": self.inputs.checkout, "checkpoint": CHECKPOINT},
@@ -241,20 +195,6 @@ class Maker:
         folder = self.inputs.data / self.recipe.data.images
         return sum(path.is_dir() for path in folder.iterdir()) if folder.is_dir() else 0
 
-    def _facts(self) -> Facts:
-        if self.recipe.plan is None:
-            raise MissingError(
-                f"{self.study.upstream} has no full size: its recipe.toml has no table [plan]",
-                hint="size = 'small'",
-            )
-        return self.recipe.plan
-
-    def _plan(self) -> PlanSchedule:
-        """The schedule of `[plan]`; its epochs may differ where they are an argument."""
-        facts, study = self._facts(), self.study
-        fixed = "{epochs}" not in facts.arguments
-        return facts.schedule(study.model or None, study.epochs if fixed else None)
-
     def _finetuning(self) -> FineTune:
         facts = self.recipe.finetune
         if facts is None:
@@ -266,49 +206,6 @@ class Maker:
         if self.study.size == "full" and self.study.model and self.study.model not in facts.models:
             raise MissingError(
                 f"{self.study.upstream}: no fine-tuning model for {self.study.model} is known",
-                hint=f"[finetune.models] in patches/{self.study.upstream}/recipe.toml",
+                hint=f"models of [finetune] in patches/{self.study.upstream}/recipe.toml",
             )
         return facts
-
-
-def check_size(study: Study, recipe: Recipe) -> None:
-    """Look at what the recipe knows, before anything is made ready.
-
-    Raises:
-        MissingError: The recipe has no table for a small comparison.
-        MtoError: A batch is asked of a recipe that takes it among its own arguments.
-    """
-    recipe.style(study.style or None, study.upstream)
-    if study.size == "full":
-        return
-    if recipe.compare is None:
-        raise MissingError(
-            f"{study.upstream} cannot be compared: its recipe.toml has no table [compare]",
-            hint=f"write it into patches/{study.upstream}/recipe.toml, as in "
-            "patches/mini/recipe.toml",
-        )
-    if study.batch and recipe.compare.batch is None:
-        option = recipe.options.batch
-        raise MtoError(
-            f"{study.upstream} takes its batch among its own arguments, not by --batch or batch",
-            hint=f"-- {option} {study.batch}, or arguments = ['{option}', '{study.batch}']",
-        )
-
-
-def counts_epochs(recipe: Recipe) -> bool:
-    """Whether its schedule and checkpoints count epochs, else optimizer steps."""
-    return "{epoch" in recipe.checkpoint
-
-
-def steps_per_epoch(images: int, batch: int) -> int:
-    """Every recipe that counts epochs drops the images left over from its last batch.
-
-    Raises:
-        MissingError: The images do not make one batch.
-    """
-    if images < batch:
-        raise MissingError(
-            f"the data set holds {images} images, which do not make one batch of {batch}",
-            hint=f"--batch {images}",
-        )
-    return images // batch

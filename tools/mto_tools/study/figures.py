@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mto_tools.study.measures import passage
 from mto_tools.study.record import AffinityMap, Curve, Record, arms_of, by_seed, combine, of_arm
 from mto_tools.study.summary import name_of
 from mto_tools.study.svg import INK, lines, panel, style
-from mto_tools.study.verdict import passage
 from mto_tools.upstreams.recipe import Score
 
 if TYPE_CHECKING:

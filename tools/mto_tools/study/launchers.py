@@ -50,6 +50,11 @@ class Process:
         """Exit status, 128 + N for one that signal N ended; None while it runs."""
         return self.started.returncode
 
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.started.began
+
 
 @dataclass
 class Local:
@@ -134,6 +139,11 @@ class Job:
             return None
         time.sleep(0.5)  # a shared file system may show the file later
         return End.load(self.end_file).exit_code if self.end_file.is_file() else LOST
+
+    @property
+    def seconds(self) -> float:
+        """That it ran, without its time in the queue; 0 for a job that is gone."""
+        return End.load(self.end_file).seconds if self.end_file.is_file() else 0.0
 
     def _gone(self) -> bool:
         if getattr(self.submitted, "_process", self) is None:  # of an earlier driver, local

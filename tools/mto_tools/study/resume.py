@@ -68,6 +68,28 @@ def checkpoint_at(recipe: Recipe, folder: Path, at: int) -> tuple[int, Path]:
     return later[0], found[later[0] - shift]
 
 
+def check_model(recipe: Recipe, file: Path) -> None:
+    """See that `[finetune]` is meant for a checkpoint's model: scripts load what fits, and go on.
+
+    Raises:
+        MissingError: It is not, as far as the settings in the file tell.
+    """
+    names = recipe.finetune.models if recipe.finetune else ()
+    models = [recipe.finetuned[name] for name in names]
+    if not all(model.when for model in models):  # one fits all
+        return
+    try:
+        settings = read_checkpoint(file, mmap=True).settings
+    except CorruptError:  # the recipe reads what the safe reader refuses
+        return
+    if settings and not any(model.fits(settings) for model in models):
+        raise MissingError(
+            f"{file} is of a model that the recipe's fine-tuning is not meant for; it is for "
+            f"{', '.join(names)}",
+            hint="finetune_at = [] in another study, or size = 'full' with such a model",
+        )
+
+
 def _whole(files: list[Path]) -> bool:
     """Whether all can be read; those that are cut move aside."""
     whole = True

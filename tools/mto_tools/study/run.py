@@ -28,11 +28,12 @@ from rich.progress import (
 from mto_tools.errors import MtoError
 from mto_tools.launch.process import last_words
 from mto_tools.study.launchers import LOST, Handle, Launcher, Work
-from mto_tools.study.resume import checkpoint_at, go_on
+from mto_tools.study.resume import check_model, checkpoint_at, go_on
 from mto_tools.study.tasks import CHECKPOINT, State, Task, read_states
 from mto_tools.upstreams.recipe import Recipe
 
 POLL = 0.2  # seconds between looks at the logs
+NO_ROOM = ("No space left on device", "Disk quota exceeded")  # in a task's last words
 LITTLE_MB = 200  # room below which a failure is likely one of the disk
 
 
@@ -93,7 +94,7 @@ class Driver:
                             continue
                         del running[id]
                         progress.remove_task(bars.pop(id))
-                        self._end(task, code)
+                        self._end(task, code, round(handle.seconds, 2))
                         if code:
                             failed.append(id)
                             error = self._failure(task, code, step)
@@ -126,6 +127,8 @@ class Driver:
         if task.at is not None:
             at, path = checkpoint_at(self.recipe, self.folder / "runs" / task.run, task.at)
             words = [word.replace(CHECKPOINT, str(path)) for word in words]
+            if task.kind == "finetune":
+                check_model(self.recipe, path)
             if task.kind == "finetune" and at != task.at:
                 self._say(task, f"begins with the checkpoint of {at},", "the first one at or after")
         resumed: list[str] = []
@@ -136,7 +139,6 @@ class Driver:
             status="running",
             attempts=before.attempts + 1 if before else 1,
             seconds=before.seconds if before else 0.0,
-            began=time.time(),
             command=[*words, *resumed],
             settings=task.settings,
         )
@@ -147,9 +149,8 @@ class Driver:
         self._say(task, "starts", " ".join(resumed) and f"again, with {' '.join(resumed)}")
         return handle
 
-    def _end(self, task: Task, code: int) -> None:
+    def _end(self, task: Task, code: int, took: float) -> None:
         before = self.states[task.id]
-        took = round(time.time() - before.began, 2)
         ended = {"exit_code": code, "seconds": before.seconds + took, "job": ""}
         status = "failed" if code else "done"
         self._save(task, before.model_copy(update={"status": status, **ended}))
@@ -181,7 +182,7 @@ class Driver:
         if code == 128 + signal.SIGKILL:
             hint = "if memory ran out, run fewer at once with --jobs 1"
         free_mb = shutil.disk_usage(self.folder).free // 10**6
-        if "No space left on device" in text or free_mb < LITTLE_MB:
+        if any(words in text for words in NO_ROOM) or free_mb < LITTLE_MB:
             hint = f"{self.folder} has {free_mb} MB free: make room and start again; it goes on"
         words = "\n".join(f"  | {line}" for line in text.splitlines())
         where = f" at step {step}" if step else ""

@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mto_tools.study.measures import Interval, Pairs, Passage, holds
 from mto_tools.study.record import TERMS, Record, of_arm
-from mto_tools.study.verdict import (
-    LOSS,
-    Finding,
-    Interval,
-    Pairs,
-    Passage,
-    Result,
-    Verdict,
-    holds,
-)
+from mto_tools.study.verdict import LOSS, Finding, Result, Verdict
 from mto_tools.upstreams.recipe import Score
 
 NOT_COMPARABLE = (

@@ -21,7 +21,6 @@ class State(JsonModel):
     attempts: int = 1
     exit_code: int | None = None
     seconds: float = 0.0  # of all attempts that ended
-    began: float = 0.0  # of the last attempt, by `time.time`
     command: list[str]
     settings: dict[str, Any]  # all that decides the task's numbers
     job: str = ""  # of SLURM

@@ -44,6 +44,8 @@ class Options(Table):
     accumulation: str = ""  # option for the micro batches of a step; "" where upstream has none
     rate: str = "--lr"  # option for the learning rate
     seed: str = "--seed"  # option for the seed
+    # Arguments for a full-size run of another length, where the arguments of `[plan]` give none.
+    epochs: Annotated[str, of("epochs", "warmup")] = ""
     save: str = ""  # option for the epochs, or steps, between checkpoints; "": upstream fixes them
     keep: str = ""  # option for a list of steps whose checkpoints are kept
 
@@ -124,10 +126,21 @@ class Compare(Table):
 
 
 class FineTuned(Table):
-    """The fine-tuning model of some checkpoints."""
+    """A model of the fine-tuning script."""
 
-    when: dict[str, str | int | float] = Field(default_factory=dict)  # settings in them, dotted
+    when: dict[str, str | int | float] = Field(default_factory=dict)  # settings, dotted names
     values: dict[str, str] = Field(default_factory=dict)  # names in braces of its own
+
+    def fits(self, settings: object) -> bool:
+        """Whether a checkpoint of these nested settings is of this model."""
+        return all(str(look_up(settings, key)) == str(x) for key, x in self.when.items())
+
+
+def look_up(settings: object, key: str) -> object:
+    """A value in nested settings by its dotted name; None where it is not there."""
+    for word in key.split("."):
+        settings = settings.get(word) if isinstance(settings, dict) else None
+    return settings
 
 
 class Evaluate(Table):
@@ -138,11 +151,6 @@ class Evaluate(Table):
     head: str = "head"  # classifier in the model; its input [B, D] is taken
     fresh: tuple[str, ...] = ()  # modules besides the head that no checkpoint holds
     resized: tuple[str, ...] = ()  # endings of parameters that the script may interpolate
-    models: Annotated[tuple[FineTuned, ...], AfterValidator(some)]  # the first that fits is taken
-
-    def arguments_of(self, model: FineTuned, **values: object) -> list[str]:
-        """Arguments of the script, for a model."""
-        return fill(self.arguments, {**model.values, **values})
 
 
 class Inspect(Table):
@@ -164,16 +172,9 @@ class FineTune(Table):
     warmup_epochs: int = 0
     total_batch: PositiveInt  # images of a step on all GPUs
     images_per_gpu: PositiveInt
-    # Values of names in braces, such as that of the model, by style or by model of `[plan]`.
-    models: Annotated[dict[str, dict[str, str]], AfterValidator(some)]
+    models: Annotated[tuple[str, ...], AfterValidator(some)]  # that it is meant for; first: default
     checkpoint: Annotated[str, of(*SAVED)] = ""  # as `Recipe.checkpoint`; "": none is saved
     resume: Annotated[str, of(*SAVED)] = ""  # arguments that go on from it; "": it cannot
-
-    @model_validator(mode="after")
-    def _known_names(self) -> FineTune:
-        for values in self.models.values():
-            check(self.arguments, *FINE_TUNING, *values)
-        return self
 
 
 class Recipe(Table):
@@ -200,6 +201,8 @@ class Recipe(Table):
     data: Data
     logs: Logs = Logs()
     compare: Compare | None = None  # none: `mto compare` does not know the recipe
+    # Models of the fine-tuning script, by that of `[plan]`; the first that fits a checkpoint.
+    finetuned: dict[str, FineTuned] = Field(default_factory=dict)
     evaluate: Evaluate | None = None  # none: `mto evaluate` does not know the recipe
     inspect: Inspect | None = None  # none: `mto inspect` does not know the recipe
     finetune: FineTune | None = None  # none: `mto study` cannot fine-tune
@@ -212,9 +215,16 @@ class Recipe(Table):
         for style in self.styles.values():
             check(f"{self.arguments} {self.smoke}", *SMALL_RUN, *style.values)
             check(" ".join(self.others.values()), *OTHER_RUN, *style.values)
-        if self.evaluate:
-            for model in self.evaluate.models:
+        tuned = self.finetune.models if self.finetune else ()
+        if not self.finetuned and (self.evaluate or tuned):
+            raise ValueError("[evaluate] and [finetune] need a table [finetuned.NAME]")
+        if unknown := set(tuned) - self.finetuned.keys():
+            raise ValueError(f"finetune.models: there is no table [finetuned.{min(unknown)}]")
+        for name, model in self.finetuned.items():
+            if self.evaluate:
                 check(self.evaluate.arguments, *EVALUATION, *model.values)
+            if self.finetune and name in tuned:
+                check(self.finetune.arguments, *FINE_TUNING, *model.values)
         return self
 
     @property
