@@ -8,6 +8,7 @@ VENV     ?= .venv
 JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 UPSTREAM ?= mini
 SEEDS    ?= 1
+evidence: SEEDS = 5
 GPUS     ?= 8
 GPU_MEM  ?= 24
 ARGS     ?=
@@ -16,6 +17,7 @@ NAMES    := $(notdir $(patsubst %/,%,$(wildcard patches/*/)))
 ifeq ($(VENV),off)
   PY    := $(PYTHON)
   TOOLS := environment
+  PHOTOS := environment
   RECIPES := environment
   DEEPSPEED := environment
   DEV   := environment
@@ -24,6 +26,7 @@ ifeq ($(VENV),off)
 else
   PY    := $(VENV)/bin/python
   TOOLS := $(VENV)/.tools
+  PHOTOS := $(VENV)/.photos
   RECIPES := $(VENV)/.recipes
   DEEPSPEED := $(VENV)/.deepspeed
   DEV   := $(VENV)/.dev
@@ -34,7 +37,7 @@ PIP     := -m pip install --quiet --disable-pip-version-check
 COMPARE := $(if $(DATA),--data $(DATA)) $(if $(STYLE),--style $(STYLE)) $(if $(STEPS),--steps $(STEPS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install environment demo test test-floor lint format typecheck status doctor lint-patches bench clean
+.PHONY: help install environment demo evidence test test-floor lint format typecheck status doctor lint-patches bench clean
 
 help:  ## list every target
 	@printf 'usage: make TARGET\n\n'
@@ -54,10 +57,11 @@ $(VENV)/bin/python:
 
 # A set of extras has a stamp; installing it stamps its parts too.
 $(VENV)/.tools: EXTRAS = tools
+$(VENV)/.photos: EXTRAS = tools,photos
 $(VENV)/.recipes: EXTRAS = tools,recipes
 $(VENV)/.deepspeed: EXTRAS = tools,recipes,deepspeed
 $(VENV)/.dev: EXTRAS = tools,recipes,deepspeed,slurm,dev
-$(VENV)/.tools $(VENV)/.recipes $(VENV)/.deepspeed $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.tools $(VENV)/.photos $(VENV)/.recipes $(VENV)/.deepspeed $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@$(ALONE) 'test $@ -nt pyproject.toml || { $(PY) $(PIP) -e ".[$(EXTRAS)]" && \
 	  touch $(addprefix $(VENV)/.,$(subst $(comma), ,$(EXTRAS))); }'
 
@@ -67,8 +71,11 @@ environment:
 	  echo "hint:  $(PY) -m pip install -e '.[tools,recipes]'   (it keeps a torch that is new enough)" >&2; \
 	  exit 3; }
 
-demo: $(if $(filter mini,$(UPSTREAM)),$(TOOLS),$(RECIPES))  ## baseline against MTO on real images, then the report's path (SEEDS=3 for a spread)
+demo: $(if $(filter mini,$(UPSTREAM)),$(PHOTOS),$(RECIPES))  ## baseline against MTO on photographs, then the report's path (SEEDS=3 for a spread)
 	@$(MTO) compare $(UPSTREAM) --seeds $(SEEDS) $(COMPARE) $(ARGS)
+
+evidence: $(PHOTOS)  ## docs/evidence.md from its studies; goes on where it was (SEEDS=5 STEPS=600 ARGS='--arms baseline default')
+	@$(PY) docs/evidence/evidence.py --seeds $(SEEDS) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 test: $(DEV) lint typecheck  ## everything CI runs: ruff, mypy, doctests, the test suite (ARGS=PATH for a part)
 	$(PY) -m pytest -q --doctest-modules mto_core

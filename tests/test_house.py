@@ -26,7 +26,7 @@ ROOMS = (
         "recipe",
         "patchset",
     ),
-    *("launch", "doctor", "plan", "inspect", "evaluate", "study", "app", "cli"),
+    *("launch", "doctor", "plan", "inspect", "evaluate", "study", "tune", "app", "cli"),
 )
 GIT_ONLY = {"errors", "home", "upstreams", "patchset"}  # and the command's face: no torch
 INSERTED = {"recipe", "ds", "compat"}  # what a patched upstream may import

@@ -124,7 +124,7 @@ def test_the_paper_is_cited_alike() -> None:
 
 @needs_make
 @pytest.mark.parametrize(("target", "extras"), [
-    ("demo", "tools"),
+    ("demo", "tools,photos"),
     ("apply-mae", "tools,recipes"),
     ("smoke-mae", "tools,recipes"),
     ("compare-mae", "tools,recipes"),

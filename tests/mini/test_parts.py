@@ -82,6 +82,32 @@ def test_a_prediction_sees_visible_pixels_in_image_order(mini: SimpleNamespace, 
         assert torch.equal(seen(prediction[:, n]), only_n & ~mask)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_uniformity_is_a_term_of_training_alone(mini: SimpleNamespace, style: str) -> None:
+    model, plain = make(mini, style, uniformity=0.5), make(mini, style)
+    images, mask = inputs()
+    seen = plain.predict(images, mask)[1].detach().double().numpy()
+    unit = seen / np.linalg.norm(seen, axis=1, keepdims=True)
+    expected = np.mean([(a @ b) ** 2 for a in unit for b in unit])
+    loss = plain(images, mask)[0]
+    assert torch.equal(model(images, mask)[0], loss)
+    assert torch.equal(plain.train()(images, mask)[0], loss)
+    term = model.train()(images, mask)[0] - loss
+    assert term.item() == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_mask_token_may_begin_apart_and_learn_faster(mini: SimpleNamespace, style: str) -> None:
+    plain, apart = make(mini, style), make(mini, style, mask_token_std=2.0)
+    ours, theirs = apart.state_dict(), plain.state_dict()
+    assert torch.allclose(ours.pop("mask_token"), 100 * theirs.pop("mask_token"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    groups = mini.engine.parameter_groups
+    assert [set(group) for group in groups(plain, 0.05)] == [{"params", "weight_decay"}] * 2
+    *_, own = groups(plain, 0.05, 10.0)
+    assert (own["params"], own["weight_decay"], own["share"]) == ([plain.mask_token], 0.0, 10.0)
+
+
 def test_positions_are_sines_and_cosines_of_row_and_column(mini: SimpleNamespace) -> None:
     model = make(mini, "MAE", decoder_dim=24)
     for found, width in ((model.positions, 16), (model.decoder_positions, 24)):

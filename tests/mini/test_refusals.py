@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .conftest import TINY, Process, Recipe, assert_same_run, read_checkpoint
+from .conftest import TINY, Process, Recipe, assert_same_run, read_checkpoint, read_log
 
 MISSING, REFUSED, CORRUPT = 3, 4, 5
 
@@ -81,6 +81,23 @@ def test_without_val_only_the_scores_are_left_out(
     assert process.wait() == 0
     assert "left out" in process.out.read_text()
     assert "knn" not in (tmp_path / "out" / "log.jsonl").read_text()
+
+
+def test_without_labels_the_held_out_loss_is_the_score(
+    recipe: Recipe, tmp_path: Path, own_data: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.rmtree(own_data / split / "class1")
+    process = recipe.start_tiny(tmp_path / "out", "--data_path", own_data)
+    assert process.wait() == 0
+    assert "left out" in process.out.read_text()
+    scored = [line for line in read_log(tmp_path / "out") if "val_loss" in line]
+    assert [line["step"] for line in scored] == [8, 12]
+    assert all(line.keys() == {"step", "val_loss"} for line in scored)
+    words = ("--finetune", tmp_path / "out" / "checkpoint.pth", "--output_dir", tmp_path / "tuned")
+    script = recipe.folder / "main_finetune.py"
+    assert recipe.start(script, "--data_path", own_data, *words).wait() == MISSING
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_output_dir_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:

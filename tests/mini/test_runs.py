@@ -106,6 +106,29 @@ def test_accumulation_gives_the_same_run(recipe: Recipe, tmp_path: Path, whole: 
     assert_close_runs(whole, recipe.train(tmp_path / "four", "--accum_steps", "4"))
 
 
+def test_the_mask_tokens_own_rate(recipe: Recipe, tmp_path: Path) -> None:
+    """Adam's first step has the length of the learning rate in every coordinate."""
+    moved = {}
+    for rate in ("1", "10"):
+        flags = (
+            "--mask_token_lr",
+            rate,
+            "--steps",
+            "1",
+            "--warmup_steps",
+            "0",
+            "--save_steps",
+            "0",
+            "1",
+        )
+        out = recipe.train(tmp_path / rate, *flags)
+        before, after = (read_checkpoint(out, f"checkpoint-{n:06d}.pth") for n in (0, 1))
+        moved[rate] = {k: v - before["model"][k] for k, v in after["model"].items()}
+    token, faster = moved["1"].pop("mask_token"), moved["10"].pop("mask_token")
+    assert torch.allclose(faster, 10 * token, rtol=1e-3, atol=1e-8)
+    assert all(torch.equal(moved["1"][name], moved["10"][name]) for name in moved["1"])
+
+
 def test_gradients_are_clipped_to_the_norm(recipe: Recipe, tmp_path: Path) -> None:
     """After one step, Adam's first running mean is a tenth of the gradient."""
     flags = ("--steps", "1", "--warmup_steps", "0")

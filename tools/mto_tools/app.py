@@ -16,6 +16,7 @@ from mto_tools.patchset import cli as patchset_cli
 from mto_tools.plan import cli as plan_cli
 from mto_tools.study import cli as study_cli
 from mto_tools.study import report_cli
+from mto_tools.tune import cli as tune_cli
 
 app = typer.Typer(
     name="mto",
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 for area in (
     *(patchset_cli, authoring_cli, study_cli, report_cli, inspect_cli, evaluate_cli, launch_cli),
-    *(plan_cli, doctor),
+    *(tune_cli, plan_cli, doctor),
 ):
     area.register(app)
 

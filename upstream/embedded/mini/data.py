@@ -42,6 +42,10 @@ class Images(ImageFolder):
         except Exception as error:  # PIL has another kind for each format
             raise BrokenImageError(f"cannot decode {file} ({type(error).__name__})") from None
 
+    def labelled(self, others: Images) -> bool:
+        """Whether both have the same classes, and more than one."""
+        return self.classes == others.classes and len(self.classes) > 1
+
     def fingerprint(self) -> str:
         """Number of files and CRC-32 of their names."""
         names = [Path(file).relative_to(self.root).as_posix() for file, _ in self.samples]

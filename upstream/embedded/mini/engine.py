@@ -24,11 +24,19 @@ from runtime import REFUSED, Run, stop
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices; none for biases, norms and the cls and mask tokens."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, mask_token_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Weight decay for matrices; none for biases, norms and the cls and mask tokens.
+
+    With a learning rate of its own, in units of the others', the mask token has its own group.
+    """
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": w} for w in (weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
-        groups[parameter.ndim <= 1 or name.endswith("_token")]["params"].append(parameter)
+        if name == "mask_token" and mask_token_lr != 1:
+            groups.append({"params": [parameter], "weight_decay": 0.0, "share": mask_token_lr})
+        else:
+            groups[parameter.ndim <= 1 or name.endswith("_token")]["params"].append(parameter)
     return groups
 
 
@@ -50,7 +58,7 @@ def train(
     """Train to step `args.steps`, from the checkpoint in `args.output_dir` if there is one."""
     config = {**vars(args), "images": train_set.fingerprint()}
     output_dir = Path(args.output_dir)
-    groups = parameter_groups(model, args.weight_decay)
+    groups = parameter_groups(model, args.weight_decay, args.mask_token_lr)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler(run.device.type, enabled=args.amp == "fp16")
     # "loss" is the sum over "summed" steps since the last line of the log
@@ -99,7 +107,7 @@ def train(
         torch.manual_seed(batch.seed)
         lr = learning_rate(step, peak=args.lr, warmup=args.warmup_steps, steps=args.steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         images = batch.images.to(run.device, non_blocking=True)
         masks = batch.mask.to(run.device, non_blocking=True)
 

@@ -67,9 +67,12 @@ def evaluate(
     """Score the encoder, in evaluation mode, on val with the labels of train.
 
     Returns:
-        Accuracies in 0..1: "knn" (10 nearest by cosine) and logistic regressions on standardised
-        features: "probe" (all labels), "probe10" (10 per class, mean over fixed choices of them).
+        Nothing where train and val have no two classes in common. Else accuracies in 0..1: "knn"
+        (10 nearest by cosine) and logistic regressions on standardised features: "probe" (all
+        labels), "probe10" (10 per class, mean over fixed choices of them).
     """
+    if not train.labelled(val):
+        return {}
     x, y = features(model, train, img_size)
     scored = features(model, val, img_size)
     k = min(10, len(x))
@@ -98,7 +101,7 @@ def save_images(
     ids = np.linspace(0, len(val) - 1, len(mask)).astype(int)
     images = data.to_tensor([data.centre_crop(val[i], batches.args.img_size) for i in ids])
     device = model.cls_token.device
-    prediction = model.predict(images.to(device), mask.to(device)).float().cpu()
+    prediction = model.predict(images.to(device), mask.to(device))[0].float().cpu()
 
     target, hidden = model.patchify(images), mask.unsqueeze(-1)
     if model.norm_pix_loss:

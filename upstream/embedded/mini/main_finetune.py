@@ -84,8 +84,8 @@ def folders(root: Path, size: int, crop_scale: float) -> tuple[ImageFolder, Imag
         )
     except FileNotFoundError as error:
         stop(f"{error}; --data_path must hold train/<class>/* and val/<class>/*", MISSING)
-    if train.classes != val.classes:
-        stop(f"train and val of {root} have other classes", MISSING)
+    if train.classes != val.classes or len(train.classes) < 2:
+        stop(f"train and val of {root} have no two classes in common, so no labels", MISSING)
     return train, val
 
 

@@ -43,6 +43,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--mlp_ratio", type=float, default=2.0, help="hidden over outer channels in the blocks")
     add("--mask_ratio", type=float, help="share of masked patches; simmim 0.6, mae 0.75")
     add("--mask_cell", type=int, help="patches along a side of a masked cell; simmim 2, mae 1")
+    add("--mask_token_std", type=float, default=0.02, help="of its initial values")
+    add("--uniformity", type=float, default=0.0, help="weight of U-MAE's term, per micro batch")
     add("--norm_pix_loss", action="store_true", help="normalise the target pixels per patch")
     add("--drop_path", type=float, default=0.0, help="stochastic depth of the encoder")
 
@@ -50,6 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=count, default=64, help="images per step, over all ranks")
     add("--accum_steps", type=count, default=1, help="micro batches per step")
     add("--lr", type=float, default=2e-3, help="peak learning rate")
+    add("--mask_token_lr", type=float, default=1.0, help="its learning rate, in units of --lr")
     add("--warmup_steps", type=int, default=90, help="linear warm-up, then cosine to zero")
     add("--weight_decay", type=float, default=0.05, help="AdamW's, for weight matrices")
     add("--clip_grad", type=float, default=0.0, help="largest gradient norm; 0 does not clip")
@@ -97,10 +100,8 @@ def main(args: argparse.Namespace) -> None:
             stop(f"no folder {root}/train; --data_path must hold train/<class>/<image>", MISSING)
         train_set = Images(root / "train")
         val_set = Images(root / "val") if (root / "val").is_dir() else None
-        if val_set is None or val_set.classes != train_set.classes or len(val_set.classes) < 2:
-            val_set = None
-            if run.rank == 0:
-                print(f"no {root}/val with the classes of train: k-NN and probes are left out")
+        if run.rank == 0 and not (val_set and train_set.labelled(val_set)):
+            print(f"no {root}/val with two classes of train: k-NN and probes are left out")
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         train(model, train_set, val_set, args, run)
     except OSError as error:

@@ -17,23 +17,31 @@ from sklearn.datasets import load_digits
 from runtime import REFUSED, stop
 
 
-def write_digits(out: Path) -> None:
-    """Write all images, such as train/7/0123.png; refuse a folder that holds other files."""
-    digits = load_digits()
+def write_labelled(out: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Write images [n, H, W], uint8, as 32 x 32, such as train/7/0123.png.
+
+    Every fifth image of a class goes to val. A folder that holds other files is refused.
+    """
     seen: Counter[int] = Counter()
     images = {}
-    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         split = "val" if seen[label] % 5 == 4 else "train"
         seen[label] += 1
-        image = Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8))
-        images[f"{split}/{label}/{i:04d}.png"] = image.resize((32, 32), Image.Resampling.BICUBIC)
+        resized = Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)
+        images[f"{split}/{label}/{i:04d}.png"] = resized
     others = {p.relative_to(out).as_posix() for p in out.rglob("*.*")} - images.keys()
     if others:
-        stop(f"{out} holds {min(others)}, which is no digit; choose another --out", REFUSED)
+        stop(f"{out} holds {min(others)}, which is not of this data; choose another --out", REFUSED)
     for name, image in images.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
+
+
+def write_digits(out: Path) -> None:
+    """Write all digits; refuse a folder that holds other files."""
+    digits = load_digits()
+    write_labelled(out, (digits.images * (255 / 16)).round().astype(np.uint8), digits.target)
 
 
 if __name__ == "__main__":

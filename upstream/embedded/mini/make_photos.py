@@ -1,8 +1,9 @@
 """Write crops of photographs that scikit-image and scikit-learn bring with them: no network.
 
-Each of the fourteen photographs is a class. It is cut into tiles of 96 x 96 pixels; every fifth
-tile is for val, the others for train, so no pixel is in both. Crops of 48 x 48 lie within a tile,
-eight pixels apart, and as many of them are kept from each photograph.
+Each of the fourteen photographs is cut into tiles of 96 x 96 pixels; every fifth tile is for val,
+the others for train, so no pixel is in both. Crops of 48 x 48 lie within a tile, eight pixels
+apart, and as many of them are kept from each photograph. They have no labels: which photograph a
+crop is of says nothing of features, so all lie in one folder, and the held-out loss is the score.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
 
 
 def write_photos(out: Path) -> None:
-    """Write all crops, such as train/coffee/0123.png; refuse a folder that holds other files."""
+    """Write all crops, such as train/photos/coffee-0123.png; refuse a folder of other files."""
     names = [(package, name) for package, each in PHOTOS.items() for name in each]
     wanted = {
-        f"{split}/{Path(name).stem}/{i:04d}.png"
+        f"{split}/photos/{Path(name).stem}-{i:04d}.png"
         for _, name in names
         for split, count in KEPT.items()
         for i in range(count)
@@ -63,10 +64,12 @@ def write_photos(out: Path) -> None:
         with (folders[package] / name).open("rb") as file, Image.open(file) as image:
             photo = image.convert("RGB")
         for split in KEPT:
-            folder = out / split / Path(name).stem
+            folder = out / split / "photos"
             folder.mkdir(parents=True, exist_ok=True)
             for i, (x, y) in enumerate(corners(photo.size, split)):
-                photo.crop((x, y, x + SIDE, y + SIDE)).save(folder / f"{i:04d}.png")
+                photo.crop((x, y, x + SIDE, y + SIDE)).save(
+                    folder / f"{Path(name).stem}-{i:04d}.png"
+                )
 
 
 if __name__ == "__main__":

@@ -35,11 +35,21 @@ def make_blocks(
     )
 
 
+def squared_cosine(features: Tensor) -> Tensor:
+    """Mean squared cosine between the images' features [B, D], each with each and with itself.
+
+    The uniformity term of U-MAE (arXiv 2210.08344): least where all directions are used alike.
+    """
+    unit = nn.functional.normalize(features.float(), dim=-1)
+    return (unit @ unit.T).square().mean()
+
+
 class MaskedImageModel(nn.Module):
     """What both styles share: patches, encoder blocks, the pixel loss, and features.
 
-    A style adds `predict(images, mask)`: pixels of every patch, [B, N, patch_size**2 * 3].
-    `args` are those of main_pretrain.py. The encoder's `blocks` get [B, 1 + tokens, D], cls first.
+    A style adds `predict(images, mask)`: pixels of every patch, [B, N, patch_size**2 * 3], and the
+    encoder's cls token, [B, D]. `args` are those of main_pretrain.py. The encoder's `blocks` get
+    [B, 1 + tokens, D], cls first.
     """
 
     loss_power: int  # 1: L1, 2: MSE
@@ -48,6 +58,7 @@ class MaskedImageModel(nn.Module):
         super().__init__()
         self.patch_size, self.grid = args.patch_size, args.img_size // args.patch_size
         self.norm_pix_loss = args.norm_pix_loss
+        self.uniformity, self.mask_token_std = args.uniformity, args.mask_token_std
 
         dim, heads = args.embed_dim, args.num_heads
         self.patch_embed = nn.Conv2d(3, dim, args.patch_size, args.patch_size)
@@ -57,14 +68,15 @@ class MaskedImageModel(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def init_weights(self) -> None:
-        """Xavier for linear layers and patch embedding, normal (std 0.02) for the tokens."""
+        """Xavier for linear layers and patch embedding, normal (std 0.02 by default) for tokens."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("_token"):
-                nn.init.normal_(parameter, std=0.02)
+                std = self.mask_token_std if name == "mask_token" else 0.02
+                nn.init.normal_(parameter, std=std)
 
     def patchify(self, images: Tensor) -> Tensor:
         """Cut images [B, 3, H, W] into flat patches [B, N, patch_size**2 * 3]."""
@@ -90,16 +102,20 @@ class MaskedImageModel(nn.Module):
         """Predict the masked patches of images [B, 3, H, W].
 
         Returns:
-            loss (scalar, float32: mean over an image's masked patches, then over images),
+            loss (scalar, float32: mean over an image's masked patches, then over images; plus the
+            uniformity term in training),
             prediction [B, N, patch_size**2 * 3], mask (bool [B, N]).
         """
-        prediction, target = self.predict(images, mask), self.patchify(images)
+        (prediction, cls), target = self.predict(images, mask), self.patchify(images)
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
         error = (prediction.float() - target).abs().pow(self.loss_power).mean(dim=-1)
         per_image = (error * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return per_image.mean(), prediction, mask
+        loss = per_image.mean()
+        if self.training and self.uniformity > 0:
+            loss = loss + self.uniformity * squared_cosine(cls)
+        return loss, prediction, mask
 
 
 class SimMIM(MaskedImageModel):
@@ -116,11 +132,12 @@ class SimMIM(MaskedImageModel):
         self.head = nn.Linear(args.embed_dim, self.patch_size**2 * 3)
         self.init_weights()
 
-    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the image with its masked patches replaced by the mask token."""
         x = self.embed(images)
         x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        return self.head(self.encode(x + self.positions)[:, 1:])
+        x = self.encode(x + self.positions)
+        return self.head(x[:, 1:]), x[:, 0]
 
 
 class MAE(MaskedImageModel):
@@ -142,14 +159,15 @@ class MAE(MaskedImageModel):
         self.head = nn.Linear(dim, self.patch_size**2 * 3)
         self.init_weights()
 
-    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the visible patches, fill in mask tokens, decode; every image must mask as many
         patches as the first."""
         visible_first = mask.int().argsort(dim=1, stable=True).unsqueeze(-1)
         num_masked = int(mask[0].sum())
         visible = visible_first[:, : mask.shape[1] - num_masked]
         x = (self.embed(images) + self.positions).take_along_dim(visible, dim=1)
-        x = self.decoder_embed(self.encode(x))
+        encoded = self.encode(x)
+        x = self.decoder_embed(encoded)
 
         tokens = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
         patches = torch.cat([x[:, 1:], tokens], dim=1)
@@ -157,4 +175,4 @@ class MAE(MaskedImageModel):
         x = torch.cat([x[:, :1], patches + self.decoder_positions], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.head(self.decoder_norm(x)[:, 1:])
+        return self.head(self.decoder_norm(x)[:, 1:]), encoded[:, 0]

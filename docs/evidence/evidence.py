@@ -1,0 +1,186 @@
+"""`make evidence`: run the studies beside this file, and write docs/evidence.md from their runs.
+
+Stop it anywhere and give the command again. SEEDS and ARMS may grow; other STEPS are other studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mto_tools.errors import MissingError, MtoError
+from mto_tools.home import find_home
+from mto_tools.study.measures import Pairs, paired, rauc_or_none
+from mto_tools.study.record import Curve, Record, of_arm
+from mto_tools.study.report import Report
+from mto_tools.study.session import PREPARED, open_session
+from mto_tools.study.spec import FILE, Arm, Study, load_study
+from mto_tools.study.tasks import read_states
+
+HERE = Path(__file__).parent
+KEY = "val_loss"  # of the log: the held-out L_ss, lower is better
+RATES = ("baseline", "half_lr", "twice_lr")  # arms that differ in their learning rate alone
+GAINS = (0.5, 0.75, 0.9, 1.0)  # of the baseline, from its first evaluation to its last
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm against the baseline with the best learning rate, over seeds."""
+
+    arm: str
+    words: str  # options of MTO and arguments
+    end: Pairs  # held-out L_ss at the end
+    shares: list[list[float]]  # steps to each of GAINS over the baseline's, by seed; inf: never
+    rauc: list[float | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study says."""
+
+    name: str
+    study: Study
+    report: Report
+    opponent: str
+    rates: dict[str, float]  # mean final L_ss by arm of RATES
+    rows: list[Row]
+    minutes: float  # of its runs, one after another
+
+
+def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
+    """The study in `file` with other numbers; runs of twice the steps stay twice as long."""
+    study = load_study(file)
+    steps = steps or study.steps or 2
+    chosen = {name: arm for name, arm in study.arms.items() if not arms or name in arms}
+    for name, arm in chosen.items():
+        if "--steps" in arm.arguments:
+            chosen[name] = Arm(mto=arm.mto, arguments=("--steps", str(2 * steps)))
+    return study.model_copy(update={"arms": chosen, "seeds": (*range(seeds),), "steps": steps})
+
+
+def run(folder: Path, study: Study, jobs: str | None) -> None:
+    """Train what is not done yet.
+
+    Raises:
+        MtoError: A run failed. Arms with other learning rates are called unfair, which they are
+            meant to be: this is no failure.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    study.save_as(folder / FILE)
+    command = [sys.executable, "-m", "mto_tools.cli", "study", str(folder)]
+    subprocess.run(command + (["--jobs", jobs] if jobs else []), stdout=subprocess.DEVNULL)
+    states = read_states(folder)
+    runs = [f"pretrain-{arm}-{seed}" for seed in study.seeds for arm in study.arms]
+    if left := [id for id in runs if id not in states or states[id].status != "done"]:
+        raise MtoError(f"{len(left)} runs are not done, {left[0]} among them", hint="make evidence")
+
+
+def read(name: str, folder: Path) -> Found:
+    """Judge the arms of the seeds that all of them have.
+
+    Raises:
+        MissingError: There is none, or no arm beside the baseline.
+    """
+    session = open_session(folder)
+    report = session.report()
+    records = {arm: {r.seed: r for r in of_arm(report.records, arm)} for arm in report.arms}
+    seeds = sorted(set.intersection(*({*runs} for runs in records.values())))
+    if not seeds:
+        raise MissingError(f"{folder}: no seed has all arms yet", hint="make evidence")
+    rates = {
+        arm: sum(end(records[arm][seed]) for seed in seeds) / len(seeds)
+        for arm in RATES
+        if arm in records
+    }
+    opponent = min(rates, key=rates.__getitem__)
+    rows = []
+    for arm, runs in records.items():
+        pairs = [(rising(records[opponent][seed]), rising(runs[seed])) for seed in seeds]
+        ends = [(end(records[opponent][seed]), end(runs[seed])) for seed in seeds]
+        given = session.study.arms[arm]
+        words = " ".join([*(f"{k}={v}" for k, v in given.mto.items()), *given.arguments])
+        shares = [[share(b, a, gain) for b, a in pairs] for gain in GAINS]
+        stop = min(pair[0].at[-1] for pair in pairs)
+        rauc = [rauc_or_none(b, a, stop / 4, stop) for b, a in pairs]
+        rows.append(Row(arm, words, paired(ends, False), shares, rauc))
+    seconds = sum(state.seconds for state in read_states(folder).values())
+    return Found(name, session.study, report, opponent, rates, rows, seconds / 60)
+
+
+def end(record: Record) -> float:
+    """Held-out L_ss at the end of a run."""
+    return record.scores[KEY].values[-1]
+
+
+def rising(record: Record) -> Curve:
+    """The held-out L_ss with its sign turned, so that more is better."""
+    return record.scores[KEY].map(lambda value: -value)
+
+
+def share(baseline: Curve, arm: Curve, gain: float) -> float:
+    """Steps of an arm to a part of the baseline's gain, over the baseline's own; inf: never."""
+    target = baseline.values[0] + gain * (baseline.values[-1] - baseline.values[0])
+    return arm.first_reach(target) / baseline.first_reach(target)
+
+
+def several(values: list[float]) -> str:
+    """Shares by seed, in per cent."""
+    return " ".join("never" if math.isinf(value) else f"{100 * value:.0f}" for value in values)
+
+
+def verdict(row: Row) -> str:
+    """What the 95 % interval of the paired differences lets us say; lower is better."""
+    if row.end.interval_95 is None:
+        return "one seed proves nothing"
+    low, high = row.end.interval_95
+    return "lower" if high < 0 else "higher, it harms" if low > 0 else "no difference shown"
+
+
+def main() -> None:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--seeds", type=int, default=5)
+    add("--steps", type=int, help="of a run; default: those of the study file")
+    add("--only", nargs="*", default=[], help="some of the study files, such as mae; default: all")
+    add("--arms", nargs="*", default=[], help="some of the study file's; default: all")
+    add("--jobs", help="runs at the same time")
+    add("--page", action="store_true", help="write the page from what is there, run nothing")
+    args = parser.parse_args()
+    home, found = find_home(), []
+    files = sorted(file for file in HERE.glob("*.toml") if not args.only or file.stem in args.only)
+    for file in files:
+        study = asked(file, args.seeds, args.steps, args.arms)
+        folder = home / "reports" / "evidence" / f"{file.stem}-{study.steps}"
+        if not args.page:
+            run(folder, study, args.jobs)
+        if (folder / PREPARED).is_file():
+            try:
+                found.append(read(file.stem, folder))
+            except MissingError as error:  # no arm has a baseline yet
+                print(f"left out: {error.message}", file=sys.stderr)
+    page = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page.filters.update(several=several, verdict=verdict)
+    text = page.get_template("page.md.jinja").render(
+        found=found, command=" ".join(["python docs/evidence/evidence.py", *sys.argv[1:]])
+    )
+    (HERE.parent / "evidence.md").write_text(text, "utf-8")
+    print(HERE.parent / "evidence.md")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MtoError as error:
+        sys.exit(f"error: {error.message}\nhint:  {error.hint}")

@@ -1,0 +1,68 @@
+"""The studies of `make evidence`, and the figures of its page."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mto_tools.home import find_home
+from mto_tools.study.measures import paired
+from mto_tools.study.record import Curve
+
+HERE = find_home() / "docs" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("evidence_page", HERE / "evidence.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules["evidence_page"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["evidence_page"]
+
+
+def rising(*losses: float) -> Curve:
+    return Curve(at=[100.0 * (i + 1) for i in range(len(losses))], values=[-x for x in losses])
+
+
+def test_steps_to_a_part_of_the_gain(evidence: ModuleType) -> None:
+    baseline, arm = rising(1.0, 0.8, 0.6, 0.6), rising(1.2, 0.6, 0.7, 0.5)
+    assert evidence.share(baseline, baseline, 0.5) == 1
+    assert evidence.share(baseline, arm, 0.5) == pytest.approx((100 + 100 * 0.4 / 0.6) / 200)
+    assert evidence.share(baseline, arm, 1.0) == pytest.approx(200 / 300)
+    assert evidence.share(baseline, rising(1.0, 0.9), 1.0) == math.inf
+    assert evidence.several([0.5, math.inf]) == "50 never"
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ((-0.10, -0.11, -0.09), "lower"),
+        ((0.10, 0.11, 0.09), "harms"),
+        ((-0.1, 0.1, 0.01), "no diff"),
+    ],
+)
+def test_the_interval_decides(
+    evidence: ModuleType, differences: tuple[float, ...], words: str
+) -> None:
+    end = paired([(1.0, 1.0 + x) for x in differences], higher_is_better=False)
+    assert words in evidence.verdict(evidence.Row("arm", "", end, [], []))
+
+
+@pytest.mark.parametrize("file", sorted(HERE.glob("*.toml")), ids=lambda path: path.stem)
+def test_seeds_steps_and_arms_are_arguments(evidence: ModuleType, file: Path) -> None:
+    whole = evidence.asked(file, 5, None, [])
+    assert {"baseline", "half_lr", "twice_lr", "default", "paper"} <= whole.arms.keys()
+    small = evidence.asked(file, 2, 80, ["baseline", "default", "twice_steps"])
+    assert (small.seeds, small.steps) == ((0, 1), 80)
+    assert small.arms["default"].mto == {"preset": whole.style}
+    twice = small.arms.get("twice_steps")
+    assert twice is None or twice.arguments == ("--steps", "160")
