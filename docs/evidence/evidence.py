@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
-from mto_tools.study.measures import Pairs, paired, rauc_or_none
+from mto_tools.study.measures import Pairs, paired, rauc_or_none, speed_of
 from mto_tools.study.record import Curve, Record, of_arm
 from mto_tools.study.report import Report
 from mto_tools.study.session import PREPARED, open_session
@@ -54,13 +54,15 @@ class Found:
 
 
 def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
-    """The study in `file` with other numbers; runs of twice the steps stay twice as long."""
+    """The study in `file` with other numbers; an arm of half the steps stays half as long."""
     study = load_study(file)
-    steps = steps or study.steps or 2
+    written = study.steps or 2
+    steps = steps or written
     chosen = {name: arm for name, arm in study.arms.items() if not arms or name in arms}
     for name, arm in chosen.items():
         if "--steps" in arm.arguments:
-            chosen[name] = Arm(mto=arm.mto, arguments=("--steps", str(2 * steps)))
+            own = int(arm.arguments[-1]) * steps // written
+            chosen[name] = Arm(mto=arm.mto, arguments=("--steps", str(own)))
     return study.model_copy(update={"arms": chosen, "seeds": (*range(seeds),), "steps": steps})
 
 
@@ -129,6 +131,16 @@ def share(baseline: Curve, arm: Curve, gain: float) -> float:
     return arm.first_reach(target) / baseline.first_reach(target)
 
 
+def mean_share(row: Row) -> str:
+    """Geometric mean of the steps to the opponent's end, in per cent, with its 95 % interval."""
+    speed = speed_of(row.shares[-1], 0.95)
+    if speed is None or math.isinf(speed.mean):
+        return "no mean, as a seed never gets there"
+    interval = speed.interval
+    low_high = f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else ""
+    return f"{100 * speed.mean:.0f} %{low_high}"
+
+
 def several(values: list[float]) -> str:
     """Shares by seed, in per cent."""
     return " ".join("never" if math.isinf(value) else f"{100 * value:.0f}" for value in values)
@@ -171,7 +183,7 @@ def main() -> None:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters.update(several=several, verdict=verdict)
+    page.filters.update(several=several, verdict=verdict, mean_share=mean_share)
     text = page.get_template("page.md.jinja").render(
         found=found, command=" ".join(["python docs/evidence/evidence.py", *sys.argv[1:]])
     )

@@ -13,7 +13,7 @@ from mto_tools.errors import MissingError, MtoError, RefusedError
 from mto_tools.study.builtin import BASELINE
 from mto_tools.study.spec import Arm
 from mto_tools.study.tasks import read_states
-from mto_tools.tune.cli import own_rates, seconds
+from mto_tools.tune.cli import limit_of, own_rates, seconds
 from mto_tools.tune.runs import Limit
 
 from ..study.conftest import recipe_of
@@ -59,6 +59,13 @@ def test_lengths_of_time() -> None:
     for text in ("15", "m", "-1m", "0s", "15 m"):
         with pytest.raises(MtoError, match="length of time"):
             seconds(text)
+
+
+def test_runs_at_the_same_time_count_once() -> None:
+    assert limit_of(None, "", 1) == Limit(seconds=900)
+    assert limit_of(None, "1h", 4) == Limit(seconds=4 * 3600)
+    assert limit_of(7, "", 4) == Limit(trials=7)
+    assert limit_of(7, "90s", 2) == Limit(trials=7, seconds=180)
 
 
 def test_a_limit_keeps_time_for_the_interval() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,12 +58,24 @@ def test_the_interval_decides(
     assert words in evidence.verdict(evidence.Row("arm", "", end, [], []))
 
 
+def test_the_mean_of_steps_is_geometric_with_an_interval(evidence: ModuleType) -> None:
+    end = paired([(1.0, 0.9), (1.0, 0.8)], higher_is_better=False)
+    assert evidence.mean_share(evidence.Row("a", "", end, [[0.5, 0.5]], [])) == "50 %"
+    told = evidence.mean_share(evidence.Row("a", "", end, [[0.5, 0.72, 0.6]], []))
+    logs = [math.log(x) for x in (0.5, 0.72, 0.6)]
+    half = 4.302653 * statistics.stdev(logs) / math.sqrt(3)  # Student's t, two degrees of freedom
+    low, high = (math.exp(statistics.mean(logs) + x) for x in (-half, half))
+    assert told == f"60 % ({100 * low:.0f} to {100 * high:.0f})"
+    assert "never" in evidence.mean_share(evidence.Row("a", "", end, [[0.5, math.inf]], []))
+
+
 @pytest.mark.parametrize("file", sorted(HERE.glob("*.toml")), ids=lambda path: path.stem)
 def test_seeds_steps_and_arms_are_arguments(evidence: ModuleType, file: Path) -> None:
     whole = evidence.asked(file, 5, None, [])
     assert {"baseline", "half_lr", "twice_lr", "default", "paper"} <= whole.arms.keys()
-    small = evidence.asked(file, 2, 80, ["baseline", "default", "twice_steps"])
+    small = evidence.asked(file, 2, 80, ["baseline", "default", "default_half", "twice_steps"])
     assert (small.seeds, small.steps) == ((0, 1), 80)
     assert small.arms["default"].mto == {"preset": whole.style}
-    twice = small.arms.get("twice_steps")
-    assert twice is None or twice.arguments == ("--steps", "160")
+    for name, steps in {"default_half": "40", "twice_steps": "160"}.items():
+        arm = small.arms.get(name)
+        assert arm is None or arm.arguments == ("--steps", steps)

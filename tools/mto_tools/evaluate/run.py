@@ -8,16 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
+from mto_tools.bars import progress_bars
 from mto_tools.checkpoint import digest, read_checkpoint
 from mto_tools.errors import CorruptError, MissingError, RefusedError
 from mto_tools.evaluate import probe
@@ -67,7 +60,7 @@ class Evaluator:
         counts = {split: len(labels) for split, labels in self.images.labels.items()}
         self.console.print(f"{file}: features of {counts['train']} and {counts['val']} images")
         key = self.maker.key(checkpoint, self.images, sha)
-        with self._progress() as bars:
+        with progress_bars(self.console, transient=True) as bars:
             bar = bars.add_task("features", total=sum(counts.values()))
             watch = partial(_update, bars, bar)
             with features(self.maker, checkpoint, self.images, key, self.cache, watch) as at:
@@ -89,13 +82,6 @@ class Evaluator:
         )
         result.save(path)
         return result
-
-    def _progress(self) -> Progress:
-        """Bars with the time that is left, on a terminal only; they are gone at the end."""
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), *times)
-        silent = not self.console.is_terminal
-        return Progress(*columns, console=self.console, disable=silent, transient=True)
 
     def _score(self, folder: Path, bars: Progress) -> tuple[Made, dict[str, float]]:
         from mto_tools.evaluate.score import scores

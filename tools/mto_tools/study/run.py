@@ -15,16 +15,9 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
+from mto_tools.bars import progress_bars
 from mto_tools.errors import MtoError
 from mto_tools.launch.process import last_words
 from mto_tools.study.launchers import LOST, Handle, Launcher, Work
@@ -72,7 +65,7 @@ class Driver:
         waiting = deque(task for task in tasks if not self._done(task.id))
         running: dict[str, tuple[Task, Handle]] = {}
         failed: list[str] = []
-        progress = _progress(self.console)
+        progress = progress_bars(self.console)
         everything = progress.add_task("all tasks", total=len(tasks))
         bars: dict[str, TaskID] = {}
         with progress:
@@ -214,15 +207,3 @@ def _last_lines(log: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
     except (OSError, ValueError):
         return []
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

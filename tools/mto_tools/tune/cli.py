@@ -16,6 +16,7 @@ from rich.console import Console
 from mto_tools.errors import MissingError, MtoError
 
 if TYPE_CHECKING:
+    from mto_tools.tune.runs import Limit
     from mto_tools.upstreams.recipe import Recipe
 
 
@@ -30,7 +31,7 @@ def tune(
         list[str] | None, typer.Argument(help="After --: arguments of the recipe, in every run.")
     ] = None,
     style: Annotated[str | None, typer.Option(help="Style of the recipe.")] = None,
-    budget: Annotated[str, typer.Option(help="Time of training in all: 90s, 15m, 2h.")] = "",
+    budget: Annotated[str, typer.Option(help="Time of training here: 90s, 15m, 2h.")] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Number of trials.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Of a run; default: a third of `mto compare`'s.")
@@ -60,7 +61,7 @@ def tune(
     from mto_tools.study.session import usable_cores, visible_gpus
     from mto_tools.study.spec import Arm, Study
     from mto_tools.tune.result import PICTURE
-    from mto_tools.tune.runs import Limit, Runs
+    from mto_tools.tune.runs import Runs
     from mto_tools.upstreams.recipe import load_recipe
     from mto_tools.upstreams.upstream import load_upstream
 
@@ -71,7 +72,8 @@ def tune(
             f"mto tune needs the package {error.name}, which is not installed",
             hint="pip install -e '.[tune]'   in your clone of mto",
         ) from None
-    limit = Limit(trials, seconds(budget or "15m") if budget or not trials else None)
+    jobs = jobs or min(len(visible_gpus()) or usable_cores(), seeds)
+    limit = limit_of(trials, budget, jobs)
     home = find_home()
     recipe = load_recipe(load_upstream(home, name))
     if not recipe.compare or (recipe.compare.moving_target and not recipe.compare.scores):
@@ -100,13 +102,20 @@ def tune(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     say = partial(console.print, markup=False)
     inputs = prepare(home, name, recipe, data, say, allow_edited=False)
-    jobs = jobs or min(len(visible_gpus()) or usable_cores(), seeds)
     found = search(Runs(study, fresh, recipe, inputs, folder, console, jobs), limit)
     found.write(folder)
     console.print(found.sentence, style="bold", markup=False)
     say(f"picture: {folder / PICTURE}")
     if found.best:
         print(shlex.join(found.flags))
+
+
+def limit_of(trials: int | None, budget: str, jobs: int) -> Limit:
+    """Trials, seconds or both; a second in which `jobs` runs train counts once."""
+    from mto_tools.tune.runs import Limit
+
+    timed = budget or not trials
+    return Limit(trials, jobs * seconds(budget or "15m") if timed else None)
 
 
 def seconds(text: str) -> float:

@@ -28,7 +28,7 @@ class Limit:
     """Where a search ends; both count all that is done in its folder, by whatever process."""
 
     trials: int | None = None
-    seconds: float | None = None  # of training, that of the interval counted in
+    seconds: float | None = None  # of all runs, those of the interval counted in
 
     def allows(self, begun: int, spent: float, trial: float, interval: float) -> bool:
         """Whether one more may begin beside those that have; all but `begun` are seconds."""
