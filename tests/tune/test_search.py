@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mto_tools.study.spec import Study
+from mto_tools.study.builtin import BASELINE
+from mto_tools.study.spec import Arm, Study
 from mto_tools.study.tasks import read_states
 from mto_tools.tune.result import Result
 from mto_tools.tune.runs import Limit
@@ -102,6 +103,23 @@ def test_the_flags_are_those_that_ran(whole: Path) -> None:
     assert len(options) == 7
     for option in options:
         assert words[option] == found.flags[found.flags.index(option) + 1]
+
+
+def test_the_best_learning_rate_lies_between_others(tmp_path: Path) -> None:
+    from mto_tools.tune.search import tune
+
+    rates = ("4", "8", "16")  # the fake recipe's best is 1
+    arms = {f"rate{n}": Arm(mto=BASELINE, arguments=("--lr", x)) for n, x in enumerate(rates)}
+    runs = search(tmp_path, arms=arms, seeds=(0,))
+    found = tune(runs, Limit(trials=1), widen=True)
+    assert found.study.arms[found.baseline].arguments == ("--lr", "1")
+    assert [arm.arguments[-1] for arm in found.study.arms.values()] == [*rates, "2", "1", "0.5"]
+    assert found.flags[:2] == ["--lr", "1"]
+    again = tune(runs, Limit(trials=1), widen=True)
+    assert again.model_dump(exclude={"seconds"}) == found.model_dump(exclude={"seconds"})
+    assert {state.attempts for state in read_states(tmp_path).values()} == {1}
+    narrow = tune(runs, Limit(trials=1))
+    assert narrow.study.arms[narrow.baseline].arguments == ("--lr", "4")
 
 
 # Run, step, and whether the checkpoint is left cut: in the baseline, in trials, in fresh seeds.

@@ -38,7 +38,7 @@ def tune(
     ] = None,
     rate: Annotated[
         list[float] | None,
-        typer.Option(help="Learning rates of the baseline; default: its own x 1/2, 1, 2."),
+        typer.Option(help="Learning rates of the baseline; default: its own x 1/2, 1, 2, and on."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the search.")] = 2,
     fresh: Annotated[int, typer.Option(min=1, help="Further seeds, for the interval.")] = 5,
@@ -102,7 +102,8 @@ def tune(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     say = partial(console.print, markup=False)
     inputs = prepare(home, name, recipe, data, say, allow_edited=False)
-    found = search(Runs(study, fresh, recipe, inputs, folder, console, jobs), limit)
+    runs = Runs(study, fresh, recipe, inputs, folder, console, jobs)
+    found = search(runs, limit, widen=not rate)
     found.write(folder)
     console.print(found.sentence, style="bold", markup=False)
     say(f"picture: {folder / PICTURE}")

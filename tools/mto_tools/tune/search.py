@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -17,18 +17,21 @@ from mto_core.checks import TERMS
 from mto_tools.errors import MissingError, RefusedError
 from mto_tools.study.folder import locked
 from mto_tools.study.measures import t_interval
-from mto_tools.study.spec import Value
+from mto_tools.study.spec import Arm, Value
 from mto_tools.tune.result import Result, Tried
 from mto_tools.tune.runs import Limit, Runs
 
 WEIGHTS = (1e-3, 3.0)  # of a term that is on
 STARTUP = 5  # trials before the sampler, and the pruner, judge by those that were
 FAILED = -1.0  # gain of a run that failed
+WIDER = 3  # more learning rates at the most, beyond the best one
 POLL = 0.5  # seconds between looks at other processes
 
 
-def tune(runs: Runs, limit: Limit) -> Result:
+def tune(runs: Runs, limit: Limit, *, widen: bool = False) -> Result:
     """Go on with a search, in company of other processes, until its limit.
+
+    `widen`: a learning rate that is best at an end of those tried gets a neighbour.
 
     Raises:
         MissingError: Every run of the baseline failed.
@@ -37,7 +40,7 @@ def tune(runs: Runs, limit: Limit) -> Result:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with locked(runs.folder, patience=math.inf) as lock:
         runs.claim()
-        baseline = _best_baseline(runs, lock)
+        runs, baseline = _best_baseline(runs, lock, WIDER if widen else 0)
         preset: Any = runs.recipe.styles[runs.study.style].preset
         search = Search(runs, limit, baseline, preset, _open(runs, MTOConfig.preset(preset)))
     while search.go_on():
@@ -46,18 +49,34 @@ def tune(runs: Runs, limit: Limit) -> Result:
         return search.conclude(lock)
 
 
-def _best_baseline(runs: Runs, lock: int) -> str:
-    """The arm of the learning rate with which the baseline ends best, over the search's seeds."""
-    ends = {}
-    for name, arm in runs.study.arms.items():
-        if runs.train({name: arm}, runs.study.seeds, lock):
-            ends[name] = runs.mean_end(name)
-    if not ends:
-        raise MissingError(
-            f"every run of the baseline failed; see {runs.folder / 'tasks'}",
-            hint="--rate, again for each, with smaller learning rates",
-        )
-    return max(ends, key=ends.__getitem__)
+def _best_baseline(runs: Runs, lock: int, wider: int) -> tuple[Runs, str]:
+    """The arm of the learning rate with which the baseline ends best, over the search's seeds.
+
+    The runs returned know up to `wider` more rates than those given.
+    """
+    arms, ends = dict(runs.study.arms), dict[str, float]()
+    rates = {name: float(arm.arguments[-1]) for name, arm in arms.items()}
+    most = len(arms) + wider
+    while True:
+        for name in [name for name in arms if name not in ends]:
+            done = runs.train({name: arms[name]}, runs.study.seeds, lock)
+            end = runs.mean_end(name) if done else math.nan
+            ends[name] = end if math.isfinite(end) else -math.inf
+        best = max(ends, key=ends.__getitem__)
+        if math.isinf(ends[best]):
+            raise MissingError(
+                f"every run of the baseline failed; see {runs.folder / 'tasks'}",
+                hint="--rate, again for each, with smaller learning rates",
+            )
+        inner = min(rates.values()) < rates[best] < max(rates.values())
+        if inner or len(arms) == most:
+            return replace(runs, study=runs.study.model_copy(update={"arms": arms})), best
+        name = f"rate{len(arms)}"
+        rates[name] = rates[best] * (2 if rates[best] == max(rates.values()) else 0.5)
+        option = arms[best].arguments[0]
+        arms[name] = Arm(mto=arms[best].mto, arguments=(option, f"{rates[name]:g}"))
+        told = f"{option} {rates[best]:g} is best, and the last one tried: {rates[name]:g} too"
+        runs.console.print(told, markup=False, highlight=False)
 
 
 def _open(runs: Runs, shipped: MTOConfig) -> optuna.Study:
