@@ -20,12 +20,12 @@ from mto_tools.study.fairness import fairness
 from mto_tools.study.figures import draw, weighted
 from mto_tools.study.folder import make_folder
 from mto_tools.study.measures import Passage
-from mto_tools.study.record import TERMS, Record, by_seed, of_arm
+from mto_tools.study.record import TERMS, Curve, Record, by_seed, of_arm
 from mto_tools.study.report import Report, render, write_report
 from mto_tools.study.session import Session
 from mto_tools.study.tasks import State
 from mto_tools.study.verdict import judge
-from mto_tools.upstreams.recipe import Logs
+from mto_tools.upstreams.recipe import Logs, Score
 
 from .conftest import FAKE, fake_session, open_fake, run
 
@@ -90,6 +90,20 @@ def test_panels(report: Report, finished: Path) -> None:
     assert len(drawn["affinity"]) == 6
     for panel in drawn["affinity"]:  # least and largest value of two maps
         assert len(re.findall(r">-?[\d.]+(?:e[-+−]\d+)?</text>", panel)) == 4
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_arrow_shows_the_steps_saved_of_any_score(sign: int) -> None:
+    """From step 300 to step 200, also where lower is better (Figure 4)."""
+    score = Score(key="s", label="S", percent=False, higher_is_better=sign > 0)
+    ends = {"baseline": [1.0, 2.0, 3.0], "mto": [2.0, 3.0, 4.0], "behind": [0.0, 1.0, 2.0]}
+    curves = {
+        arm: Curve(at=[100, 200, 300], values=[sign * value for value in values])
+        for arm, values in ends.items()
+    }
+    records = [Record(arm=arm, seed=0, scores={"s": curve}) for arm, curve in curves.items()]
+    (panel,) = draw(records, [score])["scores"]
+    assert re.findall(r">(\N{MINUS SIGN}\d+ %) *<", panel) == ["\N{MINUS SIGN}33 %"]
 
 
 def test_weighted_is_the_value_times_the_weight_of_that_step(report: Report) -> None:

@@ -159,6 +159,7 @@ def test_an_interval_that_is_shown_but_proves_nothing_is_explained() -> None:
     assert narrow[0] > 0 > wide[0]
     text = summary.sentence(verdict)
     assert all(summary.show_difference(value, True) in text for value in (*narrow, *wide))
+    assert summary.secondary(verdict).count("interval") == 1, "L_ss decides nothing here"
     assert "97.5" not in summary.sentence(verdict_of(0.05, 0.06, 0.055)), "where the two differ"
 
 

@@ -69,7 +69,7 @@ def _scores(records: list[Record], scores: Sequence[Score]) -> Panels:
     for score in scores:
         title = score.label + (" (%)" if score.percent else "")
         pick = partial(_score, score=score)
-        more = partial(_reductions, arms=arms_of(records) if score.higher_is_better else [])
+        more = partial(_reductions, arms=arms_of(records), rising=score.higher_is_better)
         _add(panels, title, records, pick, markers=True, more=more)
     return panels
 
@@ -78,26 +78,28 @@ def _score(record: Record, score: Score) -> Curve:
     return record.score(score).map(lambda value: 100 * value if score.percent else value)
 
 
-def _reductions(axes: Axes, means: dict[str, Curve], arms: list[str]) -> None:
+def _reductions(axes: Axes, means: dict[str, Curve], arms: list[str], rising: bool) -> None:
     """Arrows from the baseline's first passage of its final value to that of each arm (Figure 4).
 
-    Each stands a little lower than the one before, so that all can be seen.
+    Each stands a little farther from the curves than the one before, so that all can be seen.
     """
-    baseline = means.get(arms[0]) if arms else None
+    sign = 1 if rising else -1
+    up = {name: curve.map(lambda value: sign * value) for name, curve in means.items() if curve.at}
+    baseline = up.get(arms[0])
     low, high = axes.get_ylim()
     room = 0.0
     for index, name in enumerate(arms):
-        arm = means.get(name) if index else None
-        found = passage(baseline, arm) if baseline and arm and baseline.at and arm.at else None
+        arm = up.get(name) if index else None
+        found = passage(baseline, arm) if baseline and arm else None
         if baseline is None or found is None or not found.arm < found.baseline:
             continue
-        height = baseline.values[-1] - room * (high - low)
+        height = sign * (baseline.values[-1] - room * (high - low))
         colour = style(index)["color"]
         arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2}
         axes.annotate("", (found.arm, height), (found.baseline, height), arrowprops=arrow)
-        middle = (found.arm + found.baseline) / 2
-        text = f"\N{MINUS SIGN}{100 * found.reduction:.0f} %"
-        axes.text(middle, height, text, color=colour, ha="center", va="bottom", fontsize=9)
+        text = f"\N{MINUS SIGN}{100 * found.reduction:.0f} % "
+        va = "bottom" if rising else "top"  # where no curve is
+        axes.text(found.arm, height, text, color=colour, ha="right", va=va, fontsize=9)
         room += 0.08
 
 

@@ -115,14 +115,17 @@ def _levels(pairs: Pairs, percent: bool, arm: str, baseline: str) -> str:
     return f"{show(pairs.arm, percent)} for {arm} and {without}"
 
 
-def _evidence(pairs: Pairs, percent: bool, confidence: float) -> str:
-    """Difference, interval and count; also the interval that decides where it alone holds zero."""
+def _evidence(pairs: Pairs, percent: bool, confidence: float | None) -> str:
+    """Difference, interval and count; also the interval that decides where it alone holds zero.
+
+    Without a `confidence` the pairs decide nothing.
+    """
     if len(pairs.differences) < 2:
         return gap(pairs, percent)
     interval = "no interval, as all seeds differ equally"
     if pairs.interval_95:
         interval = f"95 % interval {span(pairs.interval_95, percent)}"
-    if holds(pairs.interval) and not holds(pairs.interval_95):
+    if confidence and holds(pairs.interval) and not holds(pairs.interval_95):
         interval += f" but {100 * confidence:.4g} % interval {span(pairs.interval, percent)}"
     agree = max(pairs.better, pairs.worse)
     word = "worse" if pairs.worse > pairs.better else "better"
@@ -142,7 +145,7 @@ def secondary(verdict: Verdict, baseline: str = "baseline") -> str:
         return f"L_ss decides, as there is no score that every run has. It does not say how {tune}."
     if verdict.moving_target:
         return f"L_ss says nothing about that: {NOT_COMPARABLE}."
-    evidence = _evidence(loss.end, False, 0.95)
+    evidence = _evidence(loss.end, False, None)
     return f"L_ss ended at {_levels(loss.end, False, arm, baseline)} ({evidence}){_reached(loss)}."
 
 
