@@ -54,7 +54,10 @@ class Found:
 
 
 def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
-    """The study in `file` with other numbers; an arm of half the steps stays half as long."""
+    """The study in `file` with other numbers; an arm of half the steps stays half as long.
+
+    Data that it names are a folder of this clone.
+    """
     study = load_study(file)
     written = study.steps or 2
     steps = steps or written
@@ -63,7 +66,9 @@ def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
         if "--steps" in arm.arguments:
             own = int(arm.arguments[-1]) * steps // written
             chosen[name] = Arm(mto=arm.mto, arguments=("--steps", str(own)))
-    return study.model_copy(update={"arms": chosen, "seeds": (*range(seeds),), "steps": steps})
+    data = str(find_home() / study.data) if study.data else ""
+    changes = {"arms": chosen, "seeds": (*range(seeds),), "steps": steps, "data": data}
+    return study.model_copy(update=changes)
 
 
 def run(folder: Path, study: Study, jobs: str | None) -> None:
@@ -73,8 +78,10 @@ def run(folder: Path, study: Study, jobs: str | None) -> None:
         MtoError: A run failed. Arms with other learning rates are called unfair, which they are
             meant to be: this is no failure.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    study.save_as(folder / FILE)
+    data = Path(study.data)
+    if study.data and not data.exists():
+        script = find_home() / "upstream" / "embedded" / "mini" / f"make_{data.name}.py"
+        subprocess.run([sys.executable, script, "--out", data], check=True)
     command = [sys.executable, "-m", "mto_tools.cli", "study", str(folder)]
     subprocess.run(command + (["--jobs", jobs] if jobs else []), stdout=subprocess.DEVNULL)
     states = read_states(folder)
@@ -84,7 +91,7 @@ def run(folder: Path, study: Study, jobs: str | None) -> None:
 
 
 def read(name: str, folder: Path) -> Found:
-    """Judge the arms of the seeds that all of them have.
+    """Judge each arm over the seeds that it and the baseline, with each learning rate, have.
 
     Raises:
         MissingError: There is none, or no arm beside the baseline.
@@ -92,17 +99,20 @@ def read(name: str, folder: Path) -> Found:
     session = open_session(folder)
     report = session.report()
     records = {arm: {r.seed: r for r in of_arm(report.records, arm)} for arm in report.arms}
-    seeds = sorted(set.intersection(*({*runs} for runs in records.values())))
-    if not seeds:
-        raise MissingError(f"{folder}: no seed has all arms yet", hint="make evidence")
+    several_rates = [records[arm] for arm in RATES if records.get(arm)]
+    common = set.intersection(*map(set, several_rates)) if several_rates else set()
+    if not common or all(arm in RATES for arm, runs in records.items() if runs):
+        raise MissingError(f"{folder}: no seed has baseline and arm yet", hint="make evidence")
     rates = {
-        arm: sum(end(records[arm][seed]) for seed in seeds) / len(seeds)
+        arm: sum(end(records[arm][seed]) for seed in common) / len(common)
         for arm in RATES
-        if arm in records
+        if records.get(arm)
     }
     opponent = min(rates, key=rates.__getitem__)
     rows = []
     for arm, runs in records.items():
+        if not (seeds := sorted(common & runs.keys())):
+            continue
         pairs = [(rising(records[opponent][seed]), rising(runs[seed])) for seed in seeds]
         ends = [(end(records[opponent][seed]), end(runs[seed])) for seed in seeds]
         given = session.study.arms[arm]
@@ -170,6 +180,10 @@ def main() -> None:
     for file in files:
         study = asked(file, args.seeds, args.steps, args.arms)
         folder = home / "reports" / "evidence" / f"{file.stem}-{study.steps}"
+        if args.page and not (folder / FILE).is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        study.save_as(folder / FILE)
         if not args.page:
             run(folder, study, args.jobs)
         if (folder / PREPARED).is_file():
