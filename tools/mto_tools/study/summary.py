@@ -136,7 +136,7 @@ def _evidence(pairs: Pairs, percent: bool, confidence: float | None) -> str:
 def secondary(verdict: Verdict, baseline: str = "baseline") -> str:
     """What L_ss says besides, in one line; it decides only where there is no score."""
     loss, arm = verdict.loss, name_of(verdict.arm)
-    tune = "good the representation is: `mto evaluate`, or fine-tuning both arms, would"
+    tune = "good the representation is: mto evaluate, or fine-tuning both arms, would"
     if verdict.finding is Finding.NOT_COMPARABLE:
         return f"There is no score of the runs. Nothing here says how {tune}."
     if loss is None:
