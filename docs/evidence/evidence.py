@@ -16,8 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
+from mto_tools.study.fairness import Check, fairness
 from mto_tools.study.measures import Pairs, paired, rauc_or_none, speed_of
-from mto_tools.study.record import Curve, Record, of_arm
+from mto_tools.study.record import Curve, Record, by_seed, of_arm
 from mto_tools.study.report import Report
 from mto_tools.study.session import PREPARED, open_session
 from mto_tools.study.spec import FILE, Arm, Study, load_study
@@ -25,7 +26,12 @@ from mto_tools.study.tasks import read_states
 
 HERE = Path(__file__).parent
 KEY = "val_loss"  # of the log: the held-out L_ss, lower is better
-RATES = ("baseline", "half_lr", "twice_lr", "four_lr")  # arms that differ in their learning rate alone
+RATES = (
+    "baseline",
+    "half_lr",
+    "twice_lr",
+    "four_lr",
+)  # arms that differ in their learning rate alone
 GAINS = (0.5, 0.75, 0.9, 1.0)  # of the baseline, from its first evaluation to its last
 
 
@@ -47,6 +53,7 @@ class Found:
     name: str
     study: Study
     report: Report
+    unlike: list[Check]  # conditions that arms of the same length did not share
     opponent: str
     rates: dict[str, float]  # mean final L_ss by arm of RATES
     rows: list[Row]
@@ -122,7 +129,11 @@ def read(name: str, folder: Path) -> Found:
         rauc = [rauc_or_none(b, a, stop / 4, stop) for b, a in pairs]
         rows.append(Row(arm, words, paired(ends, False), shares, rauc))
     seconds = sum(state.seconds for state in read_states(folder).values())
-    return Found(name, session.study, report, opponent, rates, rows, seconds / 60)
+    alike = [arm for arm in report.arms if "--steps" not in session.study.arms[arm].arguments]
+    pairs = [pair for arm in alike[1:] for pair in by_seed(report.records, arm)]
+    checks = fairness(pairs, report.scores)
+    unlike = [c for c in checks if not c.passed and c.name != "Same settings of the recipe"]
+    return Found(name, session.study, report, unlike, opponent, rates, rows, seconds / 60)
 
 
 def end(record: Record) -> float:
@@ -161,7 +172,7 @@ def verdict(row: Row) -> str:
     if row.end.interval_95 is None:
         return "one seed proves nothing"
     low, high = row.end.interval_95
-    return "lower" if high < 0 else "higher, it harms" if low > 0 else "no difference shown"
+    return "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from mto_tools.study.measures import Passage
 from mto_tools.study.record import TERMS, Curve, Record, by_seed, of_arm
 from mto_tools.study.report import Report, render, write_report
 from mto_tools.study.session import Session
+from mto_tools.study.spec import FILE, Arm, load_study
 from mto_tools.study.tasks import State
 from mto_tools.study.verdict import judge
 from mto_tools.upstreams.recipe import Logs, Score
@@ -288,6 +289,13 @@ def test_only_whole_seeds_count(
     assert sorted(report.failed) == failed
     assert [record.seed for record in report.records] == [0, 0]
     assert report.verdicts[0].lost == lost
+
+
+def test_an_arm_that_has_not_begun_is_named_once_for_each_seed(finished: Path) -> None:
+    study = load_study(finished / FILE)
+    arms = {**study.arms, "later": Arm(mto={"preset": "mae"})}
+    study.model_copy(update={"arms": arms}).save_as(finished / FILE)
+    assert open_fake(finished).report().failed == ["later-0", "later-1"]
 
 
 def test_report_of_an_unfinished_comparison(finished: Path) -> None:

@@ -47,7 +47,7 @@ def test_steps_to_a_part_of_the_gain(evidence: ModuleType) -> None:
     ("differences", "words"),
     [
         ((-0.10, -0.11, -0.09), "lower"),
-        ((0.10, 0.11, 0.09), "harms"),
+        ((0.10, 0.11, 0.09), "higher"),
         ((-0.1, 0.1, 0.01), "no diff"),
     ],
 )

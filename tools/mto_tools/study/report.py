@@ -84,8 +84,8 @@ def build_report(
     Raises:
         MissingError: No seed has the baseline and another arm.
     """
-    arms = list(dict.fromkeys([*filter(None, [baseline]), *(source.arm for source in sources)]))
-    arms += [arm for arm, _ in missing if arm not in arms]
+    named = [*filter(None, [baseline]), *(s.arm for s in sources), *(arm for arm, _ in missing)]
+    arms = list(dict.fromkeys(named))
     seeds = sorted({source.seed for source in sources} | {seed for _, seed in missing})
     ended = {(source.arm, source.seed): source.ended for source in sources}
     good = {key for key, end in ended.items() if end is not False}
