@@ -11,9 +11,9 @@ from mto_core.checks import NAMES, TERMS, Backend, Direction, Preset, Reduction,
 
 # The paper gives no weights. "paper" has its three terms in its places, each set to pull a tenth as
 # hard as the recipe's loss. The recipes' own go beyond it: L_spa alone, on layernorm logits, and
-# for SimMIM's style at the encoder's output. They come from small experiments (64-d to 192-d ViTs
-# on crops of photographs, up to 1,200 steps, 3 seeds); BootMAE and ConMIM were not in them, and
-# take those of the style they resemble. Leads for a real run, not results.
+# for SimMIM's style at the encoder's output. They come from the small experiments of
+# docs/evidence.md; BootMAE and ConMIM were not in them, and take those of the style they resemble.
+# Leads for a real run, not results.
 _MAE_STYLE: dict[str, Any] = {"sparsity": 0.1, "sparsity_scale": "layernorm"}
 _SIMMIM_STYLE = _MAE_STYLE | {"sparsity_depth": -1}
 _ALL = {"sparsity": 1.0, "singularity": 1.0, "ranking": 1.0}
