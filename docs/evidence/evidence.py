@@ -26,12 +26,8 @@ from mto_tools.study.tasks import read_states
 
 HERE = Path(__file__).parent
 KEY = "val_loss"  # of the log: the held-out L_ss, lower is better
-RATES = (
-    "baseline",
-    "half_lr",
-    "twice_lr",
-    "four_lr",
-)  # arms that differ in their learning rate alone
+# Arms that differ in their learning rate alone.
+RATES = ("baseline", "half_lr", "twice_lr", "four_lr")
 GAINS = (0.5, 0.75, 0.9, 1.0)  # of the baseline, from its first evaluation to its last
 
 
