@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
-from mto_tools.study.fairness import Check, fairness
+from mto_tools.study.fairness import fairness
 from mto_tools.study.measures import Pairs, paired, rauc_or_none, speed_of
 from mto_tools.study.record import Curve, Record, by_seed, of_arm
 from mto_tools.study.report import Report
@@ -49,7 +49,7 @@ class Found:
     name: str
     study: Study
     report: Report
-    unlike: list[Check]  # conditions that arms of the same length did not share
+    unlike: dict[str, list[str]]  # conditions of a fair pair: arms of its length without them
     opponent: str
     rates: dict[str, float]  # mean final L_ss by arm of RATES
     rows: list[Row]
@@ -125,10 +125,12 @@ def read(name: str, folder: Path) -> Found:
         rauc = [rauc_or_none(b, a, stop / 4, stop) for b, a in pairs]
         rows.append(Row(arm, words, paired(ends, False), shares, rauc))
     seconds = sum(state.seconds for state in read_states(folder).values())
-    alike = [arm for arm in report.arms if "--steps" not in session.study.arms[arm].arguments]
-    pairs = [pair for arm in alike[1:] for pair in by_seed(report.records, arm)]
-    checks = fairness(pairs, report.scores)
-    unlike = [c for c in checks if not c.passed and c.name != "Same settings of the recipe"]
+    unlike: dict[str, list[str]] = {}
+    for arm in report.arms[1:]:
+        if "--steps" not in session.study.arms[arm].arguments:
+            for check in fairness(by_seed(report.records, arm), report.scores):
+                if check.passed is False and check.name != "Same settings of the recipe":
+                    unlike.setdefault(check.name, []).append(arm)
     return Found(name, session.study, report, unlike, opponent, rates, rows, seconds / 60)
 
 
