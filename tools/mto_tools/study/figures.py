@@ -61,7 +61,8 @@ def _add(
         with panel(panels, title) as (axes,):
             means = lines(axes, records, pick, label=label, markers=markers)
             more(axes, means)
-            axes.legend(loc="best")
+            # That of many arms would hide the curves.
+            axes.legend(loc="best", fontsize="medium" if len(means) < 5 else "xx-small")
 
 
 def _scores(records: list[Record], scores: Sequence[Score]) -> Panels:
