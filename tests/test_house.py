@@ -20,6 +20,7 @@ ROOMS = (
         "flags",
         "checkpoint",
         "draw",
+        "bars",
         "upstreams",
         "compat",
         "ds",
