@@ -46,7 +46,7 @@ class Result(JsonModel):
     @property
     def sentence(self) -> str:
         """What can be said of the best trial."""
-        tried = f"{len(self.trials)} trials"
+        tried = f"{len(self.trials)} trial{'s' if len(self.trials) > 1 else ''}"
         if self.best is None:
             return f"{tried}: none was better than the baseline. Leave MTO off here."
         found = f"{tried}: the best one gained {self.best.gain:+.1%} in the search's seeds."
@@ -73,6 +73,7 @@ class Result(JsonModel):
             label = "ended early" if early else "all seeds"
             by_trial.scatter(*_points(some), facecolors=face, edgecolors="C0", label=label)
         by_trial.set(xlabel="trial; 0 is the recipe's preset", ylabel="% better than the baseline")
+        by_trial.xaxis.get_major_locator().set_params(integer=True)
         for term, marker in zip(("sparsity", "singularity", "ranking"), "os^", strict=True):
             on = {one.mto[term]: 100 * one.gain for one in self.trials if one.mto.get(term)}
             by_weight.scatter(*_points(on), marker=marker, label=term)
