@@ -74,6 +74,14 @@ def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
     return study.model_copy(update=changes)
 
 
+def begun(file: Path, folder: Path) -> Study:
+    """The study in `file`, as far as its runs were started in `folder`; its name has the steps."""
+    runs = [task.removeprefix("pretrain-").rpartition("-") for task in read_states(folder)]
+    seeds = 1 + max((int(seed) for *_, seed in runs), default=0)
+    steps = int(folder.name.rpartition("-")[2])
+    return asked(file, seeds, steps, [arm for arm, *_ in runs])
+
+
 def run(folder: Path, study: Study, jobs: str | None) -> None:
     """Train what is not done yet.
 
@@ -182,15 +190,16 @@ def main() -> None:
     add("--only", nargs="*", default=[], help="some of the study files, such as mae; default: all")
     add("--arms", nargs="*", default=[], help="some of the study file's; default: all")
     add("--jobs", help="runs at the same time")
-    add("--page", action="store_true", help="write the page from what is there, run nothing")
+    add("--page", action="store_true", help="write the page from all that is there, run nothing")
     args = parser.parse_args()
-    home, found = find_home(), []
-    files = sorted(file for file in HERE.glob("*.toml") if not args.only or file.stem in args.only)
-    for file in files:
-        study = asked(file, args.seeds, args.steps, args.arms)
-        folder = home / "reports" / "evidence" / f"{file.stem}-{study.steps}"
-        if args.page and not (folder / FILE).is_file():
-            continue
+    root, found = find_home() / "reports" / "evidence", []
+    wanted = sorted(file for file in HERE.glob("*.toml") if not args.only or file.stem in args.only)
+    if args.page:
+        studies = [(file, begun(file, at)) for file in wanted for at in root.glob(f"{file.stem}-*")]
+    else:
+        studies = [(file, asked(file, args.seeds, args.steps, args.arms)) for file in wanted]
+    for file, study in studies:
+        folder = root / f"{file.stem}-{study.steps}"
         folder.mkdir(parents=True, exist_ok=True)
         study.save_as(folder / FILE)
         if not args.page:
@@ -207,9 +216,7 @@ def main() -> None:
         keep_trailing_newline=True,
     )
     page.filters.update(several=several, verdict=verdict, mean_share=mean_share)
-    text = page.get_template("page.md.jinja").render(
-        found=found, command=" ".join(["python docs/evidence/evidence.py", *sys.argv[1:]])
-    )
+    text = page.get_template("page.md.jinja").render(found=found)
     (HERE.parent / "evidence.md").write_text(text, "utf-8")
     print(HERE.parent / "evidence.md")
 

@@ -15,6 +15,7 @@ import pytest
 from mto_tools.home import find_home
 from mto_tools.study.measures import paired
 from mto_tools.study.record import Curve
+from mto_tools.study.tasks import State
 
 HERE = find_home() / "docs" / "evidence"
 
@@ -79,3 +80,16 @@ def test_seeds_steps_and_arms_are_arguments(evidence: ModuleType, file: Path) ->
     for name, steps in {"default_half": "40", "twice_steps": "160"}.items():
         arm = small.arms.get(name)
         assert arm is None or arm.arguments == ("--steps", steps)
+
+
+def test_the_page_is_of_the_runs_that_were_started(evidence: ModuleType, tmp_path: Path) -> None:
+    file, folder = HERE / "mae.toml", tmp_path / "mae-40"
+    (folder / "tasks").mkdir(parents=True)
+    for run in ("baseline-0", "baseline-1", "default-0", "default_half-0"):
+        State(status="done", command=[], settings={}).save(
+            folder / "tasks" / f"pretrain-{run}.json"
+        )
+    study = evidence.begun(file, folder)
+    assert (study.steps, study.seeds) == (40, (0, 1))
+    assert [*study.arms] == ["baseline", "default", "default_half"]
+    assert study.arms["default_half"].arguments == ("--steps", "20")
