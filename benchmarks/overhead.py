@@ -13,6 +13,9 @@ model's is not in it. `preset` is that of the shapes, any other variant weighs a
 Below the table stands what balance and calibration add to a run, at their default schedules: the
 median of a measured step less one that is not measured, over a step without MTO.
 
+`a mean of tokens` is the cheapest loss that reaches the same tokens: their mean, at all depths or
+at that of the preset's term. No form of MTO can cost less.
+
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each
 depth (logits, gradients by queries and by keys), and those of L_spa at depth 0, at the rate of a
@@ -27,6 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,6 +41,7 @@ from torch import Tensor
 from mto_core import MaskedTokenOptimization, MTOConfig, TokenTrace
 from mto_core.balance import CALIBRATIONS
 from mto_core.checks import Backend, Preset
+from mto_core.inputs import whole_tokens
 
 
 def main() -> None:
@@ -48,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--run_steps", type=int, default=10_000, help="of a run, for calibration")
-    parser.add_argument("--compiled", action="store_true", help="also MTO compiled")
+    parser.add_argument("--compiled", action="store_true", help="also the default, compiled")
     parser.add_argument(
         "--save", nargs="?", const=RESULTS, type=Path, metavar="DIR", help="write DIR/overhead_*"
     )
@@ -85,9 +90,22 @@ def variants(
         f"preset {preset}, unlogged": form(MTOConfig.preset(preset), False),
     }
     if compiled:
-        for name, config in literal.items():
-            found[f"{name} compiled"] = form(config, False, compiled=True)
-    return found
+        found["default, compiled"] = form(MTOConfig.preset("literal"), False, compiled=True)
+    depth = MTOConfig.preset(preset).sparsity_depth
+    return found | {
+        "a mean of tokens, all depths": mean_of_tokens(slice(None)),
+        "a mean of tokens, one depth": mean_of_tokens(slice(depth, depth + 1 or None)),
+    }
+
+
+def mean_of_tokens(depths: slice) -> Callable[..., Any]:
+    """A loss that reads the tokens of some depths, and does nothing else."""
+
+    def forward(tokens: Sequence[Tensor], *_: Any, **__: Any) -> SimpleNamespace:
+        means = [x.mean(dtype=torch.float32) for x in whole_tokens(tokens, 0)[0][depths]]
+        return SimpleNamespace(total=torch.stack(means).sum())
+
+    return forward
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):

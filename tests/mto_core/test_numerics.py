@@ -1,11 +1,10 @@
 """Large logits, near ties, one-hot rows, equal tokens, empty sets: close to float64, never NaN."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.tokens import BARS, GRADIENT_BAR, KINDS, SMOOTH, mask_of, tokens_of
 from mto_core import affinity
 from mto_core.entropy import row_entropy, token_entropy
 from mto_core.inputs import split_mask
@@ -14,34 +13,16 @@ from mto_core.losses import heterogeneity, ranking_loss, singularity_loss, spars
 from .conftest import BACKENDS, SCALES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SIZE, DIM = 196, 768
-MASK = torch.rand(1, SIZE, generator=torch.Generator().manual_seed(1)).argsort(1) < 120
-
-
-KINDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "independent": lambda x: x,
-    "nearly equal": lambda x: x[:, :1] + 1e-3 * x,
-    "much in common": lambda x: x[:, :1] + 0.05 * x,
-    "near twins": lambda x: torch.cat((x[:, ::2], x[:, ::2] + 1e-3 * x[:, 1::2]), 1),
-    # the massive activations of trained ViTs
-    "one channel": lambda x: x + 60 * (torch.arange(DIM) == 7),
-    # mask tokens, all alike at first, and the visible ones
-    "two clusters": lambda x: torch.where(MASK[:, :, None], x[:, :1], x[:, 1:2]) + 0.05 * x,
-}
-
-
-def tokens_of(kind: str, largest_logit: float, dtype: torch.dtype) -> Tensor:
-    """[1, 196, 768] whose largest dot product is `largest_logit`, before rounding to `dtype`."""
-    x = KINDS[kind](torch.randn(1, SIZE, DIM, generator=torch.Generator().manual_seed(0)))
-    return (x * (largest_logit / (x @ x.mT).abs().max()).sqrt()).to(dtype)
+DIM = 768
+MASK = mask_of(196, 120)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("largest_logit", "bar"), [(3e3, 1e-4), (3e4, 1e-3)])
+@pytest.mark.parametrize(("largest_logit", "bar"), BARS.items())
 def test_error_against_float64(largest_logit: float, bar: float, dtype: torch.dtype) -> None:
     sides = split_mask(MASK)[:2]
     for kind in KINDS:
-        tokens = tokens_of(kind, largest_logit, dtype)
+        tokens = tokens_of(kind, largest_logit, MASK, DIM).to(dtype)
         h = token_entropy(tokens.double(), *sides, scale="raw", backend="dense")
         l_spa = sparsity_loss(tokens.double(), MASK, backend="dense")
         for backend in BACKENDS:
@@ -53,13 +34,14 @@ def test_error_against_float64(largest_logit: float, bar: float, dtype: torch.dt
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_against_float64(backend: str) -> None:
-    for kind in ("independent", "nearly equal", "much in common"):
-        tokens = tokens_of(kind, 3e3, torch.float32)
+    for kind in SMOOTH:
+        tokens = tokens_of(kind, 3e3, MASK, DIM)
         gradients = []
         for x in (tokens.requires_grad_(), tokens.detach().double().requires_grad_()):
             terms = [term(x, MASK, backend=backend) for term in (heterogeneity, sparsity_loss)]
             gradients.append(torch.autograd.grad(sum(terms).sum(), x)[0].double())
-        assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm(), kind
+        off = (gradients[0] - gradients[1]).norm()
+        assert off < GRADIENT_BAR * gradients[1].norm(), kind
 
 
 def every_term(tokens: Tensor, mask: Tensor, scale: str, backend: str) -> Tensor:
