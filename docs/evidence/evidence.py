@@ -1,4 +1,4 @@
-"""`make evidence`: run the studies beside this file, and write docs/evidence.md from their runs.
+"""`make evidence`: run the studies beside this file; write docs/evidence.md and .svg of their runs.
 
 Stop it anywhere and give the command again. SEEDS and ARMS may grow; other STEPS are other studies.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from picture import draw
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
@@ -218,6 +219,8 @@ def main() -> None:
     page.filters.update(several=several, verdict=verdict, mean_share=mean_share)
     text = page.get_template("page.md.jinja").render(found=found)
     (HERE.parent / "evidence.md").write_text(text, "utf-8")
+    if drawn := [one for one in found if one.name.endswith("_long")]:
+        draw(drawn, HERE.parent / "evidence.svg")
     print(HERE.parent / "evidence.md")
 
 
