@@ -30,6 +30,8 @@ NEVER = 1e9
 COMPARED = ("model", "optimizer", "amp", "lr_scheduler")  # of a checkpoint
 # A last bit of float32 can be one of bfloat16 a layer later.
 CLOSE = 2e-3 if os.environ.get("MTO_UPSTREAM_PRECISION") == "bfloat16" else 2e-5
+# Adam's first steps turn a last bit of a small gradient into a whole step of that weight.
+SWING = 3e-3
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -116,6 +118,12 @@ def values(run: Run) -> torch.Tensor:
     return torch.tensor([float.fromhex(loss) for loss in run.loss], dtype=torch.float64)
 
 
+def first_moment(pairs: Pairs, run: Run) -> torch.Tensor:
+    """Adam's, of all weights, after the first epoch."""
+    state = pairs.runs.saved(run, 0)["optimizer"]["state"]
+    return torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
+
+
 @pytest.mark.parametrize(("mto", "stage"), [(False, 2), (True, 1)], ids=["off", "on"])
 def test_as_under_ddp(pairs: Pairs, mto: bool, stage: int) -> None:
     base = pairs.run(f"ddp-{mto}", mto=mto)
@@ -143,7 +151,10 @@ def test_checkpoints_go_on_in_both_directions(pairs: Pairs) -> None:
 @only("simmim", "conmim")
 def test_a_clipped_gradient_and_the_norm_in_the_log(pairs: Pairs) -> None:
     base, run = pairs.run("ddp-clipped", clip=True), pairs.run("zero-clipped", stage=1, clip=True)
-    torch.testing.assert_close(values(run), values(base), rtol=CLOSE, atol=CLOSE)
+    assert run.loss[:2] == base.loss[:2], "the first step's rate is zero"
+    torch.testing.assert_close(values(run), values(base), rtol=SWING, atol=0)
+    ours, theirs = (first_moment(pairs, each) for each in (run, base))
+    assert (ours - theirs).norm() < 1e-2 * theirs.norm(), "one was clipped more than the other"
     norms = []
     for each in (run, base):
         folder = pairs.runs.log_file(each.out).parent
@@ -151,7 +162,7 @@ def test_a_clipped_gradient_and_the_norm_in_the_log(pairs: Pairs) -> None:
         found = re.findall(r'grad_norm"?:? (\S+?)[ ,}]', file.read_text())
         norms.append([float(one) for one in found])
     assert norms[0]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2), "a shard's would be far smaller"
     assert pairs.runs.name == "simmim" or max(norms[0]) > CLIPS["conmim"], "nothing was clipped"
 
 
@@ -165,8 +176,7 @@ def test_accumulation(pairs: Pairs) -> None:
     run = pairs.run("zero-2", given, stage=1, accumulation=2)
     assert len(run.loss) == 8
     assert run.loss[:3] == base.loss[:3], "the same until the second step"
-    # Adam's first steps turn a last bit of a small gradient into a whole step of that weight.
-    torch.testing.assert_close(values(run), values(base), rtol=3e-3, atol=0)
+    torch.testing.assert_close(values(run), values(base), rtol=SWING, atol=0)
     assert [line["step"] for line in pairs.runs.log(run)] == [1, 2, 3, 4]
     assert [line["step"] for line in pairs.runs.log(base)] == [1, 2, 3, 4]
     ours, theirs = (pairs.runs.saved(each)["optimizer"] for each in (run, base))
@@ -175,11 +185,7 @@ def test_accumulation(pairs: Pairs) -> None:
         assert {float(entry["step"]) for entry in state.values()} == {4.0}
     # After the first epoch, Adam's moment is a sum of two gradients at equal weights, since the
     # first step's rate is zero.
-    ours, theirs = (pairs.runs.saved(each, 0)["optimizer"]["state"] for each in (run, base))
-    ours, theirs = (
-        torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
-        for state in (ours, theirs)
-    )
+    ours, theirs = (first_moment(pairs, each) for each in (run, base))
     assert (ours - theirs).norm() < CLOSE * theirs.norm()
 
 
