@@ -44,6 +44,7 @@ def test_presets_act_in_the_documented_places():
     own = {"mae": 0, "bootmae": 0, "simmim": -1, "conmim": -1}
     assert places == {
         **{name: (depth, "layernorm", None) for name, depth in own.items()},
+        "bootmae": (0, "layernorm", 0.2),
         "observe": (0, "raw", None),
         "paper": (0, "raw", 0.1),
         "literal": (0, "raw", None),
@@ -55,6 +56,16 @@ def test_balance_takes_the_place_of_a_preset_s_calibration():
     assert (config.balance, config.calibrate) == (0.2, None)
     with pytest.raises(ValueError, match="balance=0.2 and calibrate=0.1"):
         MTOConfig.preset("paper", balance=0.2, calibrate=0.1)
+
+
+def test_a_weight_that_calibration_would_replace_is_refused():
+    with pytest.raises(ValueError, match=r"singularity=0.5 .* calibrate=0 "):
+        MTOConfig.preset("paper", sparsity=0, singularity=0.5)
+    fixed = MTOConfig.preset("paper", singularity=0.5, calibrate=0)
+    assert (fixed.singularity, fixed.calibrate) == (0.5, None)
+    assert MTOConfig.preset("paper", singularity=0.5, balance=0.1).calibrate is None
+    assert MTOConfig.preset("paper", singularity=0).calibrate == 0.1
+    assert MTOConfig.preset("mae", sparsity=0.5).sparsity == 0.5
 
 
 @pytest.mark.parametrize(

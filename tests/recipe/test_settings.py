@@ -103,6 +103,21 @@ def test_parsing_again_decides_anew(parser: argparse.ArgumentParser) -> None:
     step_once(Tiny())
 
 
+def test_a_weight_beside_a_preset_s_calibration(
+    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ["--mto", "--mto_preset", "bootmae", "--mto_sparsity", "0.3"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    assert "calibrate=0" in capsys.readouterr().err
+    parser.parse_args([*given, "--mto_calibrate", "0"])
+    settings = [resolve_settings(None, None)]
+    words = ("MTO.ON", "True", "MTO.PRESET", "bootmae", "MTO.SPARSITY", "0.3", "MTO.CALIBRATE", "0")
+    settings.append(resolve_settings(None, node(tmp_path, "TRAIN: {EPOCHS: 3}\n", *words).MTO))
+    for each in settings:
+        assert (each.config().sparsity, each.config().calibrate) == (0.3, None)
+
+
 def test_a_run_says_what_is_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     flags("--mto", "--mto_ranking", "0.25", "--mto_warmup_steps", "7")
     recipe.attach(Tiny(), Tiny().blocks, output_dir=tmp_path)

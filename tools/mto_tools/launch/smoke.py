@@ -89,7 +89,7 @@ def smoke(runner: Runner, checkout: Path, pin: str, say: Callable[[str], None]) 
     expect(base.loss == off.loss, "losses are those of the baseline, bit for bit")
     expect(not differences(*saved), "so is the checkpoint")
     say("MTO on")
-    given = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "log_every": 1}
+    given = {"sparsity": 0.01, "singularity": 0.1, "ranking": 0.001, "calibrate": 0, "log_every": 1}
     options = runner.launch.recipe.options.mto(given)
     on = runner.pretrain("on", checkout, options)
     lines = runner.log(on.out)

@@ -60,7 +60,8 @@ class Settings:
     off_after: int | None = _option("the last step with weights; then they are 0", "N", int)
     balance: float | None = _option("hold each term's gradient at R times the loss's", "R")
     calibrate: float | None = _option(
-        "set each weight once, from the first steps, so that its gradient is R times the loss's",
+        "set each weight once, from the first steps, so that its gradient is R times the loss's; "
+        "0: fixed weights",
         "R",
     )
     log_every: int = _option("a line in mto.jsonl every N steps (default: 10)", "N", int, 10)
