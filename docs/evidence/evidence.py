@@ -60,6 +60,8 @@ class Found:
 def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
     """The study in `file` with other numbers; an arm of half the steps stays half as long.
 
+    Such an arm has `--steps` last.
+
     Data that it names are a folder of this clone.
     """
     study = load_study(file)
@@ -69,7 +71,7 @@ def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
     for name, arm in chosen.items():
         if "--steps" in arm.arguments:
             own = int(arm.arguments[-1]) * steps // written
-            chosen[name] = Arm(mto=arm.mto, arguments=("--steps", str(own)))
+            chosen[name] = Arm(mto=arm.mto, arguments=(*arm.arguments[:-1], str(own)))
     data = str(find_home() / study.data) if study.data else ""
     changes = {"arms": chosen, "seeds": (*range(seeds),), "steps": steps, "data": data}
     return study.model_copy(update=changes)

@@ -82,6 +82,11 @@ def test_seeds_steps_and_arms_are_arguments(evidence: ModuleType, file: Path) ->
         assert arm is None or arm.arguments == ("--steps", steps)
 
 
+def test_a_shorter_arm_keeps_its_learning_rate(evidence: ModuleType) -> None:
+    study = evidence.asked(HERE / "mae_long.toml", 1, 120, [])
+    assert study.arms["default_60_half_lr"].arguments == ("--lr", "4e-3", "--steps", "72")
+
+
 def test_the_page_is_of_the_runs_that_were_started(evidence: ModuleType, tmp_path: Path) -> None:
     file, folder = HERE / "mae.toml", tmp_path / "mae-40"
     (folder / "tasks").mkdir(parents=True)
