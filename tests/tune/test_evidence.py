@@ -26,8 +26,10 @@ def evidence() -> Iterator[ModuleType]:
     assert spec
     assert spec.loader
     module = sys.modules["evidence_page"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE)  # as for a script
+        spec.loader.exec_module(module)
+        yield module
     del sys.modules["evidence_page"]
 
 
