@@ -13,8 +13,8 @@ model's is not in it. `preset` is that of the shapes, any other variant weighs a
 Below the table stands what balance and calibration add to a run, at their default schedules: the
 median of a measured step less one that is not measured, over a step without MTO.
 
-`a mean of tokens` is the cheapest loss that reaches the same tokens: their mean, at all depths or
-at that of the preset's term. No form of MTO can cost less.
+`a mean of tokens` is about the cheapest loss that reaches the same tokens: their mean, at all
+depths or at that of the preset's term.
 
 Saved activations are the distinct storages that autograd packs, parameters not counted; tokens that
 the model saves anyway are counted once, with the baseline. The floor is the three products of each

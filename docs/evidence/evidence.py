@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from picture import draw
+from picture import KEY, draw
 
 from mto_tools.errors import MissingError, MtoError
 from mto_tools.home import find_home
@@ -26,7 +26,6 @@ from mto_tools.study.spec import FILE, Arm, Study, load_study
 from mto_tools.study.tasks import read_states
 
 HERE = Path(__file__).parent
-KEY = "val_loss"  # of the log: the held-out L_ss, lower is better
 # Arms that differ in their learning rate alone.
 RATES = ("baseline", "half_lr", "twice_lr", "four_lr")
 GAINS = (0.5, 0.75, 0.9, 1.0)  # of the baseline, from its first evaluation to its last
@@ -60,9 +59,7 @@ class Found:
 def asked(file: Path, seeds: int, steps: int | None, arms: list[str]) -> Study:
     """The study in `file` with other numbers; an arm of half the steps stays half as long.
 
-    Such an arm has `--steps` last.
-
-    Data that it names are a folder of this clone.
+    Such an arm has `--steps` last. Data that it names are a folder of this clone.
     """
     study = load_study(file)
     written = study.steps or 2

@@ -16,7 +16,7 @@ from mto_tools.study.record import Record, combine, of_arm
 if TYPE_CHECKING:
     from evidence import Found
 
-KEY = "val_loss"
+KEY = "val_loss"  # of the log: the held-out L_ss, lower is better
 FIRST = 1 / 8  # of a run is left out: its steep descent would flatten the rest
 TITLES = {"mae": "MAE-style", "simmim": "SimMIM-style"}
 COLOURS = {"baseline": "#6e7781", "default": "#1f9e89", "default_half": "#d9662b"}

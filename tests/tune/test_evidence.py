@@ -8,13 +8,13 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from mto_tools.home import find_home
 from mto_tools.study.measures import paired
-from mto_tools.study.record import Curve
+from mto_tools.study.record import Curve, Record
 from mto_tools.study.tasks import State
 
 HERE = find_home() / "docs" / "evidence"
@@ -87,6 +87,30 @@ def test_seeds_steps_and_arms_are_arguments(evidence: ModuleType, file: Path) ->
 def test_a_shorter_arm_keeps_its_learning_rate(evidence: ModuleType) -> None:
     study = evidence.asked(HERE / "mae_long.toml", 1, 120, [])
     assert study.arms["default_60_half_lr"].arguments == ("--lr", "4e-3", "--steps", "72")
+
+
+def test_the_picture_has_a_panel_of_each_style_and_the_arms_that_ran(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    def found(style: str, *arms: str) -> SimpleNamespace:
+        curve = Curve(at=[0, 50, 100], values=[1, 0.5, 0.4])
+        records = [
+            Record(arm=arm, seed=seed, scores={evidence.KEY: curve})
+            for arm in arms
+            for seed in (0, 1)
+        ]
+        return SimpleNamespace(
+            report=SimpleNamespace(records=records),
+            study=SimpleNamespace(style=style),
+            **{"name": style, "opponent": "half_lr", "rates": {"baseline": 1.0, "half_lr": 0.9}},
+        )
+
+    file = tmp_path / "evidence.svg"
+    evidence.draw([found("mae", "half_lr", "default"), found("simmim", "half_lr")], file)
+    text = file.read_text()  # matplotlib names what its glyphs spell
+    assert [text.count(f"<!-- {label} -->") for label in ("MAE-style", "SimMIM-style")] == [1, 1]
+    assert text.count("<!-- MTO -->") == 1
+    assert text.count("<!-- baseline, best of 2 learning rates -->") == 2
 
 
 def test_the_page_is_of_the_runs_that_were_started(evidence: ModuleType, tmp_path: Path) -> None:
